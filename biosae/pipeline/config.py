@@ -1,0 +1,240 @@
+"""What a pipeline file may say: one pydantic model a table, unknown keys are errors that name the nearest valid one."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from biosae.errors import FormatError, InputError, nearest
+from biosae.files import hash_json
+from biosae.settings import settings
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="allow", validate_default=True)
+
+    @model_validator(mode="after")
+    def _no_unknown_keys(self) -> _Section:
+        for key in self.model_extra or {}:
+            raise ValueError(f"unknown key {key!r}; {nearest(key, type(self).model_fields)}")
+        return self
+
+
+class SplitConfig(_Section):
+    """``[samples.split_by]``: make a split where the table has none (see :func:`biosae.data.split`)."""
+
+    by: str | None = "patient"
+    stratify: str | None = None
+    test: float = Field(0.3, gt=0, lt=1)
+    val: float = Field(0.0, ge=0, lt=1)
+
+
+class SamplesConfig(_Section):
+    """``[samples]``: where the cohort comes from and what its columns mean."""
+
+    source: Literal["tiles", "images", "phantom"] = "tiles"
+    table: str | None = None
+    """CSV, Parquet or folder; relative to the pipeline file, then to ``settings.data_dir``."""
+    patient: str | None = None
+    """Column of patients; ``patient_unknown = true`` instead says that nobody knows them."""
+    patient_unknown: bool = False
+    slide: str | None = None
+    site: str | None = None
+    scanner: str | None = None
+    label: str | None = None
+    split: str | None = None
+    id: str | None = None
+    path: str = "path"
+    mpp: float | str | None = None
+    size: int | None = None
+    phantom: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of :func:`biosae.data.phantom`."""
+    split_by: SplitConfig | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> SamplesConfig:
+        if self.source != "phantom" and self.table is None:
+            raise ValueError("'table' is needed: the CSV, Parquet file or folder of the samples")
+        if self.source != "phantom" and (self.patient is None) != self.patient_unknown:
+            raise ValueError("give 'patient' (a column), or say 'patient_unknown = true'")
+        return self
+
+    def roles(self) -> dict[str, str | None]:
+        """Role arguments for the reader, those left out not among them (``patient`` always is)."""
+        named = {r: getattr(self, r) for r in ("slide", "site", "scanner", "label", "split")}
+        return {"patient": self.patient, **{r: c for r, c in named.items() if c is not None}}
+
+
+class EncoderConfig(_Section):
+    """``[[encoders]]``: one frozen encoder and the layers to look at."""
+
+    name: str
+    weights: str | None = None
+    layers: list[str] = Field(default_factory=lambda: ["final"])
+    pool: str = "default"
+    tokens: Literal["mean", "max", "fraction_active"] = "mean"
+    """How the codes of a tile's tokens become the tile's code, where ``pool = "tokens"``."""
+    role: Literal["main", "control"] = "main"
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of :func:`biosae.encoders.load`."""
+    batch_size: int = Field(64, gt=0)
+
+
+class SAEConfigSection(_Section):
+    """``[sae]``: arguments of :class:`biosae.sae.SAE`, and the rows it may learn from."""
+
+    architecture: str = "topk"
+    n_latents: int | None = None
+    k: int = 16
+    fit_on: str | None = None
+    """Split that the dictionary is fitted on (default: the discovery split where there is one, else all)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class AssociateConfig(_Section):
+    """``[associate]``: arguments of :func:`biosae.stats.associate`."""
+
+    targets: list[str]
+    unit: str = "patient"
+    method: str = "auto"
+    covariates: list[str] = Field(default_factory=list)
+    strata: str | None = None
+    controls: bool = True
+    n_permutations: int = Field(0, ge=0)
+    aggregate: str = "mean"
+    assume_independent: bool = False
+    on: str | None = None
+    """Split to test in (default: every sample)."""
+
+
+class ReplicateConfig(_Section):
+    """``[replicate]``: choose on one part, test once on the other (see :func:`biosae.stats.replicate`)."""
+
+    discovery: str = "train"
+    replication: str = "test"
+    n_permutations: int = Field(999, ge=0)
+
+
+class ConfoundersConfig(_Section):
+    """``[confounders]``: technical factors to audit against biology (see :func:`biosae.stats.confounders`)."""
+
+    technical: list[str]
+    biology: list[str]
+    n_permutations: int = Field(499, ge=0)
+
+
+class TransferConfig(_Section):
+    """``[transfer]``: a second cohort, encoded with the frozen SAE; ``targets`` maps first-cohort targets to its columns."""
+
+    samples: SamplesConfig
+    targets: dict[str, str]
+    unit: str = "sample"
+    strata: str | None = None
+    assume_independent: bool = False
+
+
+class PipelineConfig(_Section):
+    """A whole study."""
+
+    name: str
+    title: str = ""
+    question: str = ""
+    random_state: int = 0
+    max_failures: float = Field(0.05, ge=0, le=1)
+    samples: SamplesConfig
+    encoders: list[EncoderConfig] = Field(min_length=1)
+    sae: SAEConfigSection = Field(default_factory=SAEConfigSection)
+    associate: AssociateConfig
+    replicate: ReplicateConfig | None = None
+    confounders: ConfoundersConfig | None = None
+    transfer: TransferConfig | None = None
+    max_latent_cards: int = Field(12, ge=0)
+
+    @model_validator(mode="after")
+    def _names(self) -> PipelineConfig:
+        names = [e.name for e in self.encoders]
+        if len(set(names)) < len(names):
+            raise ValueError("every encoder may stand in 'encoders' once; list its layers instead")
+        if self.encoders[0].role != "main":
+            raise ValueError('the first encoder must have role = "main"')
+        if self.transfer is not None:
+            for target in self.transfer.targets:
+                if target not in self.associate.targets:
+                    raise ValueError(f"transfer target {target!r} is not tested in [associate]")
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything the file says."""
+        return hash_json(self.model_dump())
+
+
+def load_config(path: str | Path, *, overrides: dict[str, Any] | None = None) -> PipelineConfig:
+    """Read a pipeline file.
+
+    Parameters
+    ----------
+    path
+        TOML file.
+    overrides
+        Dotted keys and values that replace what the file says, such as ``{"sae.n_latents": 512}``; list items by number
+        (``"encoders.0.weights"``).
+
+    Raises
+    ------
+    FormatError
+        If the file is absent or not TOML.
+    InputError
+        If a key is unknown or a value does not fit; every complaint is listed.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FormatError(f"{path} does not exist; name a pipeline file (TOML)") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path} is not valid TOML: {error}") from None
+    for key, value in (overrides or {}).items():
+        _override(raw, key, value)
+    return parse_config(raw, where=str(path))
+
+
+def parse_config(raw: dict[str, Any], *, where: str = "the configuration") -> PipelineConfig:
+    """Check a configuration given as plain dicts (see :func:`load_config`)."""
+    try:
+        return PipelineConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(p) for p in e['loc']) or '(top)'}: {e['msg']}" for e in error.errors()]
+        raise InputError(f"{where} cannot be used:\n" + "\n".join(lines)) from None
+
+
+def _override(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    node: Any = raw
+    try:
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[int(last) if isinstance(node, list) else last] = value
+    except (IndexError, ValueError, TypeError, AttributeError):
+        raise InputError(f"--set {dotted}: there is no such place in the pipeline file") from None
+
+
+def find_input(name: str, *, base: Path) -> Path:
+    """Where a file or folder named in a pipeline lies: absolute, beside the pipeline file, or in ``settings.data_dir``.
+
+    Raises
+    ------
+    InputError
+        If it is in none of these places; they are listed.
+    """
+    places = [Path(name).expanduser()] if Path(name).is_absolute() else [base / name, settings.data_dir / name]
+    for place in places:
+        if place.exists():
+            return place
+    raise InputError(
+        f"{name!r} was not found; looked at: {', '.join(str(p) for p in places)}. "
+        "Put it there, or set the folder with --data-dir or BIOSAE_DATA_DIR"
+    )

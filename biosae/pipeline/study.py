@@ -1,0 +1,416 @@
+"""The stages of one study: samples, embed, train, encode, associate, replicate, confounders, transfer, compare, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from biosae.data import Samples
+from biosae.errors import InputError
+from biosae.files import atomic_path, hash_file, hash_json, write_json, write_table
+from biosae.pipeline.config import EncoderConfig, PipelineConfig, SamplesConfig, find_input
+from biosae.pipeline.stages import Stage
+from biosae.provenance import record
+
+
+@dataclass(frozen=True)
+class View:
+    """One (encoder, layer) of a study; the first one is the primary view and writes to the top of the run folder."""
+
+    encoder: EncoderConfig
+    layer: str
+    primary: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.encoder.name}__{self.layer}"
+
+    def place(self, file: str) -> str:
+        """Where a result of this view lies, relative to the run folder."""
+        return file if self.primary else f"views/{self.name}/{file}"
+
+    @property
+    def embeddings(self) -> str:
+        return f"embeddings/{self.encoder.name}/{self.layer}"
+
+    @property
+    def sae(self) -> str:
+        return f"sae/{self.name}"
+
+
+class Study:
+    """A checked configuration, bound to the folder of its file and to its run folder; makes the list of stages."""
+
+    def __init__(self, config: PipelineConfig, *, base: Path, folder: Path):
+        self.config, self.base, self.folder = config, base, folder
+        self.views = [
+            View(encoder, layer, primary=(i == 0 and j == 0))
+            for i, encoder in enumerate(config.encoders)
+            for j, layer in enumerate(encoder.layers)
+        ]
+
+    # -- the list of stages ------------------------------------------------------------------------------------------
+
+    def stages(self) -> list[Stage]:
+        """Every stage in order. Keys chain: a stage's inputs hold the keys of the stages that it reads."""
+        c = self.config
+        samples = self._samples_stage("samples", c.samples, "samples.parquet")
+        stages = [samples]
+        second = None
+        if c.transfer is not None:
+            second = self._samples_stage("samples/second", c.transfer.samples, "second/samples.parquet")
+            stages.append(second)
+        results: list[Stage] = []
+        for encoder in c.encoders:
+            views = [v for v in self.views if v.encoder is encoder]
+            embed = self._embed_stage(encoder, views, samples, prefix="")
+            stages.append(embed)
+            embed_second = None
+            if second is not None:
+                embed_second = self._embed_stage(encoder, views, second, prefix="second/")
+                stages.append(embed_second)
+            for view in views:
+                made = self._view_stages(view, embed, embed_second)
+                stages += made
+                results += made
+        compare = Stage(
+            "compare",
+            {"views": [v.name for v in self.views], "results": {s.name: s.key for s in results}},
+            ("tables/comparison.csv",),
+            self._compare,
+        )
+        report = Stage(
+            "report",
+            {"study": self._study_json(), "results": {s.name: s.key for s in [*stages, compare]}},
+            ("report.html", "provenance.json"),
+            self._report,
+        )
+        return [*stages, compare, report]
+
+    def _samples_stage(self, name: str, samples: SamplesConfig, target: str) -> Stage:
+        inputs: dict[str, Any] = {"config": samples.model_dump(), "random_state": self.config.random_state}
+        if samples.source != "phantom":
+            inputs["content"] = _content(find_input(samples.table, base=self.base))
+        return Stage(name, inputs, (target,), lambda: self._write_samples(samples, target))
+
+    def _embed_stage(self, encoder: EncoderConfig, views: list[View], samples: Stage, *, prefix: str) -> Stage:
+        weights = None
+        if encoder.weights not in (None, "random"):
+            weights = _content(find_input(encoder.weights, base=self.base))
+        inputs = {"samples": samples.key, "encoder": encoder.model_dump(exclude={"tokens", "role"}), "weights": weights}
+        outputs = tuple(f"{prefix}{v.embeddings}/provenance.json" for v in views)
+        return Stage(
+            f"{prefix}embed/{encoder.name}", inputs, outputs, lambda: self._embed(encoder, samples.outputs[0], prefix)
+        )
+
+    def _view_stages(self, view: View, embed: Stage, embed_second: Stage | None) -> list[Stage]:
+        c, name = self.config, view.name
+        train = Stage(
+            f"train/{name}",
+            {"embed": embed.key, "sae": c.sae.model_dump(), "fit_on": self._fit_on(), "random_state": c.random_state},
+            (f"{view.sae}/config.json", f"{view.sae}/model.safetensors"),
+            lambda: self._train(view),
+        )
+        tokens = {"tokens": view.encoder.tokens}
+        encode = Stage(
+            f"encode/{name}",
+            {"train": train.key, **tokens},
+            (view.place("latents.h5ad"),),
+            lambda: self._encode(view, "", view.place("latents.h5ad")),
+        )
+        associate = Stage(
+            f"associate/{name}",
+            {"encode": encode.key, "associate": c.associate.model_dump(), "random_state": c.random_state},
+            (view.place("associations.csv"), view.place("tables/summary.csv")),
+            lambda: self._associate(view),
+        )
+        stages = [train, encode, associate]
+        settled = {"associate": c.associate.model_dump(), "random_state": c.random_state}
+        if c.replicate is not None:
+            inputs = {"encode": encode.key, "replicate": c.replicate.model_dump(), **settled}
+            output = (view.place("tables/replication.csv"),)
+            stages.append(Stage(f"replicate/{name}", inputs, output, lambda: self._replicate(view)))
+        if c.associate.strata is not None:
+            inputs = {"associate": associate.key}
+            output = (view.place("tables/within_strata.csv"),)
+            stages.append(Stage(f"strata/{name}", inputs, output, lambda: self._within_strata(view)))
+        if c.confounders is not None:
+            inputs = {"encode": encode.key, "confounders": c.confounders.model_dump(), **settled}
+            output = (view.place("tables/confounders.csv"), view.place("tables/readout.csv"))
+            stages.append(Stage(f"confounders/{name}", inputs, output, lambda: self._confounders(view)))
+        if c.transfer is not None and embed_second is not None:
+            encode_second = Stage(
+                f"second/encode/{name}",
+                {"train": train.key, "embed": embed_second.key, **tokens},
+                (f"second/{name}/latents.h5ad",),
+                lambda: self._encode(view, "second/", f"second/{name}/latents.h5ad"),
+            )
+            inputs = {"encode": encode.key, "second": encode_second.key, "transfer": c.transfer.model_dump(), **settled}
+            output = (view.place("tables/transfer.csv"),)
+            stages += [encode_second, Stage(f"transfer/{name}", inputs, output, lambda: self._transfer(view))]
+        return stages
+
+    # -- the work ------------------------------------------------------------------------------------------------------
+
+    def _write_samples(self, section: SamplesConfig, target: str) -> None:
+        samples = read_samples(section, base=self.base, random_state=self.config.random_state)
+        (self.folder / target).parent.mkdir(parents=True, exist_ok=True)
+        samples.save(self.folder / target)
+
+    def _embed(self, encoder: EncoderConfig, samples: str, prefix: str) -> None:
+        from biosae.embeddings.extract import embed
+        from biosae.encoders import load
+
+        weights = encoder.weights
+        if weights not in (None, "random"):
+            weights = str(find_input(weights, base=self.base))
+        model = load(encoder.name, weights=weights, **encoder.options)
+        embed(
+            Samples.load(self.folder / samples),
+            model,
+            layer=list(encoder.layers),
+            pool=encoder.pool,
+            out=self.folder / prefix / "embeddings",
+            batch_size=encoder.batch_size,
+            max_failures=self.config.max_failures,
+        )
+
+    def _fit_on(self) -> str | None:
+        if self.config.sae.fit_on is not None:
+            return self.config.sae.fit_on
+        return self.config.replicate.discovery if self.config.replicate is not None else None
+
+    def _train(self, view: View) -> None:
+        from biosae.embeddings.store import Embeddings
+        from biosae.sae import SAE
+
+        c = self.config.sae
+        emb = Embeddings.open(self.folder / view.embeddings)
+        part = self._fit_on()
+        if part is not None:
+            emb = emb.select(_in_split(emb.obs, part))
+        sae = SAE(c.architecture, n_latents=c.n_latents, k=c.k, random_state=self.config.random_state, **c.options)
+        sae.fit(emb).save(self.folder / view.sae)
+
+    def _encode(self, view: View, prefix: str, target: str) -> None:
+        from biosae.embeddings.store import Embeddings
+        from biosae.latents import encode
+        from biosae.sae import SAE
+
+        emb = Embeddings.open(self.folder / prefix / view.embeddings)
+        adata = encode(SAE.load(self.folder / view.sae), emb, tokens=view.encoder.tokens)
+        with atomic_path(self.folder / target) as temporary:
+            adata.write_h5ad(temporary)
+
+    def _latents(self, path: str) -> Any:
+        import anndata
+
+        return anndata.read_h5ad(self.folder / path)
+
+    def _associate(self, view: View) -> None:
+        from biosae.stats import associate, summary
+
+        c = self.config.associate
+        adata = self._latents(view.place("latents.h5ad"))
+        if c.on is not None:
+            adata = adata[_in_split(adata.obs, c.on).to_numpy()].copy()
+        result = associate(
+            adata,
+            c.targets,
+            unit=c.unit,
+            method=c.method,
+            covariates=c.covariates,
+            strata=c.strata,
+            controls=c.controls,
+            n_permutations=c.n_permutations,
+            aggregate=c.aggregate,
+            assume_independent=c.assume_independent,
+            random_state=self.config.random_state,
+        )
+        self._write(view.place("associations.csv"), result)
+        self._write(view.place("tables/summary.csv"), summary(result))
+        write_json(self.folder / view.place("tables/associate.json"), result.attrs.get("biosae", {}))
+
+    def _replicate(self, view: View) -> None:
+        from biosae.stats import replicate
+
+        c = self.config
+        result = replicate(
+            self._latents(view.place("latents.h5ad")),
+            c.associate.targets,
+            discovery=c.replicate.discovery,
+            replication=c.replicate.replication,
+            n_permutations=c.replicate.n_permutations,
+            **self._how(),
+        )
+        self._write(view.place("tables/replication.csv"), result)
+
+    def _how(self) -> dict[str, Any]:
+        a = self.config.associate
+        names = ("unit", "method", "strata", "controls", "assume_independent", "aggregate")
+        return {**{n: getattr(a, n) for n in names}, "random_state": self.config.random_state}
+
+    def _within_strata(self, view: View) -> None:
+        import pandas as pd
+
+        from biosae.stats import within_strata
+
+        a = self.config.associate
+        best = pd.read_csv(self.folder / view.place("tables/summary.csv"))
+        latents = best.loc[best["source"] == "latent"].dropna(subset=["latent"])
+        adata = self._latents(view.place("latents.h5ad"))
+        parts = [
+            within_strata(
+                adata,
+                row.target,
+                latents=[row.latent],
+                strata=a.strata,
+                unit=a.unit,
+                method=a.method,
+                assume_independent=a.assume_independent,
+            )
+            for row in latents.itertuples()
+        ]
+        self._write(view.place("tables/within_strata.csv"), pd.concat(parts, ignore_index=True))
+
+    def _confounders(self, view: View) -> None:
+        from biosae.stats import confounders, readout
+
+        c = self.config
+        adata = self._latents(view.place("latents.h5ad"))
+        how = {"random_state": c.random_state}
+        table = confounders(
+            adata,
+            biology=c.confounders.biology,
+            technical=c.confounders.technical,
+            n_permutations=c.confounders.n_permutations,
+            **how,
+        )
+        self._write(view.place("tables/confounders.csv"), table)
+        out = readout(adata, c.confounders.technical, **how)
+        out.insert(0, "encoder", view.encoder.name)
+        out.insert(1, "layer", view.layer)
+        self._write(view.place("tables/readout.csv"), out)
+
+    def _transfer(self, view: View) -> None:
+        from biosae.stats import replicate
+
+        t = self.config.transfer
+        second = self._latents(f"second/{view.name}/latents.h5ad")
+        missing = [column for column in t.targets.values() if column not in second.obs]
+        if missing:
+            raise InputError(f"the second cohort has no column {missing[0]!r}; its columns: {', '.join(second.obs)}")
+        second.obs = second.obs.assign(**{target: second.obs[column] for target, column in t.targets.items()})
+        first = self._latents(view.place("latents.h5ad"))
+        if self.config.replicate is not None:
+            first = first[_in_split(first.obs, self.config.replicate.discovery).to_numpy()].copy()
+        result = replicate(
+            first,
+            list(t.targets),
+            replication=second,
+            replication_unit=t.unit,
+            replication_strata=t.strata,
+            replication_assume_independent=t.assume_independent,
+            n_permutations=self.config.replicate.n_permutations if self.config.replicate else 0,
+            **self._how(),
+        )
+        result["target_second"] = result["target"].map(t.targets)
+        self._write(view.place("tables/transfer.csv"), result)
+
+    def _compare(self) -> None:
+        import pandas as pd
+
+        name = "replication" if self.config.replicate is not None else "summary"
+        parts = [self._labelled(v, f"tables/{name}.csv") for v in self.views]
+        self._write("tables/comparison.csv", pd.concat(parts, ignore_index=True))
+        for extra in ("readout", "transfer"):
+            tables = [
+                self._labelled(v, f"tables/{extra}.csv")
+                for v in self.views
+                if (self.folder / v.place(f"tables/{extra}.csv")).exists()
+            ]
+            if tables:
+                self._write(f"tables/{extra}_all.csv", pd.concat(tables, ignore_index=True))
+
+    def _labelled(self, view: View, table: str) -> Any:
+        import pandas as pd
+
+        frame = pd.read_csv(self.folder / view.place(table))
+        frame = frame.drop(columns=[c for c in ("encoder", "layer", "role") if c in frame])
+        frame.insert(0, "encoder", view.encoder.name)
+        frame.insert(1, "layer", view.layer)
+        frame.insert(2, "role", view.encoder.role)
+        return frame
+
+    def _study_json(self) -> dict[str, Any]:
+        c = self.config
+        return {
+            "name": c.name,
+            "title": c.title or c.name.replace("_", " "),
+            "question": c.question,
+            "random_state": c.random_state,
+            "primary": {"encoder": self.views[0].encoder.name, "layer": self.views[0].layer},
+            "config": c.model_dump(),
+        }
+
+    def _report(self) -> None:
+        from biosae.reports import report
+
+        write_json(self.folder / "study.json", self._study_json())
+        write_json(
+            self.folder / "provenance.json",
+            record(config=self.config.model_dump(), config_fingerprint=self.config.fingerprint),
+        )
+        report(self.folder, out=self.folder / "report.html", max_latents=self.config.max_latent_cards)
+
+    def _write(self, name: str, table: Any) -> None:
+        write_table(self.folder / name, table)
+
+
+def read_samples(section: SamplesConfig, *, base: Path, random_state: int) -> Samples:
+    """Samples as a ``[samples]`` section describes them, split if it says so."""
+    from biosae.data import phantom, split
+    from biosae.read import images, tiles
+
+    if section.source == "phantom":
+        samples = phantom(**{"random_state": random_state, **section.phantom})
+    else:
+        reader = tiles if section.source == "tiles" else images
+        options: dict[str, Any] = {**section.roles(), "id": section.id, "path": section.path, "mpp": section.mpp}
+        if section.source == "tiles":
+            options["size"] = section.size
+        samples = reader(find_input(section.table, base=base), **options)
+    if section.split_by is not None:
+        s = section.split_by
+        samples = split(samples, by=s.by, stratify=s.stratify, test=s.test, val=s.val, random_state=random_state)
+    return samples
+
+
+def _in_split(obs: Any, part: str) -> Any:
+    if "split" not in obs:
+        raise InputError(
+            f"the samples have no split, so {part!r} cannot be taken; name split= or give [samples.split_by]"
+        )
+    mask = obs["split"].astype(str) == part
+    if not mask.any():
+        raise InputError(f"no sample has split {part!r}; there are: {', '.join(sorted(set(obs['split'].astype(str))))}")
+    return mask
+
+
+def _content(path: Path) -> str:
+    """Hash of a file's bytes; of a folder, the names, sizes and modification times of the files in it."""
+    if path.is_file():
+        beside = path.parent
+        table = hash_file(path)
+        return hash_json([table, _listing(beside)]) if path.suffix in (".csv", ".tsv", ".parquet") else table
+    return hash_json(_listing(path))
+
+
+def _listing(folder: Path) -> list[tuple[str, int, int]]:
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            stat = path.stat()
+            found.append((path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
+    return found
