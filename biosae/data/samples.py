@@ -1,0 +1,419 @@
+"""The table of samples and the way to read item i."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from biosae.errors import BiosaeError, FormatError, InputError, nearest
+from biosae.files import atomic_path, canonical_json, hash_json
+
+ROLES = ("patient", "slide", "site", "scanner", "label", "split", "path", "mpp")
+ID_ROLES = ("patient", "slide", "site", "scanner", "split", "path")  # always strings in their canonical column
+REASONS = ("missing", "empty", "truncated", "unreadable", "unsupported", "wrong_size")
+FORMAT_VERSION = 1
+
+# kind (``reader.spec()["kind"]``) -> constructor that takes the rest of the spec as keywords, or "module:attribute" of one
+READERS: dict[str, Callable[..., Reader] | str] = {"image": "biosae.read.decode:ImageReader"}
+
+
+class ReadError(BiosaeError):
+    """One item could not be read. ``reason`` is one of ``REASONS``; ``detail`` says more."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        if reason not in REASONS:
+            raise ValueError(f"{reason!r} is no reason of a ReadError; {nearest(reason, REASONS)}")
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class Reader(Protocol):
+    """What turns one row into an image; small and picklable."""
+
+    def __call__(self, row: Mapping[str, Any]) -> np.ndarray:
+        """Image of the row, ``uint8 (H, W, 3)``; raises :class:`ReadError`. ``row["path"]`` is resolved."""
+
+    def spec(self) -> dict[str, Any]:
+        """JSON-ready settings: ``kind`` (a key of ``READERS``) and the constructor's keywords."""
+
+
+class _Row(Mapping):
+    """One row of ``obs`` as a mapping, without building a Series; ``path`` is resolved against the root."""
+
+    def __init__(self, samples: Samples, i: int) -> None:
+        self._samples, self._i = samples, i
+
+    def __getitem__(self, key: str) -> Any:
+        obs = self._samples.obs
+        if key == "sample_id":
+            return obs.index[self._i]
+        value = obs[key].iat[self._i]
+        return str(self._samples.file(self._i)) if key == "path" else value
+
+    def __iter__(self) -> Iterator[str]:
+        yield "sample_id"
+        yield from self._samples.obs.columns
+
+    def __len__(self) -> int:
+        return self._samples.obs.shape[1] + 1
+
+
+class Samples:
+    """A table with one row a sample, and a reader: a picklable map-style dataset of RGB images.
+
+    Parameters
+    ----------
+    obs
+        Table whose index holds the sample ids (unique strings).
+    reader
+        Callable that takes a row (mapping of column to value) and returns ``uint8 (H, W, 3)``; see :class:`Reader`.
+    roles
+        Role to column name. ``patient`` must be there; ``None`` says that the patient is unknown. The column of
+        each role is also kept under the role's own name (the canonical column). A column that already bears the
+        name of a role takes that role when no other column was named for it (``patient`` excepted).
+    mpp
+        Micrometres per pixel of every sample. For one value a row name a column in ``roles["mpp"]``.
+    root
+        Folder against which relative paths are resolved.
+    meta
+        Plain, JSON-ready facts that travel with the samples.
+
+    Raises
+    ------
+    InputError
+        For ids that repeat, columns that are absent, two columns that claim one role, or missing patients.
+
+    Examples
+    --------
+    >>> import biosae as bs
+    >>> samples = bs.read.tiles("tiles.csv", patient="case", site="centre", mpp=0.5)  # doctest: +SKIP
+    >>> samples[0].shape  # doctest: +SKIP
+    (256, 256, 3)
+    """
+
+    def __init__(
+        self,
+        obs: pd.DataFrame,
+        reader: Reader,
+        *,
+        roles: Mapping[str, str | None],
+        mpp: float | None = None,
+        root: str | os.PathLike | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.obs, self.roles = canonical_obs(obs, roles)
+        self.reader = reader
+        self.root = None if root is None else Path(root)
+        self.meta = dict(meta or {})
+        self._mpp = None if mpp is None else _positive(mpp)
+        if self._mpp is not None and "mpp" in self.obs and not np.allclose(self.obs["mpp"], self._mpp):
+            raise InputError(f"mpp={mpp} differs from the column 'mpp'; pass mpp='mpp' to use the column, or rename it")
+
+    # -- size and looks ------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+    def __repr__(self) -> str:
+        named = ", ".join(f"{r}={c!r}" for r, c in self.roles.items() if r != "path")
+        patients = f"{self.obs['patient'].nunique()} patients" if "patient" in self.obs else "patients unknown"
+        mpp = "mpp unknown" if self.mpp is None else f"{self.mpp:g} um/px"
+        return f"Samples: {len(self)} samples, {patients}, {mpp}; {named}"
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<p>{html.escape(repr(self))}</p>{self.obs.head(5).to_html()}"
+
+    @property
+    def ids(self) -> pd.Index:
+        """Sample ids, in row order."""
+        return self.obs.index
+
+    @property
+    def mpp(self) -> float | None:
+        """Micrometres per pixel; None where unknown or where the rows of ``obs["mpp"]`` differ."""
+        if self._mpp is not None or "mpp" not in self.obs or not len(self):
+            return self._mpp
+        values = self.obs["mpp"].to_numpy(float)
+        return float(values[0]) if (values == values[0]).all() else None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over ids, paths as written in ``obs``, the reader's settings; not over the files' contents."""
+        paths = self.obs["path"].tolist() if "path" in self.obs else None
+        return hash_json({"ids": self.ids.tolist(), "paths": paths, "reader": self.reader.spec()})
+
+    # -- items ---------------------------------------------------------------------------------------------------
+
+    def file(self, i: int) -> Path | None:
+        """Path of item ``i`` on this machine, or None if the samples do not come from files."""
+        if "path" not in self.obs:
+            return None
+        path = Path(self.obs["path"].iat[i])
+        return path if self.root is None else self.root / path
+
+    def __getitem__(self, i: int | str) -> np.ndarray:
+        """Read one item, by position or by id.
+
+        Returns
+        -------
+        ``uint8 (H, W, 3)``, RGB.
+
+        Raises
+        ------
+        ReadError
+            If this item cannot be read; other items are not touched.
+        """
+        if isinstance(i, str):
+            if i not in self.obs.index:
+                raise InputError(f"no sample {i!r}")
+            i = self.obs.index.get_loc(i)
+        n = len(self)
+        if not -n <= i < n:
+            raise IndexError(f"sample {i} of {n}")
+        image = self.reader(_Row(self, int(i) % n))
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise TypeError(f"the reader returned {image.dtype} {image.shape}, not uint8 (H, W, 3)")
+        return image
+
+    def select(self, which: Sequence | np.ndarray | pd.Series | slice) -> Samples:
+        """Samples of some rows.
+
+        Parameters
+        ----------
+        which
+            Boolean mask (a Series is aligned by id), ids in the wanted order, or integer positions or a slice.
+        """
+        if isinstance(which, slice):
+            return self._like(self.obs.iloc[which])
+        if isinstance(which, pd.Series) and which.dtype == bool:
+            if not self.ids.isin(which.index).all():
+                raise InputError("the mask's index does not hold every sample id; pass a plain array to go by position")
+            which = which.reindex(self.ids)
+        array = np.asarray(which)
+        if array.dtype == bool:
+            if array.shape != (len(self),):
+                raise InputError(f"the mask has shape {array.shape}, the samples need ({len(self)},)")
+            return self._like(self.obs[array])
+        if array.size == 0 or np.issubdtype(array.dtype, np.integer):
+            return self._like(self.obs.iloc[array.astype(int)])
+        absent = pd.Index(array).difference(self.ids)
+        if len(absent):
+            raise InputError(f"{len(absent)} ids are not among the samples, e.g. {absent[0]!r}")
+        return self._like(self.obs.loc[array])
+
+    def with_obs(self, **columns: Any) -> Samples:
+        """Samples with columns added or replaced; a Series is joined by id, anything else goes by row order."""
+        obs = self.obs.copy()
+        for name, values in columns.items():
+            obs[name] = values
+        roles = {r: c for r, c in self.roles.items() if r not in columns or r == "patient"}
+        return Samples(obs, self.reader, roles=roles, mpp=self._mpp, root=self.root, meta=self.meta)
+
+    def _like(self, obs: pd.DataFrame) -> Samples:
+        return Samples(obs, self.reader, roles=self.roles, mpp=self._mpp, root=self.root, meta=self.meta)
+
+    # -- disk ----------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write ``obs`` as Parquet, with roles, mpp, root, meta and the reader's settings in the schema's metadata.
+
+        Paths are stored as they are in ``obs`` (relative to the root where they lie under it). No pickle.
+
+        Raises
+        ------
+        InputError
+            If the suffix is not ``.parquet`` or a column holds values that Parquet cannot.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = Path(path)
+        if path.suffix != ".parquet":
+            raise InputError(f"samples are saved as Parquet; name the file {path.with_suffix('.parquet').name!r}")
+        try:
+            table = pa.Table.from_pandas(self.obs)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise InputError(f"a column mixes types that Parquet cannot hold; convert it first ({error})") from None
+        record = {
+            "format": "biosae.samples", "version": FORMAT_VERSION, "roles": self.roles, "mpp": self._mpp,
+            "reader": self.reader.spec(), "meta": self.meta,
+        }  # fmt: skip
+        if self.root is not None:
+            root = self.root.resolve()
+            record["root"] = str(root)
+            record["root_from_file"] = _relative(root, path.resolve().parent)
+        metadata = {**(table.schema.metadata or {}), b"biosae": canonical_json(record).encode()}
+        with atomic_path(path) as temporary:
+            pq.write_table(table.replace_schema_metadata(metadata), temporary)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, *, root: str | os.PathLike | None = None) -> Samples:
+        """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path
+            The Parquet file.
+        root
+            Where the image files lie now. By default the stored root, or, if that is gone, the folder that lies
+            to the Parquet file as the root did when it was saved.
+
+        Raises
+        ------
+        FormatError
+            If the file is absent, damaged, of a newer version, or not written by :meth:`save`.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = Path(path)
+        if not path.is_file():
+            raise FormatError(f"{path} does not exist")
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise FormatError(f"{path} is not a readable Parquet file ({error})") from None
+        stored = (table.schema.metadata or {}).get(b"biosae")
+        if stored is None:
+            raise FormatError(f"{path} is a plain Parquet table; read it with bs.read.tiles or bs.read.images")
+        record = json.loads(stored)
+        if record.get("format") != "biosae.samples" or record["version"] > FORMAT_VERSION:
+            raise FormatError(f"{path} is {record.get('format')} version {record.get('version')}; update biosae")
+        if root is None and "root" in record:
+            root = Path(record["root"])
+            beside = record["root_from_file"]
+            if not root.is_dir() and beside is not None and (path.resolve().parent / beside).is_dir():
+                root = (path.resolve().parent / beside).resolve()
+        spec = record["reader"]
+        return cls(
+            table.to_pandas(),
+            make_reader(spec),
+            roles=record["roles"],
+            mpp=record["mpp"],
+            root=root,
+            meta=record["meta"],
+        )
+
+    # -- checks --------------------------------------------------------------------------------------------------
+
+    def audit(self, **options: Any) -> Any:
+        """Look for what would spoil a study; see :func:`biosae.data.audit.audit`."""
+        from biosae.data.audit import audit
+
+        return audit(self, **options)
+
+
+def make_reader(spec: Mapping[str, Any]) -> Reader:
+    """Rebuild a reader from its ``spec()``, through ``READERS``."""
+    options = dict(spec)
+    kind = options.pop("kind")
+    if kind not in READERS:
+        raise FormatError(f"this biosae has no reader {kind!r}; {nearest(kind, READERS)}")
+    constructor = READERS[kind]
+    if isinstance(constructor, str):
+        module, attribute = constructor.split(":")
+        constructor = getattr(importlib.import_module(module), attribute)
+    return constructor(**options)
+
+
+def canonical_obs(obs: pd.DataFrame, roles: Mapping[str, str | None]) -> tuple[pd.DataFrame, dict[str, str | None]]:
+    """Check a table and its roles; return a copy with the canonical role columns, and the roles in use.
+
+    ``roles`` in the answer holds only the roles that a column fills, and ``patient`` always.
+    """
+    unknown = [r for r in roles if r not in ROLES]
+    if unknown:
+        raise InputError(f"{unknown[0]!r} is no role; {nearest(unknown[0], ROLES)}")
+    if "patient" not in roles:
+        raise InputError("roles must name the patient column, or say that it is unknown: roles={'patient': None}")
+    if not obs.columns.is_unique:
+        raise InputError(f"two columns are called {obs.columns[obs.columns.duplicated()][0]!r}; rename one")
+    if roles["patient"] is None and "patient" in obs:
+        raise InputError(
+            "the table has a column 'patient'; pass patient='patient', or rename the column if it is not that"
+        )
+    obs = obs.copy()
+    obs.columns = obs.columns.map(str)
+    obs.index = _checked_ids(obs.index)
+    used: dict[str, str | None] = {"patient": None}
+    for role in ROLES:
+        column = roles.get(role) or (role if role in obs and role != "patient" else None)
+        if column is None:
+            continue
+        if column not in obs:
+            raise InputError(f"no column {column!r} for {role}; {nearest(column, obs.columns)}")
+        values = _as_role(role, obs[column])
+        if role != column and role in obs and not _as_role(role, obs[role]).equals(values):
+            raise InputError(
+                f"{role}={column!r}, but the table has another column {role!r} with other values; "
+                f"pass {role}={role!r}, or rename that column"
+            )
+        obs[role] = values
+        used[role] = column
+    for role in ("patient", "path"):
+        if used.get(role) is not None:
+            _complete(role, used[role], obs[role])
+    return obs, used
+
+
+def _checked_ids(index: pd.Index) -> pd.Index:
+    ids = index.map(str)
+    if index.isna().any() or (ids == "").any():
+        raise InputError("some sample ids are missing; give every row an id, or pass no id column to use the paths")
+    if not ids.is_unique:
+        twice = ids[ids.duplicated()].unique()
+        shown = ", ".join(repr(i) for i in twice[:5])
+        raise InputError(f"{len(twice)} sample ids occur more than once ({shown}); pass id= a column that is unique")
+    return ids.rename("sample_id")
+
+
+def _as_role(role: str, values: pd.Series) -> pd.Series:
+    """Canonical form of a role's values: strings for names, float for mpp, as they are for labels."""
+    if role == "mpp":
+        numbers = pd.to_numeric(values, errors="coerce").astype(float)
+        if not (numbers > 0).all():
+            raise InputError(f"column {values.name!r} for mpp must hold positive numbers (micrometres per pixel)")
+        return numbers
+    if role not in ID_ROLES:
+        return values
+    missing = values.isna()
+    if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
+        values = values.astype("Int64")  # whole numbers that a missing value had turned into floats
+    names = values.astype(object).map(str, na_action="ignore").where(~missing, np.nan)
+    return names.mask(names == "", np.nan)
+
+
+def _complete(role: str, column: str, values: pd.Series) -> None:
+    missing = values.isna()
+    if missing.any():
+        shown = ", ".join(repr(i) for i in values.index[missing][:5])
+        raise InputError(
+            f"{int(missing.sum())} of {len(values)} rows have no {role} in column {column!r} (samples {shown}); "
+            f"drop those rows, or give each its own {role}"
+        )
+
+
+def _positive(mpp: float) -> float:
+    if isinstance(mpp, (bool, str)) or not np.isscalar(mpp) or not mpp > 0 or not np.isfinite(mpp):
+        raise InputError(f"mpp={mpp!r} must be a positive number of micrometres per pixel, or the name of a column")
+    return float(mpp)
+
+
+def _relative(target: Path, start: Path) -> str | None:
+    try:
+        return Path(os.path.relpath(target, start)).as_posix()
+    except ValueError:  # another drive
+        return None
