@@ -127,7 +127,7 @@ class ConfoundersConfig(_Section):
 
 
 class TransferConfig(_Section):
-    """``[transfer]``: a second cohort, encoded with the frozen SAE; ``targets`` maps first-cohort targets to its columns."""
+    """``[transfer]``: a second cohort, encoded with the frozen SAE; ``targets`` maps the first cohort's to its own."""
 
     samples: SamplesConfig
     targets: dict[str, str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import sys
@@ -46,7 +47,7 @@ class Stage:
 
 
 def state_of(stage: Stage, folder: Path) -> str:
-    """``"done"``, or why the stage must run: ``"new"``, ``"inputs changed"``, ``"output missing: ..."``, ``"output changed: ..."``."""
+    """``"done"``, or why the stage must run: it is new, its inputs changed, or an output is missing or changed."""
     record_path = _record_path(stage, folder)
     if not record_path.exists():
         return "new"
@@ -124,11 +125,9 @@ def _cpu_seconds() -> float:
 
 
 def reset_peak_memory() -> None:
-    """Start a new peak-memory measurement where the system can (Linux); elsewhere the peak is that of the process so far."""
-    try:
+    """Start a new peak-memory measurement where the system can (Linux); elsewhere it counts from process start."""
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def peak_memory_mb() -> float:

@@ -1,4 +1,4 @@
-"""The stages of one study: samples, embed, train, encode, associate, replicate, confounders, transfer, compare, report."""
+"""The stages of one study, from samples and embeddings to the comparison of encoders and the report."""
 
 from __future__ import annotations
 

@@ -1,0 +1,303 @@
+"""The command line: every stage is a command named as its function; ``biosae run`` arranges them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from biosae.errors import BiosaeError, InputError
+from biosae.settings import settings
+
+app = typer.Typer(
+    help="Interpretable, tested features from frozen biomedical encoders.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at, split or make a cohort.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+Seed = Annotated[int, typer.Option("--random-state", help="Seed.")]
+Patient = Annotated[str | None, typer.Option(help="Column of patients; leave out together with --patient-unknown.")]
+Unknown = Annotated[bool, typer.Option("--patient-unknown", help="Say aloud that patients are not known.")]
+Role = Annotated[str | None, typer.Option(help="Column of this role.")]
+
+
+@app.callback()
+def _settings(
+    data_dir: Annotated[Path | None, typer.Option(help="Folder where data named in a pipeline are looked for.")] = None,
+    weights_dir: Annotated[list[Path] | None, typer.Option(help="Folder searched for encoder weights by name.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Forbid every download.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    if data_dir is not None:
+        settings.data_dir = data_dir
+    if weights_dir:
+        settings.weights_dirs = tuple(weights_dir)
+    settings.offline = settings.offline or offline
+    settings.progress = settings.progress and not quiet
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, extras, GPU, cache and network; says what would fail and how to mend it."""
+    from biosae.doctor import main as examine
+
+    raise typer.Exit(examine())
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller cohort.")] = False,
+    random_state: Seed = 0,
+) -> None:
+    """The whole way on a phantom cohort whose truth is known; ends with a report."""
+    from biosae.demo import demo as run_demo
+
+    result = run_demo(out, quick=quick, random_state=random_state, say=_say)
+    table = result["recovery"].to_string(index=False, float_format=lambda v: f"{v:.3f}")
+    _say("\nPlanted counts and the latents that follow them (Spearman rho; p corrected over all latents by max-T):")
+    _say(table)
+    _say(f"\nScanner: {len(result['technical'])} of {result['n_latents_flagged_on']} latents are flagged as technical.")
+    for row in result["readout"].itertuples():
+        _say(
+            f"  {row.factor} read from {row.features}: balanced accuracy {row.balanced_accuracy:.2f} "
+            f"[{row.ci_low:.2f}, {row.ci_high:.2f}], chance {row.chance:.2f}"
+        )
+    found, tested = result["null_discoveries"], result["null_tests"]
+    _say(f"\nNo-effect cohort: {found} of {tested} tests have q <= 0.05 (expected: none).")
+    _say(f"Report: {result['report']}")
+
+
+@app.command()
+def run(
+    pipeline: Annotated[Path, typer.Argument(help="Pipeline file (TOML).")],
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder (default runs/<name>).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why; do nothing.")] = False,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a value, e.g. --set sae.n_latents=512 (repeatable).")
+    ] = None,
+) -> None:
+    """Run a study: every stage whose inputs or outputs have changed, and no other."""
+    from biosae.pipeline import run as run_pipeline
+
+    overrides = dict(_assignment(text) for text in change or [])
+    folder = run_pipeline(pipeline, out=out, overrides=overrides, dry_run=dry_run, say=_say)
+    if not dry_run:
+        _say(f"Run folder: {folder}")
+
+
+@app.command()
+def embed(
+    table: Annotated[Path, typer.Argument(help="CSV, Parquet, folder of images, or a samples.parquet of biosae.")],
+    encoder: Annotated[str, typer.Argument(help="Catalogue name or folder of an encoder.")],
+    out: Out,
+    patient: Patient = None,
+    patient_unknown: Unknown = False,
+    slide: Role = None,
+    site: Role = None,
+    scanner: Role = None,
+    label: Role = None,
+    split: Role = None,
+    mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel of the tiles.")] = None,
+    layer: Annotated[list[str] | None, typer.Option(help="Layer name (repeatable).")] = None,
+    pool: Annotated[str, typer.Option(help="default, cls, mean, cls+mean or tokens.")] = "default",
+    weights: Annotated[str | None, typer.Option(help="File or folder of weights.")] = None,
+    batch_size: int = 64,
+    max_failures: float = 0.05,
+) -> None:
+    """Tiles through a frozen encoder into an embeddings folder; resumes where it was stopped."""
+    from biosae.embeddings.extract import embed as run_embed
+    from biosae.encoders import load
+
+    roles = _roles(patient, patient_unknown, slide=slide, site=site, scanner=scanner, label=label, split=split)
+    samples = _samples(table, {**roles, "mpp": mpp})
+    made = run_embed(
+        samples,
+        load(encoder, weights=weights),
+        layer=list(layer or ["final"]),
+        pool=pool,
+        out=out,
+        batch_size=batch_size,
+        max_failures=max_failures,
+    )
+    for name, emb in made.items():
+        _say(f"{name}: {emb.shape[0]} x {emb.shape[1]}")
+
+
+@app.command()
+def train(
+    embeddings: Annotated[Path, typer.Argument(help="Embeddings folder.")],
+    out: Out,
+    architecture: Annotated[str, typer.Option(help="relu, topk or batchtopk.")] = "topk",
+    n_latents: int | None = None,
+    k: int = 32,
+    split: Annotated[str | None, typer.Option(help="Fit on this split only.")] = None,
+    random_state: Seed = 0,
+) -> None:
+    """Fit a sparse autoencoder to an embeddings folder."""
+    from biosae.embeddings.store import Embeddings
+    from biosae.sae import SAE
+
+    emb = Embeddings.open(embeddings)
+    if split is not None:
+        if "split" not in emb.obs:
+            raise InputError("these embeddings have no split; name the split column when embedding")
+        emb = emb.select((emb.obs["split"].astype(str) == split).to_numpy())
+    sae = SAE(architecture, n_latents=n_latents, k=k, random_state=random_state).fit(emb)
+    sae.save(out)
+    for name, value in sae.metrics_.items():
+        _say(f"{name}: {value}")
+
+
+@app.command()
+def encode(
+    sae: Annotated[Path, typer.Argument(help="SAE folder.")],
+    embeddings: Annotated[Path, typer.Argument(help="Embeddings folder of the same encoder, layer and preprocessing.")],
+    out: Out,
+    tokens: Annotated[str, typer.Option(help="mean, max or fraction_active over a sample's tokens.")] = "mean",
+) -> None:
+    """Codes of every sample as AnnData (.h5ad)."""
+    from biosae.embeddings.store import Embeddings
+    from biosae.files import atomic_path
+    from biosae.latents import encode as run_encode
+    from biosae.sae import SAE
+
+    adata = run_encode(SAE.load(sae), Embeddings.open(embeddings), tokens=tokens)
+    with atomic_path(out) as temporary:
+        adata.write_h5ad(temporary)
+    _say(f"{out}: {adata.n_obs} samples x {adata.n_vars} latents")
+
+
+@app.command()
+def associate(
+    latents: Annotated[Path, typer.Argument(help="latents.h5ad")],
+    targets: Annotated[list[str], typer.Argument(help="Columns of obs to test against.")],
+    out: Out,
+    unit: Annotated[str, typer.Option(help="sample, or a column of obs such as patient.")],
+    method: str = "auto",
+    covariate: Annotated[list[str] | None, typer.Option(help="Column to adjust for (repeatable).")] = None,
+    strata: Annotated[str | None, typer.Option(help="Column to test within.")] = None,
+    n_permutations: int = 0,
+    assume_independent: Annotated[
+        bool, typer.Option("--assume-independent", help="Say aloud that samples are independent.")
+    ] = False,
+    random_state: Seed = 0,
+) -> None:
+    """Test every latent against every target; raw dimensions and principal components as controls."""
+    import anndata
+
+    from biosae.files import write_table
+    from biosae.stats import associate as run_associate
+    from biosae.stats import summary
+
+    result = run_associate(
+        anndata.read_h5ad(latents),
+        targets,
+        unit=unit,
+        method=method,
+        covariates=covariate or [],
+        strata=strata,
+        n_permutations=n_permutations,
+        assume_independent=assume_independent,
+        random_state=random_state,
+    )
+    write_table(out, result)
+    _say(summary(result).to_string(index=False))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path | None, typer.Option("--out", help="HTML file (default <folder>/report.html).")] = None,
+    show_ids: Annotated[bool, typer.Option("--show-ids", help="Print sample and patient ids.")] = False,
+) -> None:
+    """One self-contained HTML report of a run folder."""
+    from biosae.reports import report as make_report
+
+    _say(str(make_report(folder, out=out, show_ids=show_ids)))
+
+
+@data_app.command("audit")
+def data_audit(
+    table: Annotated[Path, typer.Argument(help="CSV, Parquet or folder.")],
+    patient: Patient = None,
+    patient_unknown: Unknown = False,
+    slide: Role = None,
+    site: Role = None,
+    scanner: Role = None,
+    label: Role = None,
+    split: Role = None,
+    read: Annotated[bool, typer.Option(help="Open every file: finds unreadable ones and duplicates.")] = True,
+) -> None:
+    """Patients, sites, labels, duplicates, unreadable files, label-by-confounder overlap, leakage across splits."""
+    roles = _roles(patient, patient_unknown, slide=slide, site=site, scanner=scanner, label=label, split=split)
+    _say(str(_samples(table, roles).audit(read=read)))
+
+
+@data_app.command("phantom")
+def data_phantom(
+    out: Out,
+    n_patients: int = 24,
+    n_tiles: int = 20,
+    scanner_effect: float = 1.0,
+    label_scanner_correlation: float = 0.0,
+    random_state: Seed = 0,
+) -> None:
+    """Write a rendered phantom cohort (PNG tiles and samples.csv) with known cell counts."""
+    from biosae.data import phantom
+
+    samples = phantom(
+        n_patients=n_patients,
+        n_tiles=n_tiles,
+        scanner_effect=scanner_effect,
+        label_scanner_correlation=label_scanner_correlation,
+        out=out,
+        random_state=random_state,
+    )
+    _say(f"{out}: {samples!r}")
+
+
+def _roles(patient: str | None, patient_unknown: bool, **roles: str | None) -> dict[str, Any]:
+    if (patient is None) != patient_unknown:
+        raise InputError("name the column of patients with --patient, or say --patient-unknown")
+    return {"patient": patient, **{r: c for r, c in roles.items() if c is not None}}
+
+
+def _samples(table: Path, options: dict[str, Any]) -> Any:
+    from biosae.read import tiles
+
+    return tiles(table, **options)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise InputError(f"--set {text}: write key=value")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def main() -> None:
+    """Entry point: users' errors become one message and exit status 2, without a traceback."""
+    try:
+        app()
+    except BiosaeError as error:
+        typer.echo(f"biosae: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
