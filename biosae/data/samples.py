@@ -20,7 +20,7 @@ ID_ROLES = ("patient", "slide", "site", "scanner", "split", "path")  # always st
 REASONS = ("missing", "empty", "truncated", "unreadable", "unsupported", "wrong_size")
 FORMAT_VERSION = 1
 
-# kind (``reader.spec()["kind"]``) -> constructor that takes the rest of the spec as keywords, or "module:attribute" of one
+# kind (``reader.spec()["kind"]``) -> constructor that takes the rest of the spec as keywords, or its "module:attribute"
 READERS: dict[str, Callable[..., Reader] | str] = {"image": "biosae.read.decode:ImageReader"}
 
 
@@ -58,7 +58,7 @@ class _Row(Mapping):
         obs = self._samples.obs
         if key == "sample_id":
             return obs.index[self._i]
-        value = obs[key].iat[self._i]
+        value = obs[key].iloc[self._i]
         return str(self._samples.file(self._i)) if key == "path" else value
 
     def __iter__(self) -> Iterator[str]:
@@ -161,7 +161,7 @@ class Samples:
         """Path of item ``i`` on this machine, or None if the samples do not come from files."""
         if "path" not in self.obs:
             return None
-        path = Path(self.obs["path"].iat[i])
+        path = Path(self.obs["path"].iloc[i])
         return path if self.root is None else self.root / path
 
     def __getitem__(self, i: int | str) -> np.ndarray:
@@ -216,10 +216,11 @@ class Samples:
 
     def with_obs(self, **columns: Any) -> Samples:
         """Samples with columns added or replaced; a Series is joined by id, anything else goes by row order."""
-        obs = self.obs.copy()
+        stale = [r for r, c in self.roles.items() if c in columns and r != c and r not in columns]
+        obs = self.obs.drop(columns=stale)
         for name, values in columns.items():
             obs[name] = values
-        roles = {r: c for r, c in self.roles.items() if r not in columns or r == "patient"}
+        roles = {r: r if r in columns else c for r, c in self.roles.items()}
         return Samples(obs, self.reader, roles=roles, mpp=self._mpp, root=self.root, meta=self.meta)
 
     def _like(self, obs: pd.DataFrame) -> Samples:
@@ -348,6 +349,10 @@ def canonical_obs(obs: pd.DataFrame, roles: Mapping[str, str | None]) -> tuple[p
     obs = obs.copy()
     obs.columns = obs.columns.map(str)
     obs.index = _checked_ids(obs.index)
+    if "sample_id" in obs:
+        if not (obs["sample_id"].astype(str) == obs.index).all():
+            raise InputError("the column 'sample_id' differs from the ids; pass id='sample_id', or rename that column")
+        obs = obs.drop(columns="sample_id")
     used: dict[str, str | None] = {"patient": None}
     for role in ROLES:
         column = roles.get(role) or (role if role in obs and role != "patient" else None)
