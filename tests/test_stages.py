@@ -1,0 +1,117 @@
+"""Pipeline: configuration and stage skipping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from biosae.errors import FormatError, InputError
+from biosae.pipeline.config import find_input, load_config, parse_config
+from biosae.pipeline.stages import Stage, run_stages
+from biosae.settings import settings
+
+MINIMAL = {
+    "name": "x",
+    "samples": {"source": "phantom"},
+    "encoders": [{"name": "tiny-histology"}],
+    "associate": {"targets": ["a"]},
+}
+
+
+def stages(folder: Path, parameter: int, ran: list[str]) -> list[Stage]:
+    def work(name: str) -> None:
+        ran.append(name)
+        (folder / name).write_text(f"{name} {parameter}")
+
+    first = Stage("first", {"parameter": parameter}, ("a.txt",), lambda: work("a.txt"))
+    second = Stage("second", {"first": first.key}, ("b.txt",), lambda: work("b.txt"))
+    return [first, second, Stage("apart", {}, ("c.txt",), lambda: work("c.txt"))]
+
+
+def test_stages_run_once_and_again_only_when_something_changed(tmp_path: Path):
+    ran: list[str] = []
+    said: list[str] = []
+
+    def go(parameter: int = 1, **options: bool) -> dict[str, str]:
+        ran.clear()
+        return run_stages(stages(tmp_path, parameter, ran), tmp_path, say=said.append, **options)
+
+    go()
+    assert ran == ["a.txt", "b.txt", "c.txt"]
+    assert set(go().values()) == {"skipped"} and ran == []
+
+    assert go(2, dry_run=True) == {"first": "inputs changed", "second": "inputs changed", "apart": "skipped"}
+    assert ran == [] and (tmp_path / "a.txt").read_text() == "a.txt 1"
+    go(2)
+    assert ran == ["a.txt", "b.txt"]
+
+    (tmp_path / "c.txt").write_text("edited by hand")
+    assert go(2)["apart"] == "ran" and ran == ["c.txt"]
+    (tmp_path / "b.txt").unlink()
+    assert go(2)["second"] == "ran" and ran == ["b.txt"]
+
+    (tmp_path / "stages" / "first.json").write_text("{")
+    assert go(2, dry_run=True)["first"] == "record unreadable"
+
+    log = pd.read_csv(tmp_path / "log.csv")
+    assert list(log["stage"]) == ["first", "second", "apart", "first", "second", "apart", "second"]
+    assert (log["peak_rss_mb"] > 1).all()
+
+
+def test_a_stage_that_fails_leaves_no_record(tmp_path: Path):
+    def fail() -> None:
+        raise RuntimeError("no disk")
+
+    with pytest.raises(RuntimeError):
+        run_stages([Stage("bad", {}, ("a",), fail)], tmp_path, say=lambda text: None)
+    assert not (tmp_path / "stages" / "bad.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampels": {}}, "unknown key 'sampels'; did you mean 'samples'"),
+        ({"sae": {"n_latent": 4}}, "did you mean 'n_latents'"),
+        ({"samples": {"source": "tiles", "table": "t.csv"}}, "patient_unknown = true"),
+        ({"samples": {"source": "tiles", "patient": "p"}}, "'table' is needed"),
+        ({"encoders": []}, "at least 1"),
+        ({"encoders": [{"name": "a", "role": "control"}]}, 'role = "main"'),
+        ({"encoders": [{"name": "a"}, {"name": "a"}]}, "list its layers instead"),
+        ({"transfer": {"samples": {"source": "phantom"}, "targets": {"b": "c"}}}, "'b' is not tested"),
+        ({"associate": {"targets": ["a"], "n_permutations": -1}}, "greater than or equal to 0"),
+    ],
+)
+def test_configuration_errors_say_what_to_write(change: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        parse_config({**MINIMAL, **change})
+
+
+def test_overrides_reach_tables_and_lists(tmp_path: Path):
+    path = tmp_path / "p.toml"
+    path.write_text(
+        'name = "x"\n[samples]\nsource = "phantom"\n[[encoders]]\nname = "a"\n[associate]\ntargets = ["t"]\n'
+    )
+    config = load_config(path, overrides={"sae.n_latents": 512, "encoders.0.weights": "w"})
+    assert config.sae.n_latents == 512 and config.encoders[0].weights == "w"
+    with pytest.raises(InputError, match="no such place"):
+        load_config(path, overrides={"encoders.7.weights": "w"})
+    path.write_text("name = ")
+    with pytest.raises(FormatError, match="not valid TOML"):
+        load_config(path)
+    with pytest.raises(FormatError, match="does not exist"):
+        load_config(tmp_path / "none.toml")
+
+
+def test_find_input_looks_beside_the_file_then_in_the_data_folder(tmp_path: Path, monkeypatch):
+    base, data = tmp_path / "base", tmp_path / "data"
+    for folder in (base, data):
+        folder.mkdir()
+        (folder / "t.csv").write_text("x")
+    monkeypatch.setattr(settings, "data_dir", data)
+    assert find_input("t.csv", base=base) == base / "t.csv"
+    (base / "t.csv").unlink()
+    assert find_input("t.csv", base=base) == data / "t.csv"
+    with pytest.raises(InputError, match="--data-dir"):
+        find_input("other.csv", base=base)
