@@ -176,9 +176,9 @@ def phantom(
     """A cohort of rendered tiles with planted nuclei, patients, labels and scanners.
 
     The number of nuclei of type ``c`` in tile ``t`` of slide ``s`` of patient ``i`` is Poisson with
-    ``log mean = log m_c + u_ic + v_isc + w_istc + 0.7 * label_effect * label_i * [c is lymphocyte or plasma]``, where ``u``,
-    ``v`` and ``w`` are normal with standard deviations ``patient_sd``, ``slide_sd`` and 0.4. Nuclei that find no room are
-    left out, and ``obs`` counts those drawn.
+    ``log mean = log m_c + u_ic + v_isc + w_istc + 0.7 * label_effect * label_i * [c is lymphocyte or plasma]``, where
+    ``u``, ``v`` and ``w`` are normal with standard deviations ``patient_sd``, ``slide_sd`` and 0.4. Nuclei that find no
+    room are left out, and ``obs`` counts those drawn.
 
     Parameters
     ----------
@@ -201,9 +201,9 @@ def phantom(
     label_effect
         Multiple of 0.7 by which ``inflamed`` shifts the log-mean counts of lymphocytes and plasma cells.
     count_effect
-        Probability that a reported count comes from the nuclei drawn. At 1 the counts in ``obs`` are exact. At 0 they come
-        from a second, unseen cohort with the same distribution (without the label's shift), hence are independent of
-        the pixels and of the label.
+        Probability that a reported count comes from the nuclei drawn. At 1 the counts in ``obs`` are exact. At 0 they
+        come from a second, unseen cohort with the same distribution (without the label's shift), hence are
+        independent of the pixels and of the label.
     patient_sd, slide_sd
         Spread of log-mean counts between patients, and between slides of a patient.
     stain_variation
@@ -229,9 +229,10 @@ def phantom(
 
     Notes
     -----
-    The null phantom has ``scanner_effect=0, label_effect=0, count_effect=0``. Every association with a count, the label,
-    the scanner or the site is then false. Counts and pixels still vary between patients, as in real cohorts, so a test
-    that takes tiles for independent units finds too many: use the patient as the unit, or permute within blocks.
+    The null phantom has ``scanner_effect=0, label_effect=0, count_effect=0``. Every association with a count, the
+    label, the scanner or the site is then false. Counts and pixels still vary between patients, as in real cohorts, so
+    a test that takes tiles for independent units finds too many: use the patient as the unit, or set
+    ``patient_sd=slide_sd=0`` as well, which makes the reported counts of tiles independent of each other.
 
     Examples
     --------
@@ -257,8 +258,9 @@ def phantom(
     }
     _check(kind, parameters)
     cohort = Cohort(parameters)
-    obs = cohort.table()
-    return _samples(obs, parameters, _meta(cohort), out)
+    roles = {role: role for role in ("patient", "slide", "site", "scanner", "label", "mpp")}
+    samples = Samples(cohort.table(), PhantomReader(parameters), roles=roles, meta=_meta(cohort))
+    return samples if out is None else _write(samples, Path(out))
 
 
 _RANGES = {
@@ -341,20 +343,14 @@ def nuclei(samples: Samples, i: int) -> pd.DataFrame:
     )
 
 
-def _samples(
-    obs: pd.DataFrame, parameters: dict[str, Any], meta: dict[str, Any], out: str | os.PathLike | None
-) -> Samples:
-    roles = {role: role for role in ("patient", "slide", "site", "scanner", "label")}
-    rendered = Samples(obs, PhantomReader(parameters), roles=roles, mpp=MPP, meta=meta)
-    if out is None:
-        return rendered
+def _write(rendered: Samples, out: Path) -> Samples:
     from PIL import Image
 
-    out = Path(out)
+    obs, roles, meta = rendered.obs, rendered.roles, rendered.meta
     for i, sample_id in enumerate(obs.index):
         with atomic_path(out / "tiles" / f"{sample_id}.png") as temporary:
             Image.fromarray(rendered[i]).save(temporary)
     obs = obs.assign(path=[f"tiles/{sample_id}.png" for sample_id in obs.index])
     write_table(out / "samples.csv", obs.reset_index())
     write_json(out / "phantom.json", meta)
-    return Samples(obs, make_reader({"kind": "image"}), roles={**roles, "path": "path"}, mpp=MPP, root=out, meta=meta)
+    return Samples(obs, make_reader({"kind": "image"}), roles={**roles, "path": "path"}, root=out, meta=meta)
