@@ -73,8 +73,8 @@ def split(
         if n_groups < len(shares) + 1:
             where = f"{stratify} = {stratum!r} has" if stratify else "there are"
             raise StatisticsError(
-                f"{where} {n_groups} group(s) of {by or 'sample'!r}, fewer than the {len(shares) + 1} parts. Merge rare "
-                "classes, stratify by something else, or set val=0"
+                f"{where} {n_groups} group(s) of {by or 'sample'!r}, fewer than the {len(shares) + 1} parts. Merge "
+                "rare classes, stratify by something else, or set val=0"
             )
         shuffled = rng.permutation(members.index.to_numpy())
         taken = 0

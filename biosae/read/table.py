@@ -1,0 +1,155 @@
+"""Tables and folders of image files -> ``obs`` and the root of its paths."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from biosae.data.samples import ID_ROLES, Samples
+from biosae.errors import InputError, TooManyFailuresError, nearest
+from biosae.read.decode import SUFFIXES
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+
+
+def image_samples(
+    source: str | os.PathLike | pd.DataFrame,
+    reader: Any,
+    *,
+    roles: Mapping[str, str | None],
+    id: str | None,
+    mpp: float | str | None,
+    root: str | os.PathLike | None,
+    max_failures: float,
+) -> Samples:
+    """Samples of image files; what :func:`biosae.read.tiles` and :func:`biosae.read.images` share."""
+    if isinstance(mpp, str):
+        roles, mpp = {**roles, "mpp": mpp}, None
+    named = [column for role, column in roles.items() if role in ID_ROLES and column]
+    obs, home = load_table(source, text=[*ID_ROLES, *named, id or "sample_id"])
+    root = Path(home if root is None else root).absolute()
+    path = roles["path"]
+    if path not in obs:
+        raise InputError(f"no column {path!r} with the files' paths; pass path= its name. {nearest(path, obs.columns)}")
+    obs[path] = [_under(p, root) for p in obs[path]]
+    samples = Samples(obs.set_index(_ids(obs, id, path)), reader, roles=roles, mpp=mpp, root=root)
+    _check_present(samples, max_failures)
+    return samples
+
+
+def load_table(source: str | os.PathLike | pd.DataFrame, *, text: list[str]) -> tuple[pd.DataFrame, Path]:
+    """Read a table, or list a folder's images; return it with the folder against which its paths are meant.
+
+    Parameters
+    ----------
+    source
+        CSV, TSV or Parquet file, folder, or DataFrame (copied).
+    text
+        Columns of a text table to read as strings, so that ``007`` stays ``007``.
+    """
+    if isinstance(source, pd.DataFrame):
+        named_index = source.index.name is not None and source.index.name not in source.columns
+        return source.reset_index() if named_index else source.reset_index(drop=True), Path()
+    source = Path(source)
+    if source.is_dir():
+        return _list_folder(source), source
+    if not source.is_file():
+        raise InputError(f"no file or folder {source}; relative names start from {Path.cwd()}")
+    suffixes = [s.lower() for s in source.suffixes]
+    if suffixes[-1:] in ([".parquet"], [".pq"]):
+        return pd.read_parquet(source).reset_index(drop=False).drop(columns="index", errors="ignore"), source.parent
+    separator = next((_SEPARATORS[s] for s in reversed(suffixes) if s in _SEPARATORS), None)
+    if separator is None:
+        raise InputError(
+            f"{source.name} is not .csv, .tsv, .txt or .parquet; read it with pandas and pass the DataFrame"
+        )
+    return _read_text(source, separator, text), source.parent
+
+
+def _read_text(source: Path, separator: str, text: list[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(
+            source, sep=separator, dtype=dict.fromkeys(text, str), dtype_backend="numpy_nullable", encoding="utf-8-sig"
+        )
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{source} is not UTF-8; read it with pandas.read_csv(..., encoding=...) and pass the DataFrame"
+        ) from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{source} is not a clean table ({error})") from None
+    if table.shape[1] == 1 and any(s in table.columns[0] for s in ";\t,"):
+        raise InputError(
+            f"{source.name} seems to use another separator (header {table.columns[0][:60]!r}); read it with "
+            "pandas.read_csv(..., sep=..., decimal=...) and pass the DataFrame"
+        )
+    for column in table:
+        table[column] = _plain(table[column])
+    return table
+
+
+def _plain(values: pd.Series) -> pd.Series:
+    """numpy types where they can hold the values; ``Int64`` and ``boolean`` where whole numbers or truths are missing."""
+    if pd.api.types.is_string_dtype(values.dtype):
+        return values.astype(object).where(values.notna(), np.nan)
+    if pd.api.types.is_float_dtype(values.dtype):
+        return values.astype("float64")
+    return values if values.isna().any() else values.astype(values.dtype.numpy_dtype)
+
+
+def _list_folder(folder: Path) -> pd.DataFrame:
+    """Columns ``path`` (relative) and ``folder`` (name of the file's own folder, missing at the top)."""
+    files = sorted(
+        Path(parent, name).relative_to(folder)
+        for parent, folders, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    )
+    if not files:
+        raise InputError(f"no image ({', '.join(SUFFIXES)}) in {folder} or below it")
+    return pd.DataFrame({"path": [f.as_posix() for f in files], "folder": [f.parent.name or np.nan for f in files]})
+
+
+def _under(path: Any, root: Path) -> Any:
+    """An absolute path below the root becomes relative to it; everything else stays."""
+    if isinstance(path, os.PathLike):
+        path = os.fspath(path)
+    if isinstance(path, str) and os.path.isabs(path):
+        try:
+            return Path(path).relative_to(root).as_posix()
+        except ValueError:
+            return path
+    return path
+
+
+def _ids(obs: pd.DataFrame, id: str | None, path: str) -> pd.Index:
+    if id is not None and id not in obs:
+        raise InputError(f"no column {id!r} for the ids; {nearest(id, obs.columns)}")
+    column = id or ("sample_id" if "sample_id" in obs else path)
+    return pd.Index(obs[column], name=None)
+
+
+def _check_present(samples: Samples, max_failures: float) -> None:
+    """Stop if more than ``max_failures`` of the files are absent; warn if some are."""
+    listings: dict[Path, set[str]] = {}
+    absent = []
+    for i in range(len(samples)):
+        file = samples.file(i)
+        if file.parent not in listings:
+            listings[file.parent] = set(os.listdir(file.parent)) if file.parent.is_dir() else set()
+        if file.name not in listings[file.parent] and not file.exists():
+            absent.append(i)
+    if not absent:
+        return
+    text = f"{len(absent)} of {len(samples)} files are missing, e.g. {samples.file(absent[0])}"
+    if len(absent) > max_failures * len(samples):
+        raise TooManyFailuresError(
+            f"{text}: more than max_failures={max_failures:g} allows. Pass root= the folder that the paths start from, "
+            "or drop the rows"
+        )
+    warnings.warn(f"{text}; they will be listed in failures.csv", stacklevel=4)
