@@ -94,7 +94,7 @@ def _read_text(source: Path, separator: str, text: list[str]) -> pd.DataFrame:
 
 
 def _plain(values: pd.Series) -> pd.Series:
-    """numpy types where they can hold the values; ``Int64`` and ``boolean`` where whole numbers or truths are missing."""
+    """numpy types where they can hold the values; ``Int64`` or ``boolean`` where a value is missing."""
     if pd.api.types.is_string_dtype(values.dtype):
         return values.astype(object).where(values.notna(), np.nan)
     if pd.api.types.is_float_dtype(values.dtype):
