@@ -1,0 +1,67 @@
+"""A fitted SAE on disk: ``model.safetensors`` (tensors) and ``config.json`` (the rest, with the tensors' hash)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from biosae.errors import FormatError
+from biosae.files import atomic_path, hash_file, read_json, write_json
+
+FORMAT = "biosae-sae"
+VERSION = 1
+SHAPES = {
+    "W_enc": "md", "b_enc": "m", "W_dec": "md", "b_dec": "d", "threshold": "", "mean": "d", "scale": "", "density": "m",
+}  # fmt: skip
+"""Tensors of the file and their axes: m latents, d features."""
+
+
+def write(folder: str | os.PathLike, tensors: dict[str, np.ndarray], config: dict[str, Any]) -> None:
+    """Write both files, each atomically; ``config.json`` comes last and holds the SHA-256 of the tensors."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = folder / "model.safetensors"
+    with atomic_path(model) as temporary:
+        safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary)
+    write_json(folder / "config.json", {"format": FORMAT, "version": VERSION, "sha256": hash_file(model), **config})
+
+
+def read(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read and check both files.
+
+    Raises
+    ------
+    FormatError
+        If a file is absent, corrupt, of another kind, of a newer version, or the two do not belong together.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise FormatError(f"{folder / 'config.json'} is not of a biosae SAE (its format is not {FORMAT!r})")
+    version = config.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise FormatError(
+            f"{folder} has format version {version!r}; this biosae reads up to {VERSION}: update biosae to open it"
+        )
+    model = folder / "model.safetensors"
+    if not model.is_file():
+        raise FormatError(f"{model} does not exist")
+    if hash_file(model) != config.get("sha256"):
+        raise FormatError(
+            f"{model} does not match the sha256 in config.json; it is corrupt, or the two files are not of one save"
+        )
+    try:
+        tensors = safetensors.numpy.load_file(model)
+    except Exception as error:  # safetensors has one error type, numpy others
+        raise FormatError(f"{model} is not a readable safetensors file ({error})") from None
+    sizes = {"m": config.get("n_latents"), "d": config.get("n_features")}
+    for name, axes in SHAPES.items():
+        shape = tuple(sizes[axis] for axis in axes)
+        if name not in tensors or tensors[name].shape != shape:
+            found = tensors[name].shape if name in tensors else "nothing"
+            raise FormatError(f"{model}: tensor {name!r} should have shape {shape}, found {found}")
+    return tensors, config

@@ -1,0 +1,209 @@
+"""Settings of one sparse autoencoder and the rules that turn them into numbers for given data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any
+
+from biosae.errors import InputError, nearest
+
+ARCHITECTURES = ("relu", "topk", "batchtopk")
+NORMALISATIONS = ("none", "centre", "unit_mean_square", "centre_scale", "layernorm")
+DECODER_INITS = ("data", "random")
+MIN_ROWS = 8
+
+
+@dataclass(eq=False)
+class SAEConfig:
+    """Every setting of :class:`biosae.sae.SAE`; ``None`` means that the value is chosen from the data."""
+
+    architecture: str = "topk"
+    """``relu`` (L1 penalty), ``topk`` (k latents a row) or ``batchtopk`` (k latents a row on average)."""
+    n_latents: int | None = None
+    """Number of latents m. None: the power of two nearest to min(8 d, n k / 50), at least 2."""
+    k: int = 32
+    """Active latents a row; unused by ``relu``; clipped to the number of latents."""
+    _: KW_ONLY
+    batch_size: int = 4096
+    """Largest batch in rows; the batch used is min(batch_size, max(256, n / 16))."""
+    n_steps: int | None = None
+    """Optimiser steps. None: see ``max_epochs``."""
+    max_epochs: float | None = None
+    """Passes over the training rows when ``n_steps`` is None. None: 100 passes, between 1,000 and 20,000 steps."""
+    learning_rate: float | None = None
+    """Adam step size. None: 2e-4 / sqrt(m / 2**14), at most 2e-3."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    decay: float = 0.2
+    """Share of the steps, at the end, over which the learning rate falls to 0."""
+    l1: float = 0.05
+    """Weight of the L1 penalty of ``relu``, in the units of the normalised rows."""
+    l1_warmup: float = 0.1
+    """Share of the steps over which the L1 weight rises from 0."""
+    normalise: str = "centre_scale"
+    """Input scaling while training: ``none``, ``centre``, ``unit_mean_square``, ``centre_scale`` or ``layernorm``."""
+    decoder_init: str = "data"
+    """Atoms start as training rows minus the bias (``data``) or as random directions (``random``)."""
+    aux_k: int | None = None
+    """Dead latents that model the residual in AuxK. None: the power of two nearest to d / 2; 0 switches AuxK off."""
+    aux_alpha: float = 1 / 32
+    """Weight of the AuxK loss."""
+    dead_after: int | None = None
+    """Rows without firing after which a latent counts as dead. None: min(10,000,000, training rows)."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    validation: float = 0.1
+    """Share of the rows held out (whole groups where groups are known); 0 holds out nothing."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``mps`` or another torch device."""
+    random_state: int | None = None
+    """Seed. None: drawn from the system and kept in ``random_state_``."""
+    verbose: bool = False
+    """Print one line at each logged step."""
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of all settings, in order."""
+        return [f.name for f in fields(SAEConfig)]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Settings as a dict (scikit-learn contract)."""
+        return {name: getattr(self, name) for name in self.names()}
+
+    def set_params(self, **params: Any) -> SAEConfig:
+        """Change settings and return self.
+
+        Raises
+        ------
+        InputError
+            For an unknown name; the message gives the nearest valid one.
+        """
+        for name in params:
+            if name not in self.names():
+                raise InputError(f"SAE has no setting {name!r}; {nearest(name, self.names())}")
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def validate(self) -> None:
+        """Check every value.
+
+        Raises
+        ------
+        InputError
+            That names the setting and what it accepts.
+        """
+        for name, choices in (
+            ("architecture", ARCHITECTURES),
+            ("normalise", NORMALISATIONS),
+            ("decoder_init", DECODER_INITS),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise InputError(f"{name}={value!r} is not known; {nearest(value, choices)}")
+        for name, least in (
+            ("n_latents", 1), ("k", 1), ("batch_size", 1), ("n_steps", 1), ("aux_k", 0), ("dead_after", 1),
+            ("random_state", 0),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            optional = value is None and name not in ("k", "batch_size")
+            if not optional and not (_is_whole(value) and value >= least):
+                raise InputError(f"{name}={value!r} must be a whole number >= {least}")
+        for name, low, high in (
+            ("max_epochs", 0, math.inf), ("learning_rate", 0, math.inf), ("l1", -math.inf, math.inf),
+            ("clip_norm", 0, math.inf), ("aux_alpha", -math.inf, math.inf),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is None and name in ("max_epochs", "learning_rate"):
+                continue
+            if not (_is_real(value) and low < value < high) or (low < 0 and value < 0):
+                raise InputError(f"{name}={value!r} must be a positive number" + (" or 0" if low < 0 else ""))
+        for name in ("warmup", "decay", "l1_warmup", "validation"):
+            value = getattr(self, name)
+            if not (_is_real(value) and 0 <= value < 1):
+                raise InputError(f"{name}={value!r} is a share and must lie in [0, 1)")
+        if self.warmup + self.decay > 1:
+            raise InputError(f"warmup + decay = {self.warmup + self.decay} exceeds 1: no steps are left between them")
+
+
+def _is_whole(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) or hasattr(value, "__float__")
+
+
+def nearest_power_of_two(value: float) -> int:
+    """Power of two nearest to ``value`` on the log scale, at least 1."""
+    return 2 ** max(0, round(math.log2(max(value, 1.0))))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of one training run, after the rules of :class:`SAEConfig` met the data."""
+
+    n_latents: int
+    k: int
+    batch_size: int
+    n_steps: int
+    learning_rate: float
+    aux_k: int
+    dead_after: int
+    warmup_steps: int
+    decay_start: int
+    l1_warmup_steps: int
+
+
+def resolve(config: SAEConfig, n_rows: int, n_features: int) -> Plan:
+    """Numbers for ``n_rows`` training rows of width ``n_features``.
+
+    Raises
+    ------
+    InputError
+        If a setting is invalid or there are fewer than 8 training rows.
+    """
+    config.validate()
+    if n_rows < MIN_ROWS:
+        raise InputError(f"{n_rows} training rows are too few: at least {MIN_ROWS} are needed, thousands to be useful")
+    latents = config.n_latents
+    if latents is None:
+        latents = max(2, nearest_power_of_two(min(8 * n_features, n_rows * config.k / 50)))
+    latents = int(latents)
+    batch = min(config.batch_size, max(256, n_rows // 16), n_rows)
+    per_epoch = max(1, n_rows // batch)
+    steps = config.n_steps
+    if steps is None:
+        if config.max_epochs is not None:
+            steps = max(1, math.ceil(config.max_epochs * per_epoch))
+        else:
+            steps = min(max(100 * per_epoch, 1000), 20_000)
+    steps = int(steps)
+    rate = config.learning_rate
+    if rate is None:
+        rate = min(2e-4 / math.sqrt(latents / 2**14), 2e-3)
+    aux = config.aux_k if config.aux_k is not None else nearest_power_of_two(n_features / 2)
+    return Plan(
+        n_latents=latents,
+        k=min(int(config.k), latents),
+        batch_size=int(batch),
+        n_steps=steps,
+        learning_rate=float(rate),
+        aux_k=min(int(aux), latents),
+        dead_after=int(config.dead_after or min(10_000_000, n_rows)),
+        warmup_steps=round(config.warmup * steps),
+        decay_start=steps - round(config.decay * steps),
+        l1_warmup_steps=round(config.l1_warmup * steps),
+    )
+
+
+def rate_at(plan: Plan, step: int) -> float:
+    """Learning rate of step 0, 1, ...: linear warm-up from 0, constant, linear decay to 0 (section 0.7).
+
+    The last step still has a positive rate.
+    """
+    rise = min(1.0, (step + 1) / plan.warmup_steps) if plan.warmup_steps else 1.0
+    left = plan.n_steps - plan.decay_start
+    fall = min(1.0, (plan.n_steps - step) / left) if left else 1.0
+    return plan.learning_rate * rise * fall

@@ -1,0 +1,375 @@
+"""The public estimator: fit on embeddings, sparse codes out, exact round trip through a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+
+from biosae import provenance
+from biosae.errors import FormatError, IdentityError, InputError, NotFittedError
+from biosae.sae import checkpoint
+from biosae.sae.config import Plan, SAEConfig, resolve
+from biosae.sae.metrics import Quality
+from biosae.sae.model import SparseAutoencoder
+from biosae.sae.normalise import Normaliser, layernorm, moments
+from biosae.sae.rows import IN_MEMORY, Rows, groups_of, hold_out
+from biosae.sae.train import train
+from biosae.settings import resolve_device
+
+CHUNK = 256
+"""Rows of every encoder product; a short last chunk is padded, so that a row's code never depends on its company."""
+INIT_ROWS = 32_768
+CALIBRATION_ROWS = 16_384
+STATE = (
+    "k", "batch_size", "n_steps", "learning_rate", "aux_k", "dead_after", "random_state", "metrics", "history",
+    "validation", "identity", "fingerprint", "training_groups", "groups_salt", "provenance",
+)  # fmt: skip
+"""Fitted attributes (without their ``_``) that ``config.json`` holds."""
+
+
+class SAE(SAEConfig):
+    """Sparse autoencoder of embeddings.
+
+    ``z = activation((x - b) W_enc^T + b_enc)`` and ``x_hat = z D + b`` with non-negative sparse codes z (n, m),
+    unit-norm atoms D (m, d) and bias b (d,). A code is in the units of the embedding: latent j with value z moves the
+    reconstruction by z along its atom. Parameters are those of :class:`biosae.sae.config.SAEConfig`.
+
+    Attributes
+    ----------
+    decoder_ : ndarray (m, d), float32
+        Atoms, in the encoder's own space (for ``layernorm``: the space of layer-normalised rows).
+    bias_ : ndarray (d,)
+        Reconstruction of an empty code.
+    n_features_in_, n_latents_, k_, batch_size_, n_steps_, learning_rate_, aux_k_, dead_after_, random_state_
+        Numbers used, given or chosen.
+    metrics_ : dict
+        Quality on the training rows (see :meth:`biosae.sae.metrics.Quality.summary`), and ``fvu_val``, ``l0_val``,
+        ``n_rows_val`` on the held-out rows (NaN and 0 where none could be held out).
+    density_ : ndarray (m,)
+        Share of training rows in which each latent is active.
+    history_ : list of dict
+        ``step, loss, fvu, l0, dead, lr`` of about 50 batches.
+    validation_ : dict
+        How rows were held out: ``by`` (``row``, ``sample``, ``patient``, ``groups``), ``n_groups``, ``n_rows``.
+    identity_, fingerprint_ : dict or None, str or None
+        Encoder, layer and preprocessing of the embeddings, where they are known.
+    training_groups_ : tuple of str
+        Salted SHA-256 of the groups (patients) trained on; ask with :meth:`trained_on`.
+
+    References
+    ----------
+    ReLU + L1: Bricken et al. 2023. TopK and AuxK: Gao et al. 2024, arXiv 2406.04093. BatchTopK: Bussmann et al. 2024,
+    arXiv 2412.06410.
+    """
+
+    def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> SAE:
+        """Fit to embeddings.
+
+        Parameters
+        ----------
+        X
+            (n, d): array, tensor or data frame, or :class:`biosae.Embeddings` (read in blocks).
+        y
+            Ignored.
+        groups
+            Label (patient) of each row or sample; whole groups are held out for validation. None: the ``patient``
+            column of the embeddings if there is one.
+
+        Raises
+        ------
+        InputError
+            For NaN, infinity, sparse or too little input, or an invalid setting.
+        """
+        self.validate()
+        rows = Rows(X)
+        seed = self.random_state
+        seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else int(seed)
+        labels, by = groups_of(rows, groups)
+        held = hold_out(rows.n, labels, self.validation, np.random.default_rng(seed))
+        train_rows = np.flatnonzero(~held)
+        plan = resolve(self, len(train_rows), rows.d)
+        device = torch.device(resolve_device(self.device))
+        generator = torch.Generator().manual_seed(seed)
+
+        rowwise = self.normalise == "layernorm"
+        ready = (lambda x: layernorm(x)[0]) if rowwise else (lambda x: x)
+        mean, deviation = moments(ready(x[~held[start : start + len(x)]]) for start, x in rows.blocks())
+        normaliser = Normaliser.fit(self.normalise, mean, deviation)
+
+        def take(index: torch.Tensor) -> torch.Tensor:
+            return normaliser.apply(torch.from_numpy(ready(rows.take(train_rows[index.numpy()]))).to(device))
+
+        n = len(train_rows)
+        if 4 * n * rows.d <= IN_MEMORY:
+            table = take(torch.arange(n))
+
+            def take_row(index: torch.Tensor) -> torch.Tensor:
+                return table[index.to(device)]
+        else:
+            take_row = take
+
+        model = SparseAutoencoder(rows.d, plan.n_latents, architecture=self.architecture, k=plan.k).to(device)
+        first = torch.randperm(n, generator=generator)[:INIT_ROWS]
+        model.initialise(take_row(first).cpu(), atoms=self.decoder_init, generator=generator)
+        history = train(model, take_row, n, config=self, plan=plan, generator=generator)
+        if self.architecture == "batchtopk":
+            model.threshold.fill_(_calibrate(model, take_row, n, plan.k, generator))
+        normaliser.fold_(model)
+
+        self._keep_plan(plan, seed, rows.d)
+        self.normaliser_, self.identity_, self.fingerprint_ = normaliser, rows.identity, rows.fingerprint
+        self._keep_model(model)
+        self.history_ = history
+        self._measure(rows, held)
+        n_groups = 0 if labels is None else len(set(labels[held]))
+        self.validation_ = {"by": by, "n_groups": n_groups, "n_rows": int(held.sum())}
+        self.groups_salt_ = hashlib.sha256(self.decoder_.tobytes()).hexdigest()[:32]
+        named = set(labels[~held]) if by in ("groups", "patient") else set()
+        self.training_groups_ = tuple(sorted(self._hash_group(g) for g in named))
+        self.provenance_ = provenance.record(seed=seed, threads=torch.get_num_threads(), device=device.type)
+        return self
+
+    def transform(self, X: Any) -> scipy.sparse.csr_matrix:
+        """Codes of embeddings.
+
+        Returns
+        -------
+        csr_matrix (n, m), float32
+            Sorted indices, no explicit zeros, in the units of the embedding. The code of a row does not depend on
+            the other rows.
+
+        Raises
+        ------
+        IdentityError
+            If X comes from another encoder, layer or preprocessing than the training embeddings.
+        InputError
+            For NaN, infinity or another number of features.
+        NotFittedError
+            Before ``fit`` or ``load``.
+        """
+        rows = self._rows(X)
+        return scipy.sparse.vstack([self._codes(x) for _, x in rows.blocks()], format="csr", dtype=np.float32)
+
+    def fit_transform(self, X: Any, y: Any = None, *, groups: Any = None) -> scipy.sparse.csr_matrix:
+        """``fit`` and then ``transform`` the same rows (training rows included)."""
+        return self.fit(X, y, groups=groups).transform(X)
+
+    def inverse_transform(self, Z: Any, *, like: Any = None) -> np.ndarray:
+        """Reconstructions z D + b, float32 (n, d), without making sparse codes dense.
+
+        Parameters
+        ----------
+        Z
+            Codes, (n, m), sparse or dense.
+        like
+            The embeddings that the codes came from; needed by ``normalise="layernorm"`` only, whose row means and
+            deviations are not in the codes.
+
+        Raises
+        ------
+        InputError
+            If Z does not have m columns, or ``like`` is needed and absent.
+        """
+        self._check_fitted()
+        Z = Z.tocsr() if scipy.sparse.issparse(Z) else np.asarray(Z, np.float32)
+        if Z.ndim != 2 or Z.shape[1] != self.n_latents_:
+            raise InputError(f"codes have shape {Z.shape}; this SAE has {self.n_latents_} latents (columns)")
+        if not self.normaliser_.rowwise:
+            return self._decode(Z, None)
+        if like is None:
+            raise InputError("with normalise='layernorm' pass like=X: row means and deviations are not in the codes")
+        rows = self._rows(like)
+        if rows.n != Z.shape[0]:
+            raise InputError(f"like has {rows.n} rows, the codes have {Z.shape[0]}")
+        return np.concatenate([self._decode(Z[start : start + len(x)], x) for start, x in rows.blocks()])
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Minus the fraction of variance unexplained on X, about X's own mean (higher is better, 0 is best)."""
+        return -self.evaluate(X)["fvu"]
+
+    def evaluate(self, X: Any) -> dict[str, float]:
+        """All quality numbers on X: see :meth:`biosae.sae.metrics.Quality.summary`."""
+        rows = self._rows(X)
+        quality = Quality(self.bias_, self.n_latents_)
+        for _, x in rows.blocks():
+            z = self._codes(x)
+            quality.update(x, self._decode(z, x), z)
+        return quality.summary()
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of latents: ``L0000``, ``L0001``, ..."""
+        self._check_fitted()
+        width = max(4, len(str(self.n_latents_ - 1)))
+        return np.asarray([f"L{j:0{width}d}" for j in range(self.n_latents_)], dtype=object)
+
+    def trained_on(self, names: Any) -> np.ndarray:
+        """Which of these groups (patients) were among the training rows, bool (len(names),).
+
+        Raises
+        ------
+        InputError
+            If the SAE was fitted without groups, so that nobody can know.
+        """
+        self._check_fitted()
+        if not self.training_groups_:
+            raise InputError("this SAE was fitted without patients or groups; which ones it has seen is not recorded")
+        known = set(self.training_groups_)
+        return np.asarray([self._hash_group(str(name)) in known for name in names], dtype=bool)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write ``model.safetensors`` and ``config.json`` (docs/file-formats.md); an existing save is replaced."""
+        self._check_fitted()
+        m, identity = self._model, self.identity_ or {}
+        tensors = {name: value.detach().cpu().numpy() for name, value in m.state_dict().items()}
+        tensors |= {
+            "mean": self.normaliser_.mean.astype(np.float64),
+            "scale": np.float64(self.normaliser_.scale),
+            "density": self.density_,
+        }
+        config = {
+            "params": self.get_params(),
+            "n_latents": self.n_latents_,
+            "n_features": self.n_features_in_,
+            "rowwise": self.normaliser_.rowwise,
+            "licence": identity.get("licence"),
+            "derivatives_restricted": identity.get("derivatives_restricted"),
+            **{name: getattr(self, f"{name}_") for name in STATE},
+        }
+        checkpoint.write(folder, tensors, config)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, *, device: str = "auto") -> SAE:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        FormatError
+            If the folder is incomplete, corrupt, foreign or of a newer version.
+        """
+        tensors, config = checkpoint.read(folder)
+        try:
+            sae = cls().set_params(**config["params"])
+            sae.validate()
+            for name in STATE:
+                setattr(sae, f"{name}_", config[name])
+            sae.training_groups_ = tuple(sae.training_groups_)
+            sae.n_features_in_, sae.n_latents_ = config["n_features"], config["n_latents"]
+            sae.normaliser_ = Normaliser(tensors["mean"], float(tensors["scale"]), bool(config["rowwise"]))
+        except (KeyError, TypeError, InputError) as error:
+            raise FormatError(f"{os.fspath(folder)}/config.json is incomplete or inconsistent ({error})") from None
+        sae.density_ = tensors["density"]
+        model = SparseAutoencoder(sae.n_features_in_, sae.n_latents_, architecture=sae.architecture, k=sae.k_)
+        model.load_state_dict({k: torch.from_numpy(tensors[k].copy()) for k in model.state_dict()})
+        sae._keep_model(model.to(resolve_device(device)))
+        return sae
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_model")
+
+    def __sklearn_tags__(self) -> Any:
+        utils = importlib.import_module("sklearn.utils")  # asked for by scikit-learn alone, which is then loaded
+        return utils.Tags(
+            estimator_type=None,
+            target_tags=utils.TargetTags(required=False),
+            transformer_tags=utils.TransformerTags(preserves_dtype=[]),
+        )
+
+    # ------------------------------------------------------------------------------------------------ internal
+
+    def _keep_plan(self, plan: Plan, seed: int, n_features: int) -> None:
+        self.n_features_in_, self.n_latents_, self.k_ = n_features, plan.n_latents, plan.k
+        self.batch_size_, self.n_steps_, self.learning_rate_ = plan.batch_size, plan.n_steps, plan.learning_rate
+        self.aux_k_, self.dead_after_, self.random_state_ = plan.aux_k, plan.dead_after, seed
+
+    def _keep_model(self, model: SparseAutoencoder) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self.decoder_ = model.W_dec.detach().cpu().numpy().copy()
+        self.bias_ = model.b_dec.detach().cpu().numpy().copy()
+
+    def _measure(self, rows: Rows, held: np.ndarray) -> None:
+        seen, unseen = Quality(self.bias_, self.n_latents_), Quality(self.bias_, self.n_latents_)
+        for start, x in rows.blocks():
+            z = self._codes(x)
+            x_hat, out = self._decode(z, x), held[start : start + len(x)]
+            for quality, part in ((seen, ~out), (unseen, out)):
+                if part.any():
+                    quality.update(x[part], x_hat[part], z[part])
+        self.metrics_, self.density_ = seen.summary(), seen.density
+        val = unseen.summary() if unseen.n else {"fvu": float("nan"), "l0": float("nan"), "n_rows": 0}
+        self.metrics_ |= {f"{name}_val": val[name] for name in ("fvu", "l0", "n_rows")}
+
+    @torch.no_grad()
+    def _codes(self, x: np.ndarray) -> scipy.sparse.csr_matrix:
+        """Codes of float32 rows (n, d)."""
+        u = layernorm(x)[0] if self.normaliser_.rowwise else x
+        counts, columns, values = [np.zeros(1, np.int64)], [], []
+        for start in range(0, len(u), CHUNK):
+            part = u[start : start + CHUNK]
+            padded = np.zeros((CHUNK, u.shape[1]), np.float32)
+            padded[: len(part)] = part
+            z = self._model.encode(torch.from_numpy(padded).to(self._model.b_dec.device))[: len(part)].cpu()
+            row, column = z.nonzero(as_tuple=True)
+            counts.append(torch.bincount(row, minlength=len(part)).numpy())
+            columns.append(column.numpy().astype(np.int32))
+            values.append(z[row, column].numpy())
+        data = (np.concatenate(values), np.concatenate(columns), np.cumsum(np.concatenate(counts)))
+        return scipy.sparse.csr_matrix(data, shape=(len(u), self.n_latents_))
+
+    def _decode(self, z: Any, x: np.ndarray | None) -> np.ndarray:
+        """Reconstructions float32 (n, d); ``x``: the rows, whose layer normalisation is undone."""
+        u = np.asarray(z @ self.decoder_, np.float32) + self.bias_
+        if not self.normaliser_.rowwise:
+            return u
+        _, mean, divisor = layernorm(x)
+        return u * divisor + mean
+
+    def _rows(self, X: Any) -> Rows:
+        self._check_fitted()
+        rows = Rows(X)
+        if rows.d != self.n_features_in_:
+            raise InputError(
+                f"X has {rows.d} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
+                "input: these rows come from another encoder or layer than the training rows"
+            )
+        if self.fingerprint_ and rows.fingerprint and rows.fingerprint != self.fingerprint_:
+            ours, theirs = self.identity_ or {}, rows.identity or {}
+            keys = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
+            differ = "; ".join(f"{k}: trained on {ours.get(k)!r}, given {theirs.get(k)!r}" for k in keys)
+            raise IdentityError(
+                f"these embeddings are not of the kind this SAE was fitted to ({differ}); embed the samples with the "
+                "same encoder, layer, pooling and preprocessing, or fit a new SAE"
+            )
+        return rows
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "_model"):
+            raise NotFittedError("this SAE is not fitted yet: call fit(X) first, or SAE.load(folder)")
+
+    def _hash_group(self, name: str) -> str:
+        return hashlib.sha256(f"{self.groups_salt_}:{name}".encode()).hexdigest()
+
+
+@torch.no_grad()
+def _calibrate(model: SparseAutoencoder, take: Any, n: int, k: int, generator: torch.Generator) -> float:
+    """Threshold that keeps k latents a row on average over (up to 16,384 random) training rows.
+
+    It lies just below the (k n)-th largest positive pre-activation; each row offers its 8 k largest to the ranking.
+    """
+    index = torch.randperm(n, generator=generator)[:CALIBRATION_ROWS]
+    best = []
+    for part in index.split(CHUNK):
+        a = torch.relu(model.preactivations(take(part)))
+        best.append(a.topk(min(8 * k, a.shape[1]), dim=1).values.flatten().cpu())
+    ranked = torch.cat(best)
+    ranked = ranked[ranked > 0]
+    wanted = k * len(index)
+    if len(ranked) <= wanted:
+        return 0.0
+    last, following = ranked.topk(wanted + 1).values[-2:].tolist()
+    return (last + following) / 2

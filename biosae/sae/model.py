@@ -1,0 +1,131 @@
+"""The autoencoder itself: parameters, encoding, decoding, initialisation, the unit-norm constraint."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from biosae.sae import activations
+
+ZERO_NORM = 1e-12
+
+
+class SparseAutoencoder(nn.Module):
+    """a = (x - b_dec) W_enc^T + b_enc,  z = activation(a),  x_hat = z W_dec + b_dec.
+
+    ``W_enc`` is stored with one latent a row, (m, d), like ``W_dec``; ``threshold`` is used by ``batchtopk`` in
+    evaluation mode only, so that the code of a row never depends on other rows.
+    """
+
+    def __init__(self, n_features: int, n_latents: int, *, architecture: str, k: int) -> None:
+        super().__init__()
+        self.architecture, self.k = architecture, k
+        self.W_enc = nn.Parameter(torch.zeros(n_latents, n_features))
+        self.b_enc = nn.Parameter(torch.zeros(n_latents))
+        self.W_dec = nn.Parameter(torch.zeros(n_latents, n_features))
+        self.b_dec = nn.Parameter(torch.zeros(n_features))
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def preactivations(self, x: torch.Tensor) -> torch.Tensor:
+        """Pre-activations a, (n, m)."""
+        return F.linear(x - self.b_dec, self.W_enc, self.b_enc)
+
+    def activate(self, a: torch.Tensor) -> torch.Tensor:
+        """Codes z, (n, m), by the rule of the architecture and the mode (training or evaluation)."""
+        if self.architecture == "relu":
+            return activations.relu(a)
+        if self.architecture == "topk":
+            return activations.topk(a, self.k)
+        if self.training:
+            return activations.batchtopk(a, self.k)
+        return activations.above(a, self.threshold)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Codes z of rows x."""
+        return self.activate(self.preactivations(x))
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Reconstruction z W_dec + b_dec, (n, d)."""
+        return torch.addmm(self.b_dec, z, self.W_dec)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pre-activations, codes and reconstruction."""
+        a = self.preactivations(x)
+        z = self.activate(a)
+        return a, z, self.decode(z)
+
+    @torch.no_grad()
+    def initialise(self, rows: torch.Tensor, *, atoms: str, generator: torch.Generator) -> None:
+        """Start from data (section 2d): geometric median, unit atoms, W_enc = W_dec scaled to the input norm.
+
+        Parameters
+        ----------
+        rows
+            Normalised training rows, (n, d), on the CPU.
+        atoms
+            ``data``: rows minus the bias, drawn without replacement as far as they last; ``random``: directions.
+        generator
+            CPU generator.
+        """
+        n_latents, width = self.W_dec.shape
+        bias = geometric_median(rows)
+        if atoms == "data":
+            passes = -(-n_latents // len(rows))
+            order = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(passes)])[:n_latents]
+            start = rows[order] - bias
+            if passes > 1:  # a second copy of a row must not be the same latent
+                noise = torch.randn(start.shape, generator=generator) / width**0.5
+                noise[: len(rows)] = 0
+                start = start + 0.5 * noise * start.norm(dim=1, keepdim=True)
+        else:
+            start = torch.randn(n_latents, width, generator=generator)
+        unit_rows_(start, generator=generator)
+        self.b_dec.copy_(bias)
+        self.W_dec.copy_(start)
+        self.W_enc.copy_(start)
+        self.b_enc.zero_()
+        probe = torch.randn(256, width, generator=generator)
+        unit_rows_(probe, generator=generator)
+        was_training = self.training
+        self.train()
+        _, _, x_hat = self(probe.to(self.b_dec.device) + self.b_dec)
+        self.train(was_training)
+        gain = (x_hat - self.b_dec).norm(dim=1).mean()
+        if gain > ZERO_NORM:
+            self.W_enc.div_(gain)
+
+    @torch.no_grad()
+    def project_gradient(self) -> None:
+        """Remove from the decoder's gradient the part along each atom (atoms have unit norm)."""
+        grad = self.W_dec.grad
+        along = torch.einsum("md,md->m", grad, self.W_dec.detach())
+        grad.addcmul_(along[:, None], self.W_dec.detach(), value=-1)
+
+
+@torch.no_grad()
+def unit_rows_(weight: torch.Tensor, *, generator: torch.Generator | None = None) -> None:
+    """Scale rows to unit norm in place; with a ``generator``, rows of norm < 1e-12 are drawn anew."""
+    norm = weight.norm(dim=1, keepdim=True)
+    if generator is not None and bool((norm < ZERO_NORM).any()):
+        zero = norm.squeeze(1) < ZERO_NORM
+        weight[zero] = torch.randn(int(zero.sum()), weight.shape[1], generator=generator).to(weight)
+        norm = weight.norm(dim=1, keepdim=True)
+    weight.div_(norm.clamp_min(ZERO_NORM))
+
+
+def geometric_median(x: torch.Tensor, *, max_iterations: int = 100, tolerance: float = 1e-5) -> torch.Tensor:
+    """Point with the least summed distance to the rows of x, (d,), by Weiszfeld's iteration from the mean.
+
+    w_i = 1 / max(||x_i - m||, 1e-12), m <- sum w_i x_i / sum w_i, until a step is < ``tolerance`` (section 0.4).
+    """
+    x = x.double()
+    median = x.mean(0)
+    for _ in range(max_iterations):
+        weight = 1 / (x - median).norm(dim=1).clamp_min(ZERO_NORM)
+        moved = (weight @ x) / weight.sum()
+        step = (moved - median).norm()
+        median = moved
+        if step < tolerance:
+            break
+    return median.float()
