@@ -247,13 +247,13 @@ def phantom(
         "size": size,
         "cell_types": list(cell_types),
         "scanners": [str(s) for s in scanners],
-        "scanner_effect": float(scanner_effect),
-        "label_scanner_correlation": float(label_scanner_correlation),
-        "label_effect": float(label_effect),
-        "count_effect": float(count_effect),
-        "patient_sd": float(patient_sd),
-        "slide_sd": float(slide_sd),
-        "stain_variation": float(stain_variation),
+        "scanner_effect": scanner_effect,
+        "label_scanner_correlation": label_scanner_correlation,
+        "label_effect": label_effect,
+        "count_effect": count_effect,
+        "patient_sd": patient_sd,
+        "slide_sd": slide_sd,
+        "stain_variation": stain_variation,
         "random_state": random_state,
     }
     _check(kind, parameters)
@@ -277,19 +277,19 @@ _RANGES = {
     "slide_sd": (0, 2),
     "stain_variation": (0, 5),
 }
+_WHOLE = ("n_patients", "n_slides", "n_tiles", "size", "random_state")
 
 
 def _check(kind: str, parameters: dict[str, Any]) -> None:
     if kind != "histology":
         raise InputError(f"no phantom of kind {kind!r}; {nearest(kind, ['histology'])}")
     for name, (low, high) in _RANGES.items():
-        value = parameters[name]
-        if not isinstance(value, float):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise InputError(f"{name}={value!r} must be a whole number")
-            parameters[name] = int(value)
+        value, whole = parameters[name], name in _WHOLE
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer) if whole else (int, float, np.number)):
+            raise InputError(f"{name}={value!r} must be a {'whole ' * whole}number")
         if not low <= value <= high:
             raise InputError(f"{name}={value!r} must lie between {low} and {high}")
+        parameters[name] = int(value) if whole else float(value)
     for name in ("cell_types", "scanners"):
         names = parameters[name]
         if not names or len(set(names)) < len(names):

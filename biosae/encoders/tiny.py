@@ -1,6 +1,6 @@
 """The bundled tiny histology encoder: a small convolution network trained on phantom tiles only.
 
-It exists so that the demo and the tests run without a download. It has seen no patient tissue and must not be used on any.
+It lets the demo and the tests run without a download. It has seen no patient tissue and must not be used on any.
 ``biosae/encoders/weights/tiny_histology`` holds its weights; ``biosae.encoders.pretrain.tiny_histology`` makes them.
 """
 
