@@ -1,0 +1,358 @@
+"""Samples through a frozen encoder into an embeddings folder: read ahead in threads, resumable, failures collected."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from biosae.data.failures import FailureLog
+from biosae.embeddings import shards
+from biosae.embeddings.batches import Job, Loaded, load_batch, make_jobs, prefetch
+from biosae.embeddings.store import Embeddings
+from biosae.errors import InputError, TooManyFailuresError, nearest
+from biosae.settings import settings
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHARD_SAMPLES, SHARD_SAMPLES_TOKENS = 1024, 64
+
+
+@dataclass
+class _Open:
+    """A layer's folder while it is filled, and the shard being collected."""
+
+    name: str
+    folder: Path
+    plan: dict[str, Any]
+    entries: dict[int, dict[str, Any]]
+    grid: list[int] | None = None
+    blocks: list[np.ndarray] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    failed: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+
+def embed(
+    samples: Any,
+    encoder: Any,
+    *,
+    layer: int | str | Sequence[int | str] = -1,
+    pool: str = "default",
+    out: str | os.PathLike,
+    batch_size: int = 64,
+    n_jobs: int | None = None,
+    dtype: str = "float32",
+    precision: str = "float32",
+    shard_samples: int | None = None,
+    max_failures: float = 0.05,
+    failures: str | os.PathLike | None = None,
+    retry_failures: bool = False,
+    device: str = "auto",
+    resume: bool = True,
+) -> Embeddings | dict[str, Embeddings]:
+    """Embed samples with a frozen encoder; a killed call is completed by calling again with the same arguments.
+
+    Reading and preprocessing run in threads ahead of the forward pass. The folder written does not depend on
+    ``n_jobs`` or on how often the work was interrupted: it is the same to the byte on the same machine.
+
+    Parameters
+    ----------
+    samples
+        :class:`biosae.Samples`: ``samples[i]`` is ``uint8 (H, W, 3)``. Reading must be safe in threads.
+    encoder
+        An encoder, or the name of one for :func:`biosae.encoders.load`.
+    layer
+        A layer's name or number (negative from the end), or several: one forward pass then serves all of them.
+    pool
+        ``"default"`` (the encoder's own), ``"cls"``, ``"mean"``, ``"cls+mean"``, or ``"tokens"`` for one row a token.
+    out
+        Folder; each layer goes to ``out/<encoder>/<layer>/``.
+    batch_size
+        Samples in one forward pass.
+    n_jobs
+        Threads that read and preprocess; 0 reads between forward passes; None takes ``settings.n_jobs``.
+    dtype
+        How numbers are stored, ``"float32"`` or ``"float16"``.
+    precision
+        Arithmetic of the forward pass: ``"float32"``, or ``"bfloat16"``/``"float16"`` by autocast.
+    shard_samples
+        Samples in one shard, the unit that an interrupted call can lose; by default 1024, or 64 for tokens.
+    max_failures
+        Largest share of samples that may fail, between 0 and 1.
+    failures
+        The ``failures.csv`` to which failed samples are reported; by default ``out/failures.csv``.
+    retry_failures
+        Compute shards with failed samples again; by default a recorded failure stays one.
+    device
+        Where an encoder given by name is loaded; an encoder object stays where it is.
+    resume
+        False deletes what the layer's folder holds and starts over.
+
+    Returns
+    -------
+    Embeddings, or a dict of layer name to Embeddings if ``layer`` is a list. Samples that failed are absent.
+
+    Raises
+    ------
+    InputError
+        For arguments that cannot be meant, and when the forward pass runs out of memory.
+    IdentityError
+        If the folder was begun with another encoder, layer, pooling, samples, dtype or precision.
+    TooManyFailuresError
+        If more than ``max_failures`` of the samples fail; finished shards and ``failures.csv`` stay.
+    """
+    if len(samples) == 0:
+        raise InputError("there are no samples to embed")
+    for name, value, valid in (("dtype", dtype, shards.DTYPES), ("precision", precision, PRECISIONS)):
+        if value not in valid:
+            raise InputError(f"{name}={value!r}; {nearest(value, valid)}")
+    if shard_samples is None:
+        shard_samples = SHARD_SAMPLES_TOKENS if pool == "tokens" else SHARD_SAMPLES
+    n_jobs = settings.n_jobs if n_jobs is None else n_jobs
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("shard_samples", shard_samples, 1),
+        ("n_jobs", n_jobs, 0),
+    ):
+        if int(value) != value or value < least:
+            raise InputError(f"{name}={value} must be a whole number of at least {least}")
+    several = isinstance(layer, Sequence) and not isinstance(layer, str)
+    if several and not layer:
+        raise InputError("layer=[] names no layer")
+    if isinstance(encoder, str | os.PathLike):
+        from biosae.encoders import load
+
+        encoder = load(encoder, device=device)
+    shards.obs_bytes(samples.obs, roles=samples.roles, mpp=samples.mpp)  # refuse before the work, not after it
+
+    layers = list(dict.fromkeys(encoder.resolve_layer(one) for one in (layer if several else [layer])))
+    opened = [
+        _open_layer(samples, encoder, name, pool, Path(out), dtype, precision, shard_samples, resume, retry_failures)
+        for name in layers
+    ]
+    label = opened[0].plan["identity"]["encoder"]
+    log = _Log(Path(failures or Path(out) / "failures.csv"), f"embed/{label}", samples, max_failures)
+    log.restart(opened)
+    jobs = make_jobs({one.name: one.entries for one in opened}, len(samples), shard_samples, batch_size)
+    if jobs:
+        _run(samples, encoder, opened, jobs, pool=pool, n_jobs=n_jobs, batch_size=batch_size, log=log)
+        log.restart(opened)  # in order of the samples, however the work was interrupted
+    for one in opened:
+        shards.finish(one.folder, one.plan, [one.entries[i] for i in range(shards.n_shards(one.plan))], samples)
+    if len(log):
+        warnings.warn(f"{len(log)} of {len(samples)} samples were not embedded; see {log.path}", stacklevel=2)
+    found = {one.name: Embeddings.open(one.folder) for one in opened}
+    return found if several else found[layers[0]]
+
+
+def _open_layer(
+    samples: Any, encoder: Any, layer: str, pool: str, out: Path, dtype: str, precision: str, shard_samples: int,
+    resume: bool, retry_failures: bool,
+) -> _Open:  # fmt: skip
+    from biosae.encoders import fingerprint
+
+    identity = encoder.identity(layer, pool)
+    plan = shards.make_plan(
+        identity=identity,
+        identity_fingerprint=fingerprint(identity),
+        samples=samples,
+        dtype=dtype,
+        precision=precision,
+        shard_samples=shard_samples,
+    )
+    folder = out / safe_name(identity["encoder"]) / safe_name(layer)
+    entries = shards.begin(folder, plan, resume=resume)
+    if retry_failures:
+        entries = {i: e for i, e in entries.items() if not e["failures"]}
+    grid = next((e["grid"] for _, e in sorted(entries.items()) if e["grid"]), None)
+    return _Open(layer, folder, plan, entries, grid)
+
+
+def safe_name(name: str) -> str:
+    """A name as a folder's name: anything but letters, digits, ``. _ -`` becomes ``_``, and no leading dot.
+
+    >>> safe_name("hf-hub:MahmoodLab/uni")
+    'hf-hub_MahmoodLab_uni'
+    """
+    return re.sub(r"^\.+|[^A-Za-z0-9._-]", "_", name)
+
+
+class _Log:
+    """Failed samples of this call, once each, in ``failures.csv``."""
+
+    def __init__(self, path: Path, stage: str, samples: Any, max_failures: float) -> None:
+        self.path, self._stage, self._samples, self._max = path, stage, samples, max_failures
+
+    def restart(self, opened: Sequence[_Open]) -> None:
+        """Write the failures of all committed shards anew, ordered as the samples are."""
+        self._log = FailureLog(self.path, stage=self._stage, total=len(self._samples), max_failures=self._max)
+        for shard in sorted({i for one in opened for i in one.entries}):
+            known: dict[str, tuple[str, str]] = {}
+            for one in opened:
+                for name, reason, detail in one.entries.get(shard, {"failures": []})["failures"]:
+                    known.setdefault(name, (reason, detail))
+            first = shard * opened[0].plan["shard_samples"]
+            ids = self._samples.obs.index[first : first + opened[0].plan["shard_samples"]] if known else ()
+            self._add((i, *known[i]) for i in ids if i in known)
+
+    def batch(self, job: Job, failed: Mapping[int, tuple[str, str]]) -> None:
+        """Add the failures of one batch, by position."""
+        self._add((self._samples.obs.index[at], *failed[at]) for at in job.positions if at in failed)
+
+    def _add(self, rows: Iterable[tuple[str, str, str]]) -> None:
+        try:
+            for row in rows:
+                self._log.add(*row)
+        except TooManyFailuresError as error:
+            raise TooManyFailuresError(
+                f"{error}. Finished shards are kept: call embed() again to go on, with retry_failures=True once "
+                "files were repaired"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._log)
+
+
+def _run(
+    samples: Any, encoder: Any, opened: Sequence[_Open], jobs: Sequence[Job], *, pool: str, n_jobs: int,
+    batch_size: int, log: _Log,
+) -> None:  # fmt: skip
+    """Read, forward and write all jobs in order."""
+    from tqdm.auto import tqdm
+
+    device = torch.device(getattr(encoder, "device", "cpu"))
+    by_name = {one.name: one for one in opened}
+    precision = PRECISIONS[opened[0].plan["precision"]]
+    preprocess, pin = encoder.preprocess, device.type == "cuda"
+    loaded = prefetch(jobs, lambda job: load_batch(samples, preprocess, job.positions, pin), n_jobs)
+    n = len(samples)
+    with (
+        closing(loaded),
+        tqdm(
+            total=n,
+            initial=n - sum(len(job.positions) for job in jobs),
+            desc=f"embed {opened[0].plan['identity']['encoder']}",
+            unit=" samples",
+            disable=not settings.progress,
+        ) as bar,
+    ):
+        for job, batch, outputs in _forwarded(encoder, loaded, pool, device, precision):
+            failed = dict(batch.failed)
+            for name in job.layers:
+                bad = _collect(by_name[name], encoder, batch, outputs[name], pool)
+                by_name[name].failed.update({**batch.failed, **bad})
+                for at, why in bad.items():
+                    failed.setdefault(at, why)
+            log.batch(job, failed)
+            if job.closes:
+                for name in job.layers:
+                    _commit(by_name[name], job.shard, samples.obs.index, pool, batch_size, device.type)
+            bar.update(len(job.positions))
+            if len(log):
+                bar.set_postfix(failed=len(log), refresh=False)
+
+
+# outputs of one batch and layer: for each group of one shape, (positions, input height and width, array)
+_Outputs = list[tuple[list[int], tuple[int, int], np.ndarray]]
+
+
+def _forwarded(
+    encoder: Any, loaded: Iterable[tuple[Job, Loaded]], pool: str, device: torch.device, precision: Any
+) -> Iterator[tuple[Job, Loaded, dict[str, _Outputs]]]:
+    """Forward pass of every batch. The next batch is queued on the device before an earlier one is fetched from it."""
+    waiting: deque = deque()
+    for job, batch in loaded:
+        waiting.append((job, batch, _forward(encoder, job, batch, pool, device, precision)))
+        if len(waiting) > (device.type != "cpu"):
+            yield _fetched(*waiting.popleft())
+    while waiting:
+        yield _fetched(*waiting.popleft())
+
+
+def _forward(encoder: Any, job: Job, batch: Loaded, pool: str, device: torch.device, precision: Any) -> list:
+    outputs = []
+    autocast = nullcontext() if precision is None else torch.autocast(device.type, dtype=precision)
+    for shape, (images, members) in batch.groups.items():
+        try:
+            with torch.inference_mode(), autocast:
+                found = encoder.forward(images.to(device, non_blocking=True), list(job.layers), pool)
+        except Exception as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError) or "allocate memory" in str(error):
+                raise InputError(
+                    f"the forward pass ran out of memory with {len(members)} images of {shape}; give a smaller "
+                    "batch_size= (finished shards are kept)"
+                ) from error
+            why = ("forward_error", f"{type(error).__name__}: {error}")
+            batch.failed.update(dict.fromkeys(members, why))
+            continue
+        outputs.append((members, shape[1:], found))
+    return outputs
+
+
+def _fetched(job: Job, batch: Loaded, outputs: list) -> tuple[Job, Loaded, dict[str, _Outputs]]:
+    return job, batch, {
+        name: [(members, hw, found[name].detach().to("cpu", torch.float32).numpy()) for members, hw, found in outputs]
+        for name in job.layers
+    }  # fmt: skip
+
+
+def _collect(one: _Open, encoder: Any, batch: Loaded, outputs: _Outputs, pool: str) -> dict[int, tuple[str, str]]:
+    """Check a batch's embeddings and append the good ones to the open shard, by position; returns what failed."""
+    bad: dict[int, tuple[str, str]] = {}
+    good: list[np.ndarray] = []
+    positions: list[int] = []
+    for members, hw, values in outputs:
+        expected = (len(members), one.plan["identity"]["dim"])
+        if pool == "tokens":
+            grid = [int(side) for side in encoder.grid(one.name, hw)]
+            one.grid = one.grid or grid
+            if grid != one.grid:
+                why = f"{grid[0]} x {grid[1]} tokens; the first samples have {one.grid[0]} x {one.grid[1]}"
+                bad.update(dict.fromkeys(members, ("wrong_grid", why)))
+                continue
+            expected = (expected[0], grid[0] * grid[1], expected[1])
+        if values.shape != expected:
+            raise InputError(
+                f"the encoder returned {values.shape} for layer {one.name!r}, its identity says {expected}"
+            )
+        with np.errstate(over="ignore"):
+            stored = values.astype(one.plan["dtype"], copy=False).reshape(len(members), -1)
+        finite = np.isfinite(stored).all(axis=1)
+        for row in np.flatnonzero(~finite):
+            if np.isfinite(values[row]).all():
+                bad[members[row]] = ("exceeds_float16", f"largest value {np.abs(values[row]).max():.4g}; use float32")
+            else:
+                bad[members[row]] = ("non_finite", f"layer {one.name!r} gives NaN or infinity")
+        good.append(stored[finite])  # a copy, so that the encoder's own tensors can go
+        positions += [at for at, fine in zip(members, finite) if fine]
+    if positions:
+        rows = good[0] if len(good) == 1 else np.concatenate(good)[np.argsort(positions)]
+        one.blocks.append(rows.reshape(-1, one.plan["identity"]["dim"]))
+        one.positions += sorted(positions)
+    return bad
+
+
+def _commit(one: _Open, shard: int, ids: Any, pool: str, batch_size: int, device: str) -> None:
+    """Write the open shard of a layer and begin the next."""
+    tokens = one.grid and one.grid[0] * one.grid[1]
+    one.entries[shard] = shards.commit(
+        one.folder,
+        shard,
+        one.plan,
+        one.blocks or [np.empty((0, one.plan["identity"]["dim"]), one.plan["dtype"])],
+        ids=[ids[at] for at in one.positions],
+        failures=[[ids[at], *why] for at, why in sorted(one.failed.items())],
+        tokens_per_sample=tokens if pool == "tokens" else 1,
+        grid=one.grid,
+        batch_size=batch_size,
+        device=device,
+    )
+    one.blocks, one.positions, one.failed = [], [], {}
