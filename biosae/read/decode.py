@@ -15,7 +15,7 @@ from biosae.data.samples import ReadError
 from biosae.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP")
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 MAX_BYTES = 2**30
 _ZERO_TAIL = 64  # so many zero bytes do not end a healthy compressed stream
 _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT, _BITS, _COMPRESSION = 262, 284, 339, 258, 259  # TIFF tags
