@@ -8,8 +8,9 @@ from typing import Any
 
 from biosae.data import Samples
 from biosae.errors import InputError
-from biosae.files import atomic_path, hash_file, hash_json, write_json, write_table
+from biosae.files import atomic_path, write_json, write_table
 from biosae.pipeline.config import EncoderConfig, PipelineConfig, SamplesConfig, find_input
+from biosae.pipeline.inputs import content, in_split, read_samples
 from biosae.pipeline.stages import Stage
 from biosae.provenance import record
 
@@ -91,13 +92,13 @@ class Study:
     def _samples_stage(self, name: str, samples: SamplesConfig, target: str) -> Stage:
         inputs: dict[str, Any] = {"config": samples.model_dump(), "random_state": self.config.random_state}
         if samples.source != "phantom":
-            inputs["content"] = _content(find_input(samples.table, base=self.base))
+            inputs["content"] = content(find_input(samples.table, base=self.base))
         return Stage(name, inputs, (target,), lambda: self._write_samples(samples, target))
 
     def _embed_stage(self, encoder: EncoderConfig, views: list[View], samples: Stage, *, prefix: str) -> Stage:
         weights = None
         if encoder.weights not in (None, "random"):
-            weights = _content(find_input(encoder.weights, base=self.base))
+            weights = content(find_input(encoder.weights, base=self.base))
         inputs = {"samples": samples.key, "encoder": encoder.model_dump(exclude={"tokens", "role"}), "weights": weights}
         outputs = tuple(f"{prefix}{v.embeddings}/provenance.json" for v in views)
         return Stage(
@@ -189,7 +190,7 @@ class Study:
         emb = Embeddings.open(self.folder / view.embeddings)
         part = self._fit_on()
         if part is not None:
-            emb = emb.select(_in_split(emb.obs, part))
+            emb = emb.select(in_split(emb.obs, part))
         sae = SAE(c.architecture, n_latents=c.n_latents, k=c.k, random_state=self.config.random_state, **c.options)
         sae.fit(emb).save(self.folder / view.sae)
 
@@ -214,7 +215,7 @@ class Study:
         c = self.config.associate
         adata = self._latents(view.place("latents.h5ad"))
         if c.on is not None:
-            adata = adata[_in_split(adata.obs, c.on).to_numpy()].copy()
+            adata = adata[in_split(adata.obs, c.on).to_numpy()].copy()
         result = associate(
             adata,
             c.targets,
@@ -304,7 +305,7 @@ class Study:
         second.obs = second.obs.assign(**{target: second.obs[column] for target, column in t.targets.items()})
         first = self._latents(view.place("latents.h5ad"))
         if self.config.replicate is not None:
-            first = first[_in_split(first.obs, self.config.replicate.discovery).to_numpy()].copy()
+            first = first[in_split(first.obs, self.config.replicate.discovery).to_numpy()].copy()
         result = replicate(
             first,
             list(t.targets),
@@ -366,51 +367,3 @@ class Study:
 
     def _write(self, name: str, table: Any) -> None:
         write_table(self.folder / name, table)
-
-
-def read_samples(section: SamplesConfig, *, base: Path, random_state: int) -> Samples:
-    """Samples as a ``[samples]`` section describes them, split if it says so."""
-    from biosae.data import phantom, split
-    from biosae.read import images, tiles
-
-    if section.source == "phantom":
-        samples = phantom(**{"random_state": random_state, **section.phantom})
-    else:
-        reader = tiles if section.source == "tiles" else images
-        options: dict[str, Any] = {**section.roles(), "id": section.id, "path": section.path, "mpp": section.mpp}
-        if section.source == "tiles":
-            options["size"] = section.size
-        samples = reader(find_input(section.table, base=base), **options)
-    if section.split_by is not None:
-        s = section.split_by
-        samples = split(samples, by=s.by, stratify=s.stratify, test=s.test, val=s.val, random_state=random_state)
-    return samples
-
-
-def _in_split(obs: Any, part: str) -> Any:
-    if "split" not in obs:
-        raise InputError(
-            f"the samples have no split, so {part!r} cannot be taken; name split= or give [samples.split_by]"
-        )
-    mask = obs["split"].astype(str) == part
-    if not mask.any():
-        raise InputError(f"no sample has split {part!r}; there are: {', '.join(sorted(set(obs['split'].astype(str))))}")
-    return mask
-
-
-def _content(path: Path) -> str:
-    """Hash of a file's bytes; of a folder, the names, sizes and modification times of the files in it."""
-    if path.is_file():
-        beside = path.parent
-        table = hash_file(path)
-        return hash_json([table, _listing(beside)]) if path.suffix in (".csv", ".tsv", ".parquet") else table
-    return hash_json(_listing(path))
-
-
-def _listing(folder: Path) -> list[tuple[str, int, int]]:
-    found = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
-            stat = path.stat()
-            found.append((path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
-    return found
