@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from biosae.data.samples import ID_ROLES, Samples
+from biosae.data.roles import ID_ROLES
+from biosae.data.samples import Samples
 from biosae.errors import InputError, TooManyFailuresError, nearest
 from biosae.read.decode import SUFFIXES
 
