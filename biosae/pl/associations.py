@@ -1,0 +1,179 @@
+"""Dot-and-interval plots of effects: strongest latents, best of each source, pooled against within strata."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from biosae.errors import InputError
+from biosae.pl import results, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def associations(
+    result: pd.DataFrame, *, target: str | None = None, n: int = 10, alpha: float = 0.05, ax: Axes | None = None
+) -> Axes:
+    """Effects with their confidence intervals, and beside them what the encoder offers without an SAE.
+
+    With ``target`` the ``n`` strongest latents of that target are drawn, then the best raw embedding dimension and
+    the best principal component. Without it the best latent, raw dimension and component of every target are drawn.
+    Filled marks have q at most ``alpha`` within their family.
+
+    Parameters
+    ----------
+    result : DataFrame
+        Table of :func:`biosae.stats.associate`.
+    target : str, optional
+    n : int
+        Latents to draw for one target.
+    alpha : float
+        Level of q at which a mark is filled.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    InputError
+        If a column or the target is absent, or nothing was tested.
+    """
+    chosen = results.choose(result, target=target)
+    winners = results.best(chosen)
+    if winners.empty:
+        raise InputError("no test in this table has a p-value, so there is nothing to draw; its status column says why")
+    if target is None:
+        rows, groups = winners, winners["target"].astype(str).tolist()
+        names = [f"{f} ({short_source(s)})" for s, f in zip(rows["source"], rows["latent"])]
+    else:
+        latents = results.ranked(chosen[chosen["source"] == "latent"]).head(n)
+        rows = pd.concat([latents, winners[winners["source"] != "latent"]], ignore_index=True)
+        groups = ["latents" if s == "latent" else "controls" for s in rows["source"]]
+        names = [f if s == "latent" else f"best {short_source(s)} {f}" for s, f in zip(rows["source"], rows["latent"])]
+    positions, marks = _positions(groups, header=target is None)
+    with style.paper():
+        ax = style.axes(ax, (3.8, 0.55 + 0.19 * (max(positions) + 1)))
+        for place, (_, row) in zip(positions, rows.iterrows()):
+            source = str(row["source"])
+            _interval(
+                ax,
+                row,
+                place,
+                colour=style.SOURCE_COLOURS.get(source, style.INK),
+                marker=style.SOURCE_MARKERS.get(source, "o"),
+                filled=bool(row["q"] <= alpha),
+            )
+        _finish(ax, rows, positions, names, marks if target is None else [])
+        ax.set_title(style.wrap(f"n = {results.units_phrase(rows)}; filled: q ≤ {alpha:g}; bars: confidence interval"))
+    return ax
+
+
+def strata(table: pd.DataFrame, *, target: str | None = None, ax: Axes | None = None) -> Axes:
+    """The same latent and target pooled over everything, within strata of a confounder, and in each stratum.
+
+    An association that shrinks to nothing within strata was carried by the confounder.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``latent, target, stratum, estimate`` and, where known, ``ci_low, ci_high, n_units``. ``stratum`` is
+        ``"pooled"``, ``"within"``, or the name of one stratum.
+    target : str, optional
+        Only the rows of this target.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    InputError
+        If a column is absent or no row is left.
+    """
+    missing = {"latent", "target", "stratum", "estimate"} - set(table.columns)
+    if missing:
+        raise InputError(f"the table has no column {', '.join(map(repr, sorted(missing)))}")
+    rows = table if target is None else table[table["target"].astype(str) == target]
+    if rows.empty:
+        raise InputError(f"no rows with target {target!r} in the table of strata")
+    rows = rows.reset_index(drop=True)
+    rank = rows["stratum"].astype(str).map({"pooled": 0, "within": 1}).fillna(2)
+    groups = (rows["target"].astype(str) + ": " + rows["latent"].astype(str)).rename("group")
+    order = pd.DataFrame({"g": pd.factorize(groups)[0], "r": rank}).sort_values(["g", "r"], kind="stable").index
+    rows, groups = rows.loc[order], groups.loc[order].tolist()
+    positions, marks = _positions(groups, header=True)
+    looks = {"pooled": (style.INK, "o", True), "within": (style.PALETTE["blue"], "D", True)}
+    with style.paper():
+        ax = style.axes(ax, (3.8, 0.55 + 0.19 * (max(positions) + 1)))
+        for place, (_, row) in zip(positions, rows.iterrows()):
+            colour, marker, filled = looks.get(str(row["stratum"]), (style.PALETTE["sky"], "o", False))
+            _interval(ax, row, place, colour=colour, marker=marker, filled=filled)
+        names = [
+            {"pooled": "pooled", "within": "within strata"}.get(str(r["stratum"]), f"only {r['stratum']}") + _n(r)
+            for _, r in rows.iterrows()
+        ]
+        _finish(ax, rows, positions, names, marks)
+    return ax
+
+
+def short_source(source: object) -> str:
+    """Short printed name of a source of features."""
+    return {"latent": "latent", "raw": "raw", "pca": "PCA"}.get(str(source), str(source))
+
+
+def _n(row: pd.Series) -> str:
+    n = row.get("n_units", row.get("n", np.nan))
+    return "" if pd.isna(n) else f" (n = {int(n):,})"
+
+
+def _positions(groups: list[str], *, header: bool) -> tuple[list[float], list[tuple[float, str]]]:
+    """Rows from the top down, with a free line (and its heading, if asked) above each group."""
+    positions, marks, place = [], [], 0.0
+    for i, group in enumerate(groups):
+        if i == 0 or group != groups[i - 1]:
+            if header:
+                place += 0.25 if i else 0.0
+                marks.append((place, group))
+                place += 1.0
+            elif i:
+                place += 0.6
+        positions.append(place)
+        place += 1.0
+    return positions, marks
+
+
+def _interval(ax: Axes, row: pd.Series, place: float, *, colour: str, marker: str, filled: bool) -> None:
+    low, high = row.get("ci_low", np.nan), row.get("ci_high", np.nan)
+    if np.isfinite(low) and np.isfinite(high):
+        ax.plot([low, high], [place, place], color=colour, linewidth=1.3, solid_capstyle="butt")
+    ax.plot(
+        row["estimate"], place, marker=marker, color=colour, markersize=5, linestyle="none",
+        markerfacecolor=colour if filled else "white", markeredgewidth=1.1,
+    )  # fmt: skip
+
+
+def _finish(
+    ax: Axes, rows: pd.DataFrame, positions: list[float], names: list[str], marks: list[tuple[float, str]]
+) -> None:
+    effects = rows["effect"] if "effect" in rows else pd.Series(["effect"] * len(rows))
+    nulls = set(effects.map(results.null_value))
+    if len(nulls) == 1:
+        ax.axvline(nulls.pop(), color=style.MUTED, linewidth=0.7, zorder=0)
+    ax.set_yticks(positions, names)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.set_ylim(max(positions) + 0.7, min([*positions, *(p for p, _ in marks)]) - 0.7)
+    for place, text in marks:
+        ax.annotate(
+            text, (0, place), xycoords=("axes fraction", "data"), xytext=(-4, 0), textcoords="offset points",
+            ha="right", va="center", fontweight="bold", fontsize=7.5, color=style.INK,
+        )  # fmt: skip
+    ax.set_xlabel(f"effect ({results.effect_label(effects)})")
+    ax.set_ylabel("feature")
+    ax.yaxis.label.set_visible(False)

@@ -1,0 +1,5 @@
+"""One self-contained HTML report of a run folder."""
+
+from biosae.reports.report import report
+
+__all__ = ["report"]

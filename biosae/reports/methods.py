@@ -1,0 +1,129 @@
+"""A methods paragraph written from what was run, with its n, and nothing that was not."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from biosae.pl import results, style
+from biosae.reports.run import Run
+
+_METHODS = {
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman rank correlation with average ranks for ties",
+    "kendall": "Kendall's tau",
+    "auroc": "the area under the ROC curve",
+    "wilcoxon": "the Wilcoxon rank-sum test",
+    "mannwhitney": "the Mann-Whitney U test",
+    "welch": "Welch's t-test",
+    "kruskal": "the Kruskal-Wallis test",
+    "fisher": "Fisher's exact test",
+    "ols": "linear regression",
+    "poisson": "Poisson regression",
+    "negbin": "negative binomial regression",
+    "cox": "Cox regression",
+    "lmm": "a linear mixed model",
+}
+_CORRECTIONS = {
+    "bh": "the false discovery rate was controlled by the Benjamini-Hochberg procedure",
+    "by": "the false discovery rate was controlled by the Benjamini-Yekutieli procedure",
+    "holm": "the family-wise error rate was controlled by Holm's procedure",
+}
+
+
+def methods(run: Run) -> list[str]:
+    """Paragraphs on the cohort, the encoder, the dictionary, the statistics and the software."""
+    return [p for p in (_cohort(run), _dictionary(run), _statistics(run), _software(run)) if p]
+
+
+def _cohort(run: Run) -> str:
+    obs, identity = run.obs, run.facts.get("identity", {})
+    text = f"The cohort comprised {style.count(len(obs), 'sample')}"
+    parts = [
+        style.count(obs[r].nunique(), r) for r in ("patient", "slide", "site", "scanner") if run.role(r) is not None
+    ]
+    text += f" from {_and(parts)}." if parts else "; patients were not known."
+    failed = 0 if run.failures is None else len(run.failures)
+    if failed:
+        text += f" {style.count(failed, 'sample')} could not be read and {'was' if failed == 1 else 'were'} left out."
+    if not identity:
+        return text
+    text += f" Images were embedded by the frozen encoder {identity.get('encoder', 'of unknown name')}"
+    details = [
+        f"layer {identity['layer']}" if identity.get("layer") is not None else "",
+        f"{identity['pool']} pooling" if identity.get("pool") is not None else "",
+        f"{identity['dim']} dimensions" if identity.get("dim") is not None else "",
+    ]
+    details = [d for d in details if d]
+    return text + (f" ({', '.join(details)})." if details else ".")
+
+
+def _dictionary(run: Run) -> str:
+    sae = run.facts.get("sae", {})
+    if not sae:
+        return ""
+    config = {**sae, **(sae.get("config") or sae.get("settings") or {})}
+    metrics = {**{k: v for k, v in sae.items() if not isinstance(v, dict)}, **(sae.get("metrics") or {})}
+    text = f"A sparse autoencoder ({config.get('architecture', 'architecture not recorded')}"
+    text += f", {run.adata.n_vars:,} latents"
+    text += f", k = {config['k']}" if config.get("k") is not None else ""
+    text += ") was trained on these embeddings"
+    text += f" with seed {config['random_state']}" if config.get("random_state") is not None else ""
+    fvu = metrics.get("fvu_val", metrics.get("fvu"))
+    if isinstance(fvu, (int, float)):
+        where = "held-out rows" if "fvu_val" in metrics else "the training rows"
+        text += f"; it left a fraction {fvu:.3f} of the variance of {where} unexplained"
+    l0 = metrics.get("l0")
+    text += f", with {l0:.1f} latents active a row" if isinstance(l0, (int, float)) else ""
+    return text + "."
+
+
+def _statistics(run: Run) -> str:
+    table = run.associations
+    tested = table[results.was_tested(table)]
+    if tested.empty:
+        return "No association could be tested."
+    names = [
+        _METHODS.get(str(m), str(m).replace("_", " ")) for m in pd.unique(tested.get("method", pd.Series(dtype=str)))
+    ]
+    config = (run.study.get("config") or {}).get("associate") or run.study.get("associate") or {}
+    latents = tested[tested["source"] == "latent"]
+    text = (
+        f"Each latent was tested against {style.count(tested['target'].nunique(), 'target')} by {_and(names)}, "
+        f"with the {_and([str(u).replace('_', ' ') for u in pd.unique(tested['unit'])])} as the unit of analysis "
+        f"({results.units_phrase(latents if len(latents) else tested)})."
+    )
+    if config.get("covariates"):
+        text += f" Estimates were adjusted for {_and([str(c) for c in config['covariates']])}."
+    if config.get("strata"):
+        text += f" Tests were stratified by {config['strata']}."
+    correction = str(config.get("correction", "bh")).lower()
+    text += f" Over the {len(latents):,} tests of latents, {_CORRECTIONS.get(correction, correction)}."
+    if "p_maxt" in tested and tested["p_maxt"].notna().any():
+        b = config.get("n_permutations")
+        text += (
+            " Family-wise p-values for the best latent came from the permutation distribution of the largest statistic"
+        )
+        text += f" ({int(b):,} permutations)." if b else "."
+    controls = [s for s in ("raw", "pca") if (tested["source"] == s).any()]
+    if controls:
+        said = _and([{"raw": "the encoder's own dimensions", "pca": "principal components"}[s] for s in controls])
+        text += f" The same tests were run on {said} as controls, each as its own family."
+    refused = results.status_counts(table)
+    if len(refused):
+        said = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in refused.items())
+        text += f" {int(refused.sum()):,} tests were withheld ({said})."
+    return text
+
+
+def _software(run: Run) -> str:
+    versions = run.provenance.get("versions") or run.facts.get("provenance", {}).get("versions") or {}
+    shown = ("biosae", "torch", "timm", "open-clip-torch", "numpy", "scipy", "statsmodels", "anndata")
+    said = [f"{name} {versions[name]}" for name in shown if versions.get(name)]
+    return f"Software: {', '.join(said)}." if said else ""
+
+
+def _and(items: list[str]) -> str:
+    items = [i for i in items if i]
+    return (
+        items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "an unstated method"
+    )

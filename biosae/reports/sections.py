@@ -1,0 +1,414 @@
+"""The sections of the report: each reads a :class:`~biosae.reports.run.Run` and returns what the template prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from biosae import pl
+from biosae.pl import results, style
+from biosae.pl.density import firing_share
+from biosae.reports.run import Run, flat
+from biosae.reports.tables import Figures, Table, cell, table
+from biosae.reports.verdicts import best_rows, strata_verdicts
+
+_FLAG_WORDS = {
+    "biology": "follows biology",
+    "technical": "follows the technical factor",
+    "mixed": "mixed",
+    "not_separable": "biology and the technical factor cannot be told apart",
+}
+
+
+def cohort(run: Run) -> dict[str, Any]:
+    """Counts of samples, patients, slides, sites and scanners; per label; targets; what could not be read."""
+    obs = run.obs
+    facts = [("samples", f"{len(obs):,}")]
+    for role in ("patient", "slide", "site", "scanner"):
+        values = run.role(role)
+        facts.append((role + "s", f"{values.nunique():,}" if values is not None else "not given"))
+    tables: list[Table] = []
+    label = run.role("label")
+    groups = label.astype(str).where(label.notna()) if label is not None and label.nunique() <= 20 else None
+    if groups is not None:
+        tables.append(_counts_by(obs, groups, "label", run.facts.get("roles", {}).get("label")))
+    for role in ("scanner", "site", "split"):
+        values = run.role(role)
+        if values is None or values.nunique() > 30:
+            continue
+        tables.append(_counts_by(obs, values.astype(str), role, None))
+        if groups is not None and role != "split":
+            tables.append(_crossed(obs, groups, values.astype(str), role))
+    targets = [t for t in run.associations["target"].astype(str).unique() if t in obs]
+    numeric = [t for t in targets if pd.api.types.is_numeric_dtype(obs[t])]
+    if numeric:
+        rows = obs[numeric].astype(float)
+        summary = pd.DataFrame(
+            {
+                "target": numeric, "n": rows.notna().sum().to_numpy(), "missing": rows.isna().sum().to_numpy(),
+                "zero": [f"{z:.0%}" for z in (rows == 0).mean()], "median": rows.median().to_numpy(),
+                "q1": rows.quantile(0.25).to_numpy(), "q3": rows.quantile(0.75).to_numpy(), "max": rows.max().to_numpy(),
+            }
+        )  # fmt: skip
+        names = {"target": "target", "n": "n", "missing": "missing", "zero": "zeros", "median": "median",
+                 "q1": "lower quartile", "q3": "upper quartile", "max": "largest"}  # fmt: skip
+        tables.append(table(summary, names, caption="Targets, over samples."))
+    return {"facts": facts, "tables": tables, "failures": _failures(run), "n_listed": run.n_listed, "n": len(obs)}
+
+
+def _counts_by(obs: pd.DataFrame, groups: pd.Series, role: str, column: str | None) -> Table:
+    parts = {"samples": groups.value_counts().sort_index()}
+    for other in ("patient", "slide"):
+        if other in obs and other != role:
+            parts[other + "s"] = obs[other].groupby(groups).nunique()
+    frame = pd.DataFrame(parts).rename_axis(role).reset_index()
+    missing = int(groups.isna().sum())
+    note = f" {missing:,} samples have none." if missing else ""
+    name = f" (column {column})" if column and column != role else ""
+    return table(frame, caption=f"By {role}{name}.{note}")
+
+
+def _crossed(obs: pd.DataFrame, groups: pd.Series, values: pd.Series, role: str) -> Table:
+    """Patients (or samples) per label and technical level: an empty cell means that the two cannot be told apart."""
+    if "patient" in obs:
+        counts = obs["patient"].astype(str).groupby([groups, values]).nunique().unstack(fill_value=0)
+        noun = "Patients"
+    else:
+        counts = pd.crosstab(groups, values)
+        noun = "Samples"
+    frame = counts.rename_axis("label", axis=0).rename_axis(None, axis=1).reset_index()
+    caption = f"{noun} by label and {role}."
+    if (counts == 0).any(axis=None):
+        caption += f" An empty cell: there label and {role} cannot be told apart."
+    return table(frame, caption=caption)
+
+
+def _failures(run: Run) -> dict[str, Any] | None:
+    if run.failures is None:
+        return None
+    reason = "reason" if "reason" in run.failures else run.failures.columns[-1]
+    keys = [c for c in ("stage", reason) if c in run.failures]
+    frame = run.failures.assign(**{reason: run.failures[reason].map(run.redact)})
+    counts = frame.groupby(keys).size().rename("samples").reset_index()
+    return {"n": len(run.failures), "table": table(counts)}
+
+
+def quality(run: Run, figures: Figures) -> dict[str, Any]:
+    """FVU, L0, dead latents, whatever baseline the run recorded, and the density figure."""
+    sae = run.facts.get("sae", {})
+    metrics = flat(sae.get("metrics") or {k: v for k, v in sae.items() if isinstance(v, float)})
+    settings = flat({k: v for k, v in sae.items() if k != "metrics"})
+    share = firing_share(run.adata)
+    dead = int((share == 0).sum())
+    rows = [(_metric_word(k), _metric(v)) for k, v in metrics.items() if _number(v) and _metric_word(k)]
+    rows.append(("active latents a row (L0), this cohort", f"{share.sum():.1f}"))
+    rows.append(("latents that never fire in this cohort", f"{dead:,} of {len(share):,}"))
+    baseline = [
+        (k, v) for k, v in metrics.items() if _number(v) and any(w in k for w in ("baseline", "pca", "mean_fvu"))
+    ]
+    rows += [(k.replace("_", " ").replace(".", ", "), _metric(v)) for k, v in baseline]
+    picture = figures.add(
+        "density", pl.density, run.adata, size=(4.6, 2.6),
+        alt=f"Histogram of latent density; {dead} of {len(share)} latents never fire.",
+        caption=f"Density of {len(share):,} latents over n = {style.count(run.adata.n_obs, 'row')}. "
+        f"A latent that never fires here has a density below {3 / max(run.adata.n_obs, 1):.2g} (95 % bound, 3/n).",
+    )  # fmt: skip
+    return {"rows": rows, "baseline": bool(baseline), "settings": settings, "figure": picture}
+
+
+_METRICS = {
+    "fvu": "variance unexplained (FVU)",
+    "l0": "active latents a row (L0)",
+    "dead": "dead latents",
+    "n_dead": "dead latents",
+    "dead_share": "share of dead latents",
+    "cosine": "cosine of reconstruction and embedding",
+    "n_rows": "rows",
+}
+_PARTS = {"train": "training rows", "val": "validation rows", "test": "test rows"}
+
+
+def _metric_word(key: str) -> str:
+    """Words for a metric such as ``fvu_val`` or ``val.fvu``; empty for what the page does not show."""
+    for part, words in _PARTS.items():
+        base = key.removeprefix(f"{part}.").removeprefix(f"{part}_").removesuffix(f"_{part}")
+        if base != key:
+            return f"{_METRICS[base]}, {words}" if base in _METRICS else ""
+    return f"{_METRICS[key]}, at the end of training" if key in _METRICS else ""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _metric(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if float(value).is_integer() else f"{value:.3f}"
+
+
+def associations(run: Run, figures: Figures) -> dict[str, Any]:
+    """Best of each source per target, the figure of it, and a volcano and an effect plot for each target."""
+    result = run.associations
+    best = best_rows(run)
+    columns = {
+        "target": "target", "source": "source", "latent": "feature", "effect": "effect", "estimate": "estimate",
+        "ci": "95 % CI", "p": "p", "q": "q", "p_maxt": "p (max-T)", "n_units": "units", "n_samples": "samples",
+    }  # fmt: skip
+    phrase = results.units_phrase(best) if len(best) else ""
+    out: dict[str, Any] = {
+        "best": table(best, columns, caption=f"Best feature of each source and target; n = {phrase}.")
+        if len(best)
+        else None,
+        "sentences": [results.sentence(results.choose(result, source=s)) for s in _sources(result) if s == "latent"],
+        "overview": None,
+        "targets": [],
+    }
+    if best.empty:
+        return out
+    out["overview"] = figures.add(
+        "best_per_target", pl.associations, result, size=(5.0, 0.7 + 0.2 * (len(best) + 1.3 * best["target"].nunique())),
+        alt="Best latent, raw dimension and component of each target, with confidence intervals.",
+        caption=f"Best of each source per target; n = {phrase}. Filled marks have q ≤ 0.05 within their family.",
+    )  # fmt: skip
+    for target in result["target"].astype(str).unique():
+        rows = results.choose(result, target=target)
+        latents = rows[rows["source"] == "latent"]
+        tested = latents[results.was_tested(latents)]
+        if tested.empty:
+            out["targets"].append({"target": target, "pictures": [], "note": results.sentence(latents)})
+            continue
+        n = results.units_phrase(tested)
+        passing = int((tested["q"] <= 0.05).sum())
+        pictures = [
+            figures.add(
+                f"volcano_{_file(target)}", pl.volcano, result, target=target, size=(3.9, 3.2),
+                alt=f"Volcano plot of {len(tested)} latents against {target}; {passing} have q at most 0.05.",
+                caption=f"{target}: {results.sentence(latents)}. {passing:,} with q ≤ 0.05.",
+            ),
+            figures.add(
+                f"associations_{_file(target)}", pl.associations, result, target=target, size=(4.3, 3.2),
+                alt=f"The strongest latents for {target} with confidence intervals, and the best control features.",
+                caption=f"{target}: strongest latents and the best raw dimension and component; n = {n}.",
+            ),
+        ]  # fmt: skip
+        out["targets"].append({"target": target, "pictures": [p for p in pictures if p], "note": ""})
+    return out
+
+
+def _sources(result: pd.DataFrame) -> list[str]:
+    return list(result["source"].astype(str).unique())
+
+
+def _file(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+
+
+def replication(run: Run) -> dict[str, Any] | None:
+    """Estimates on the part that did not choose, and on the second cohort, as the tables give them."""
+    found = {}
+    for name, caption in (
+        ("replication", "Chosen on the discovery part, tested once on the replication part."),
+        ("transfer", "Chosen on the first cohort, tested on the second with the encoder and the SAE frozen."),
+    ):
+        if name in run.tables:
+            frame = run.masked(run.tables[name])
+            spare = [c for c in ("statistic", "method", "source_discovery") if c in frame]
+            found[name] = table(_unit_first(frame.drop(columns=spare)), caption=caption)
+    return found or None
+
+
+def _unit_first(frame: pd.DataFrame) -> pd.DataFrame:
+    lead = [c for c in ("encoder", "layer", "target", "source", "latent", "stratum") if c in frame]
+    return frame[lead + [c for c in frame if c not in lead]]
+
+
+def confounding(run: Run, figures: Figures, latents: list[str]) -> dict[str, Any]:
+    """Variance shares, latent levels by scanner, readout of the technical factor, pooled against within strata."""
+    out: dict[str, Any] = {"pictures": [], "missing": [], "flags": None, "readout": [], "strata": None, "survival": []}
+    table_ = run.tables.get("confounders")
+    if table_ is None:
+        out["missing"].append("no table of confounders (the stage 'confounders' was not run)")
+    else:
+        for factor, rows in table_.groupby("factor" if "factor" in table_ else np.zeros(len(table_)), sort=False):
+            out["pictures"].append(
+                figures.add(
+                    f"confounders_{_file(str(factor))}",
+                    pl.confounders,
+                    rows,
+                    size=(3.9, 3.4),
+                    alt=f"Variance share of biology against that of {factor}, one mark a latent.",
+                    caption=f"{factor}: variance shares of n = {style.count(len(rows.dropna(subset=['eta2_technical'])), 'latent')}. "
+                    "Above the diagonal the technical factor explains more than biology.",
+                )  # fmt: skip
+            )
+        shown = table_[table_["latent"].isin(latents) | (table_["flag"] == "technical")]
+        shown = shown.sort_values("eta2_technical", ascending=False).head(20)
+        out["flags"] = table(
+            shown,
+            caption=f"Latents named in this report and those flagged technical ({len(shown)} of {len(table_):,} rows).",
+        )
+    by = next((r for r in ("scanner", "site") if run.role(r) is not None and run.role(r).nunique() <= 12), None)
+    if by is None:
+        out["missing"].append("no scanner or site column, so leakage of either cannot be excluded")
+    else:
+        label = run.role("label")
+        label = "label" if label is not None and label.nunique() <= 6 else None
+        for latent in latents[:4]:
+            levels = run.role(by).nunique()
+            out["pictures"].append(
+                figures.add(
+                    f"{by}_{latent}",
+                    pl.scanner,
+                    run.adata,
+                    latent,
+                    by=by,
+                    label=label,
+                    size=(max(3.4, 1.2 + 0.8 * levels) + (0.9 if label else 0), 2.7),
+                    alt=f"Level of {latent} by {by}.",
+                    caption=f"{latent} by {by}; one dot a {'patient' if run.role('patient') is not None else 'row'}"
+                    f"{' and label' if label else ''}, bar: median; n = {style.count(run.adata.n_obs, 'row')}.",
+                )  # fmt: skip
+            )
+    _readout(run, figures, out)
+    _strata(run, figures, out)
+    out["pictures"] = [p for p in out["pictures"] if p]
+    return out
+
+
+def _readout(run: Run, figures: Figures, out: dict[str, Any]) -> None:
+    frame = run.tables.get("readout_all", run.tables.get("readout"))
+    if frame is None:
+        out["missing"].append("no readout of the technical factor from the embeddings")
+        return
+    out["readout"].append(table(_unit_first(frame), caption="How well a factor can be read out, patients kept apart."))
+    for factor in pd.unique(frame["factor"].astype(str)) if "factor" in frame else ():
+        picture = figures.add(
+            f"readout_{_file(factor)}", pl.readout, frame.assign(factor=frame["factor"].astype(str)), factor=factor,
+            size=(2.2 + 0.7 * frame.groupby(["encoder", "layer"]).ngroups if {"encoder", "layer"} <= set(frame) else 4, 2.6),
+            alt=f"Balanced accuracy of reading {factor} from embeddings and latents, by layer, with chance.",
+            caption=f"Readout of {factor} by layer; dashed: chance; bars: confidence interval.",
+        )  # fmt: skip
+        out["pictures"].append(picture)
+
+
+def _strata(run: Run, figures: Figures, out: dict[str, Any]) -> None:
+    frame = run.tables.get("within_strata")
+    if frame is None:
+        out["missing"].append("no estimates within strata (no 'strata' was given to the association)")
+        return
+    frame = run.masked(frame)
+    out["survival"] = strata_verdicts(run)
+    if out["survival"]:
+        rows = pd.DataFrame(out["survival"])[["target", "latent", "pooled", "within", "n", "verdict"]]
+        names = {"target": "target", "latent": "latent", "pooled": "pooled", "within": "within strata", "n": "units",
+                 "verdict": "verdict"}  # fmt: skip
+        out["strata"] = table(rows, names, caption="The same effect pooled over everything and within strata.")
+    levels = (
+        frame[~frame["stratum"].astype(str).isin(["pooled", "within"])]["stratum"].nunique()
+        if "stratum" in frame
+        else 0
+    )
+    few = frame if levels <= 8 else frame[frame["stratum"].isin(["pooled", "within"])]
+    lines = len(few) + 1.3 * few.groupby(["target", "latent"]).ngroups
+    out["pictures"].append(
+        figures.add(
+            "within_strata",
+            pl.strata,
+            few,
+            size=(4.6, 0.7 + 0.19 * lines),
+            alt="Effects pooled, within strata, and in each stratum, with confidence intervals.",
+            caption="Pooled (black), within strata (blue diamond) and in each stratum (open); n stands beside each line.",
+        )  # fmt: skip
+    )
+
+
+def comparison(run: Run, figures: Figures) -> dict[str, Any] | None:
+    """Best effect per target, encoder and layer; the latent's heat map and the table with its controls."""
+    frame = run.tables.get("comparison")
+    needed = {"encoder", "layer", "target", "source", "estimate"}
+    if frame is None or not needed <= set(frame):
+        return None
+    ranked = frame.assign(_s=results.strength(results.check(_testlike(frame)))).sort_values("_s", ascending=False)
+    best = ranked.drop_duplicates(["encoder", "layer", "target", "source"]).drop(columns="_s").sort_index()
+    wide = best.pivot(index=["target", "encoder", "layer"], columns="source", values="estimate").reset_index()
+    wide = wide.sort_values(
+        "target", key=lambda t: t.map({v: i for i, v in enumerate(pd.unique(best["target"]))}), kind="stable"
+    )
+    names = {
+        "target": "target",
+        "encoder": "encoder",
+        "layer": "layer",
+        "latent": "best latent",
+        "raw": "best raw",
+        "pca": "best component",
+    }
+    n = results.units_phrase(results.check(_testlike(best)))
+    views = best.groupby(["encoder", "layer"]).ngroups
+    picture = figures.add(
+        "comparison", pl.comparison, best, size=(2.6 + 0.8 * views, 1.2 + 0.3 * best["target"].nunique()),
+        alt="Heat map of the best latent's effect by target, encoder and layer.",
+        caption=f"Best latent per target, encoder and layer; n = {n}.",
+    )  # fmt: skip
+    return {"figure": picture, "table": table(wide, names, caption=f"Best estimate of each source; n = {n}.")}
+
+
+def _testlike(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(**{c: np.nan for c in results.REQUIRED if c not in frame})
+
+
+def refused(run: Run, *, limit: int = 40) -> dict[str, Any]:
+    """What was not tested: counts by source, target and status, and the rows themselves up to a limit."""
+    result = run.associations
+    withheld = result[~results.was_tested(result)]
+    counts = (
+        pd.crosstab([withheld["source"], withheld["target"]], withheld["status"]).reset_index()
+        if len(withheld)
+        else None
+    )
+    listed = run.tables.get("refused")
+    rows = None
+    if listed is not None:
+        spare = [c for c in listed if listed[c].isna().all()] + [c for c in ("statistic",) if c in listed]
+        listed = run.masked(listed.drop(columns=spare))
+        rows = table(
+            listed.head(limit), caption=f"{min(limit, len(listed)):,} of {len(listed):,} rows that were refused."
+        )
+    return {
+        "n": len(withheld),
+        "counts": table(counts.rename_axis(None, axis=1)) if counts is not None else None,
+        "rows": rows,
+    }
+
+
+def stages(run: Run) -> Table | None:
+    """Wall time and peak memory of the latest run of each stage."""
+    if run.log is None or "stage" not in run.log:
+        return None
+    last = run.log.drop_duplicates("stage", keep="last")
+    names = {
+        "stage": "stage",
+        "seconds": "wall time (s)",
+        "cpu_seconds": "CPU time (s)",
+        "peak_rss_mb": "peak memory (MB)",
+    }
+    last = last.assign(**{c: last[c].astype(float).round(1) for c in ("seconds", "cpu_seconds") if c in last})
+    return table(last, names)
+
+
+def provenance(run: Run) -> dict[str, Any]:
+    """Versions, hashes, seeds and licence, with paths and identifiers taken out."""
+    identity = run.facts.get("identity", {})
+    versions = run.provenance.get("versions") or run.facts.get("provenance", {}).get("versions") or {}
+    other = flat({k: v for k, v in run.provenance.items() if k not in ("versions", "config")})
+    inner = flat({k: v for k, v in run.facts.get("provenance", {}).items() if k not in ("versions", "config")})
+    restricted = str(identity.get("derivatives_restricted", "")).lower() in ("true", "1")
+    config = flat(run.study.get("config") or run.study.get("parameters") or {})
+    return {
+        "identity": [(k.replace("_", " "), run.redact(cell(k, v))) for k, v in flat(identity).items()],
+        "versions": [(k, str(v)) for k, v in versions.items() if v],
+        "other": [(k.replace("_", " "), run.redact(v)) for k, v in {**inner, **other}.items() if v is not None],
+        "config": [(k, run.redact(v)) for k, v in config.items() if v not in (None, "", {})],
+        "licence": identity.get("licence"),
+        "restricted": restricted,
+    }

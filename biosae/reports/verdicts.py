@@ -1,0 +1,150 @@
+"""One-line answers, each computed from the tables and carrying its n."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from biosae.pl import results, style
+from biosae.reports.run import Run
+from biosae.reports.tables import interval
+
+ALPHA = 0.05
+
+
+def best_rows(run: Run) -> pd.DataFrame:
+    """Best row per target and source: the run's own ``summary.csv`` where it has what is needed, else ranked here."""
+    summary = run.tables.get("summary")
+    if summary is not None and {*results.REQUIRED, "source", "effect"} <= set(summary):
+        return results.check(summary[summary["p"].notna()])
+    return results.best(run.associations)
+
+
+def question_verdicts(run: Run) -> list[dict[str, str]]:
+    """For each target: the best latent, its effect and n, and what the SAE adds over the encoder's own dimensions."""
+    best = best_rows(run)
+    found = []
+    for target in run.associations["target"].astype(str).unique():
+        rows = best[best["target"].astype(str) == target].set_index("source")
+        if "latent" not in rows.index:
+            counts = results.status_counts(results.choose(run.associations, target=target))
+            reasons = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in counts.items())
+            found.append({"target": target, "text": f"no latent could be tested ({reasons}).", "tone": "none"})
+            continue
+        row = _first(rows, "latent")
+        name = results.effect_name(row["effect"])
+        text = f"{row['latent']}, {name} {style.number(row['estimate'])}"
+        if pd.notna(row.get("ci_low")):
+            text += f" (95 % CI {interval(row['ci_low'], row['ci_high'])})"
+        text += f", q = {style.p_value(row['q'])}"
+        if pd.notna(row.get("p_maxt", np.nan)):
+            text += f", max-T p = {style.p_value(row['p_maxt'])}"
+        text += f", n = {results.units_phrase(pd.DataFrame([row]))}. "
+        passes = row["q"] <= ALPHA
+        if not passes:
+            text = f"no latent reaches q ≤ {ALPHA:g}; the best is {text}"
+        found.append({"target": target, "text": text + sae_adds(rows), "tone": "yes" if passes else "none"})
+    return found
+
+
+def sae_adds(rows: pd.DataFrame) -> str:
+    """What the best latent adds over the best raw dimension and component (``rows`` of one target, by source)."""
+    controls = [s for s in ("raw", "pca") if s in rows.index]
+    if not controls:
+        return "No control was computed, so what the SAE adds is not known."
+    latent = _first(rows, "latent")
+    own = _strength(latent)
+    best = {s: _strength(_first(rows, s)) for s in controls}
+    said = ", ".join(
+        f"{'best raw dimension' if s == 'raw' else 'best component'} {style.number(_first(rows, s)['estimate'])}"
+        for s in controls
+    )
+    top = max(best.values())
+    null = results.null_value(latent["effect"])
+    low, high = latent.get("ci_low", np.nan), latent.get("ci_high", np.nan)
+    nearest_edge = low if latent["estimate"] >= null else high
+    covers_null = low <= null <= high
+    lower = 0.0 if covers_null else _strength(pd.Series({**latent, "estimate": nearest_edge}))
+    if own <= top:
+        judged = "the latent is no stronger than what the encoder gives without an SAE"
+    elif lower > top:
+        judged = f"the latent is stronger by {style.number(own - top)}, beyond its confidence interval"
+    else:
+        judged = f"the latent is stronger by {style.number(own - top)}, within its confidence interval"
+    return f"{said[0].upper()}{said[1:]}: {judged}."
+
+
+def _strength(row: pd.Series) -> float:
+    return float(results.strength(pd.DataFrame([row])).iloc[0])
+
+
+def _first(rows: pd.DataFrame, source: str) -> pd.Series:
+    row = rows.loc[source]
+    return row if isinstance(row, pd.Series) else row.iloc[0]
+
+
+def replication_verdict(run: Run) -> str | None:
+    """How many of the latents carried forward held on data that did not choose them."""
+    table = run.tables.get("replication")
+    if table is None or "replicated" not in table:
+        return None
+    rows = table[table["source"] == "latent"] if "source" in table else table
+    known = rows["replicated"].dropna()
+    if known.empty:
+        return None
+    held = int(known.astype(str).str.lower().isin(["true", "1", "1.0", "yes"]).sum())
+    return f"{held} of {len(known)} latents chosen on one part of the cohort hold on the part that did not choose them."
+
+
+def confounding_verdict(run: Run, latents: list[str]) -> str | None:
+    """How many of the latents that matter follow biology, and how many the technical factor."""
+    table = run.tables.get("confounders")
+    if table is None or "flag" not in table:
+        return None
+    rows = table[table["latent"].isin(latents)]
+    if rows.empty:
+        return None
+    order = ("technical", "not_separable", "mixed", "biology")
+    worst = rows.groupby("latent")["flag"].agg(lambda f: next((o for o in order if o in set(f)), "unknown"))
+    counts = worst.value_counts()
+    said = ", ".join(f"{counts[f]} {f.replace('_', ' ')}" for f in reversed(order) if f in counts)
+    return f"Of the {len(worst)} latents with the best association of a target, by what they follow: {said}."
+
+
+def strata_verdicts(run: Run) -> list[dict[str, str]]:
+    """For each target and latent: does the pooled association survive within strata of the confounder?
+
+    It survives when the within-strata estimate has the sign of the pooled one and its interval excludes no
+    association (or, where there is no interval, its p is at most 0.05).
+    """
+    table = run.tables.get("within_strata")
+    if table is None or not {"stratum", "target", "latent", "estimate"} <= set(table):
+        return []
+    found = []
+    for (target, latent), rows in table.groupby(["target", "latent"], sort=False):
+        by = rows.drop_duplicates("stratum").set_index("stratum")
+        if not {"pooled", "within"} <= set(by.index):
+            continue
+        pooled, within = by.loc["pooled"], by.loc["within"]
+        null = results.null_value(within.get("effect", "effect"))
+        same = np.sign(within["estimate"] - null) == np.sign(pooled["estimate"] - null)
+        if pd.notna(within.get("ci_low", np.nan)):
+            clear = within["ci_low"] > null or within["ci_high"] < null
+        else:
+            clear = within.get("p", np.nan) <= ALPHA
+        if pd.isna(within["estimate"]):
+            verdict = "cannot be judged within strata"
+        elif same and clear:
+            verdict = "survives within strata"
+        elif clear:
+            verdict = "reverses within strata"
+        else:
+            verdict = "does not survive within strata"
+        n = within.get("n_units", within.get("n", np.nan))
+        found.append(
+            {
+                "target": str(target), "latent": str(latent), "verdict": verdict,
+                "pooled": pooled["estimate"], "within": within["estimate"], "n": n,
+            }
+        )  # fmt: skip
+    return found
