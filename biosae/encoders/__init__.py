@@ -1,0 +1,33 @@
+"""Frozen encoders: a catalogue of facts, loading that cannot end in random weights, layers, pooling and tokens.
+
+Names are loaded on first use; ``import biosae.encoders`` imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC: dict[str, tuple[str, str]] = {
+    "list": ("biosae.encoders.catalog", "table"),
+    "info": ("biosae.encoders.catalog", "info"),
+    "load": ("biosae.encoders.loading", "load"),
+    "Encoder": ("biosae.encoders.base", "Encoder"),
+    "EncoderInfo": ("biosae.encoders.catalog", "EncoderInfo"),
+    "Preprocess": ("biosae.encoders.preprocess", "Preprocess"),
+    "fingerprint": ("biosae.encoders.base", "fingerprint"),
+    "embed": ("biosae.embeddings.extract", "embed"),
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'biosae.encoders' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

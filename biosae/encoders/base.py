@@ -1,0 +1,298 @@
+"""What every frozen encoder offers: layers, pooling, tokens with a grid, and an identity that is hashed."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from biosae.encoders.catalog import EncoderInfo
+from biosae.encoders.preprocess import Preprocess
+from biosae.errors import InputError, nearest
+from biosae.files import hash_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+POOLS = ("default", "cls", "mean", "cls+mean", "head", "tokens")
+PRECISIONS = ("float32", "bfloat16")
+_DESCRIPTIVE = ("source", "library", "licence", "derivatives_restricted", "mpp", "tile_mpp")
+
+
+class Layer(NamedTuple):
+    """One place in the network: width of its tokens, pixels between tokens, and the module that makes it."""
+
+    width: int
+    stride: int
+    path: str | None = None
+
+
+def pool_tokens(x: torch.Tensor, pool: str, *, n_prefix: int) -> torch.Tensor:
+    """Pool a token sequence ``(B, n_prefix + T, d)``; prefix tokens are in neither ``mean`` nor ``tokens``.
+
+    Returns
+    -------
+    torch.Tensor
+        float32; ``(B, d)`` for ``cls`` and ``mean``, ``(B, 2 d)`` for ``cls+mean``, ``(B, T, d)`` for ``tokens``.
+    """
+    import torch
+
+    if pool == "tokens":
+        return x[:, n_prefix:].float().clone()
+    parts = []
+    if "cls" in pool:
+        parts.append(x[:, 0].float())
+    if "mean" in pool:
+        parts.append(x[:, n_prefix:].float().mean(dim=1))
+    return torch.cat(parts, dim=-1)
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Hash of what determines the numbers of an embedding: weights, architecture, layer, pooling, preprocessing.
+
+    Where the weights came from, their licence and the tiles' own micrometres per pixel are not in it; neither is the
+    name, where the weights have a hash.
+
+    Parameters
+    ----------
+    identity
+        As :meth:`Encoder.identity` gives it, or a user's own mapping.
+
+    Returns
+    -------
+    str
+        SHA-256, hex.
+    """
+    left_out = _DESCRIPTIVE + (("encoder",) if identity.get("weights_sha256") else ())
+    return hash_json({k: v for k, v in identity.items() if k not in left_out})
+
+
+class Encoder(ABC):
+    """A frozen network with its preprocessing. Made by :func:`biosae.encoders.load`.
+
+    Attributes
+    ----------
+    info : EncoderInfo
+        Facts, after the overrides of ``load``.
+    preprocess : Preprocess
+        ``uint8 (H, W, 3)`` to ``float32 (3, h, w)``; picklable.
+    model : torch.nn.Module
+        The network, in evaluation mode, without gradients.
+    layers : list of str
+        Names in order of depth; the last is ``"final"``, the network's own output.
+    weights_sha256 : str
+        Hash of the weight file, or ``"random:<seed>"`` for a random control.
+    device, precision : str
+        Where and in which number format the network runs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        info: EncoderInfo,
+        preprocess: Preprocess,
+        sites: Mapping[str, Layer],
+        *,
+        architecture: Mapping[str, Any],
+        weights_sha256: str,
+        source: str,
+        head_width: int,
+        n_prefix: int = 0,
+        has_cls: bool = False,
+        final_norm: str = "none",
+        device: str = "cpu",
+        precision: str = "float32",
+        channels_last: bool = False,
+    ) -> None:
+        import torch
+
+        if precision not in PRECISIONS:
+            raise InputError(f"no precision {precision!r}; {nearest(precision, PRECISIONS)}")
+        self.info, self.preprocess, self.source = info, preprocess, source
+        self.weights_sha256, self.architecture = weights_sha256, dict(architecture)
+        self.n_prefix, self.has_cls = n_prefix, has_cls
+        self.precision, self.channels_last = precision, channels_last
+        self._sites, self._head_width, self._final_norm = dict(sites), head_width, final_norm
+        self._memory = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.eval().requires_grad_(False).to(dtype=getattr(torch, precision), memory_format=self._memory)
+        self.to(device)
+
+    def __repr__(self) -> str:
+        control = "RANDOM WEIGHTS (control), " if self.weights_sha256.startswith("random:") else ""
+        return (
+            f"<Encoder {self.info.name}: {control}{self.info.library}, {len(self.layers)} layers, weights "
+            f"{self.weights_sha256[:16]}, {self.device}, {self.precision}, licence {self.info.licence}>"
+        )
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers in order of depth; the last one is ``"final"``."""
+        return list(self._sites)
+
+    def to(self, device: str) -> Encoder:
+        """Move the network; returns the encoder itself."""
+        from biosae.settings import resolve_device
+
+        self.device = resolve_device(device)
+        self.model.to(self.device)
+        return self
+
+    def at_mpp(self, mpp: float | None, *, match_mpp: bool | None = None) -> Encoder:
+        """The same network for tiles of another physical scale (micrometres per pixel); weights are shared.
+
+        ``match_mpp=None`` keeps the encoder's habit: encoders without a fixed input size rescale wherever both
+        scales are known, encoders with one do not.
+        """
+        if match_mpp is None:
+            match_mpp = self.preprocess.size is None and None not in (mpp, self.preprocess.target_mpp)
+        other = copy.copy(self)
+        other.preprocess = replace(self.preprocess, tile_mpp=mpp, match_mpp=match_mpp)
+        return other
+
+    def resolve_layer(self, layer: int | str) -> str:
+        """Name of a layer given as a name, a position or a position from the end.
+
+        Parameters
+        ----------
+        layer
+            A name of ``layers``; ``"norm"`` and ``"embedding"`` also mean ``"final"``. An integer counts ``layers``:
+            ``0`` is the first block of a transformer, ``-1`` is ``"final"``, ``-2`` the last block.
+
+        Raises
+        ------
+        InputError
+            If there is no such layer.
+        """
+        names = self.layers
+        if isinstance(layer, str):
+            layer = {"norm": "final", "embedding": "final"}.get(layer, layer)
+            if layer in names:
+                return layer
+            if not layer.lstrip("-").isdigit():
+                raise InputError(f"{self.info.name} has no layer {layer!r}; {nearest(layer, names)}")
+        try:
+            return names[int(layer)]
+        except (IndexError, TypeError, ValueError):
+            raise InputError(
+                f"{self.info.name} has {len(names)} layers ({names[0]} ... {names[-1]}), not number {layer!r}"
+            ) from None
+
+    def resolve_pool(self, layer: int | str, pool: str) -> str:
+        """What a pooling comes to at a layer; ``"default"`` becomes a definite one.
+
+        At ``"final"`` the default is that of the catalogue; at an earlier layer, where the network's own head does
+        not apply, a head becomes the mean of the patch tokens.
+
+        Raises
+        ------
+        InputError
+            If the pooling is unknown, or the network has no class token or no head there.
+        """
+        name = self.resolve_layer(layer)
+        if pool not in POOLS:
+            raise InputError(f"no pooling {pool!r}; {nearest(pool, POOLS)}")
+        if pool == "default":
+            pool = "mean" if self.info.pool == "head" and name != "final" else self.info.pool
+        if "cls" in pool and not self.has_cls:
+            raise InputError(f"{self.info.name} has no class token; use pool='mean' or pool='tokens'")
+        if pool == "head" and name != "final":
+            raise InputError(f"the head of {self.info.name} applies to layer 'final' only, not to {name!r}")
+        return pool
+
+    def dim(self, layer: int | str = -1, pool: str = "default") -> int:
+        """Length of one embedding vector (of one token for ``pool="tokens"``)."""
+        name, pool = self.resolve_layer(layer), self.resolve_pool(layer, pool)
+        if pool == "head":
+            return self._head_width
+        return self._sites[name].width * (2 if pool == "cls+mean" else 1)
+
+    def grid(self, layer: int | str, input_hw: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the tokens of a layer, for an input of ``input_hw`` pixels (after preprocessing).
+
+        Token ``t`` of ``pool="tokens"`` lies at row ``t // columns``, column ``t % columns``.
+        """
+        stride = self._sites[self.resolve_layer(layer)].stride
+        return input_hw[0] // stride, input_hw[1] // stride
+
+    def identity(self, layer: int | str = -1, pool: str = "default") -> dict[str, Any]:
+        """What these embeddings are: encoder, weights, layer, pooling, normalisation, preprocessing, licence.
+
+        ``norm`` is ``"final"`` where the network's last normalisation has been applied and ``"none"`` for the raw
+        output of a block (for a transformer the residual stream). ``mpp`` is the physical scale the input was brought
+        to, None where it was not matched; ``tile_mpp`` that of the tiles.
+        """
+        name, pool = self.resolve_layer(layer), self.resolve_pool(layer, pool)
+        spec = self.preprocess.spec()
+        return {
+            "encoder": self.info.name,
+            "library": self.info.library,
+            "source": self.source,
+            "architecture": self.architecture,
+            "weights_sha256": self.weights_sha256,
+            "precision": self.precision,
+            "layer": name,
+            "pool": pool,
+            "norm": self._norm(name, pool),
+            "preprocess": spec,
+            "dim": self.dim(name, pool),
+            "mpp": spec["rescale_to_mpp"],
+            "tile_mpp": self.preprocess.tile_mpp,
+            "licence": self.info.licence,
+            "derivatives_restricted": self.info.derivatives_restricted,
+        }
+
+    def _norm(self, name: str, pool: str) -> str:
+        return ("final" if pool == "head" else self._final_norm) if name == "final" else "none"
+
+    def forward(
+        self, batch: torch.Tensor, layers: int | str | Iterable[int | str] = -1, pool: str = "default"
+    ) -> dict[str, torch.Tensor]:
+        """Embeddings of a batch at one or several layers, in one pass that ends at the deepest of them.
+
+        Parameters
+        ----------
+        batch
+            ``(B, 3, H, W)`` float32, preprocessed.
+        layers
+            One layer or several (see :meth:`resolve_layer`).
+        pool
+            ``"cls"``, ``"mean"`` (patch tokens only), ``"cls+mean"``, ``"head"`` (the network's own pooling),
+            ``"default"`` (the encoder's published use) or ``"tokens"``.
+
+        Returns
+        -------
+        dict
+            Resolved layer name to float32 ``(B, d)``, or ``(B, T, d)`` for ``"tokens"``, on the encoder's device.
+
+        Raises
+        ------
+        InputError
+            If the layer, the pooling or the batch's shape does not suit the network.
+        """
+        import torch
+
+        wanted = [layers] if isinstance(layers, (int, str)) else list(layers)
+        if not wanted:
+            raise InputError("give at least one layer")
+        if batch.ndim != 4 or batch.shape[1] != 3:
+            raise InputError(f"a batch must be (B, 3, H, W), got {tuple(batch.shape)}")
+        self._check_size(tuple(batch.shape[2:]))
+        pools = {self.resolve_layer(layer): self.resolve_pool(layer, pool) for layer in wanted}
+        dtype = getattr(torch, self.precision)
+        with torch.inference_mode():
+            x = batch.to(self.device, dtype=dtype, memory_format=self._memory, non_blocking=True)
+            found = self._run(x, pools)
+        return {name: found[name].float() for name in pools}
+
+    __call__ = forward
+
+    @abstractmethod
+    def _check_size(self, input_hw: tuple[int, int]) -> None:
+        """Raise InputError if the network cannot take inputs of this size in pixels."""
+
+    @abstractmethod
+    def _run(self, x: torch.Tensor, pools: dict[str, str]) -> dict[str, torch.Tensor]:
+        """Pooled outputs of the resolved layers; ``pools`` is layer name to a definite pooling."""

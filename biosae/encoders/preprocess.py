@@ -1,0 +1,164 @@
+"""From an image to a network's input: rescale, resize, crop, normalise. Picklable, so that workers can run it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from biosae.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "area")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The preprocessing of one encoder, ``uint8 (H, W, 3)`` to ``float32 (3, h, w)``.
+
+    Parameters
+    ----------
+    mean, std
+        Per channel (red, green, blue), on the 0..1 scale: ``(x / 255 - mean) / std``.
+    size
+        Side of the square input in pixels; None keeps the image's own size.
+    interpolation
+        ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``, or ``area`` (mean of the covered pixels where the image
+        shrinks, bilinear where it grows).
+    crop_pct
+        The shorter side is resized to ``floor(size / crop_pct)``, then the centre is cropped to ``size``.
+    resize
+        ``"shorter"`` (as above) or ``"squash"`` (both sides to ``size``; the aspect ratio is lost).
+    tile_mpp, target_mpp
+        Micrometres per pixel of the images given and of the images that the encoder was made for.
+    match_mpp
+        Rescale by ``tile_mpp / target_mpp`` so that the physical scale is the encoder's, and then only crop.
+        Without it, ``size`` alone decides and the physical scale is whatever results.
+    min_size
+        Least side in pixels that the network takes.
+
+    Notes
+    -----
+    Resizing is Pillow's, with its antialiasing, and the order of operations is that of torchvision's evaluation
+    transform (Resize, CenterCrop, ToTensor, Normalize), so that both give the same numbers.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: int | None = None
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    resize: str = "shorter"
+    tile_mpp: float | None = None
+    target_mpp: float | None = None
+    match_mpp: bool = False
+    min_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(f"no interpolation {self.interpolation!r}; {nearest(self.interpolation, INTERPOLATIONS)}")
+        if self.resize not in ("shorter", "squash"):
+            raise InputError(f"no resize mode {self.resize!r}; {nearest(self.resize, ('shorter', 'squash'))}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise InputError(f"mean and std need three values and std > 0; got {self.mean} and {self.std}")
+        if self.size is not None and self.size < 1:
+            raise InputError(f"size must be at least 1 px, got {self.size}")
+        if not 0 < self.crop_pct <= 1:
+            raise InputError(f"crop_pct must be in (0, 1], got {self.crop_pct}")
+        for name in ("tile_mpp", "target_mpp"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} must be micrometres per pixel above 0, got {value}")
+        if self.match_mpp and (self.tile_mpp is None or self.target_mpp is None):
+            raise InputError(
+                "match_mpp=True needs the tiles' micrometres per pixel (mpp=...) and an encoder whose own is known"
+            )
+
+    @property
+    def rescale(self) -> float:
+        """Factor by which sides are multiplied to reach the encoder's physical scale (1.0 where it is not matched)."""
+        return self.tile_mpp / self.target_mpp if self.match_mpp else 1.0
+
+    def spec(self) -> dict[str, Any]:
+        """Everything that determines the numbers for a tile of the encoder's own scale, as plain JSON values.
+
+        The tiles' own mpp is not in it: two cohorts brought to the same physical scale share a specification.
+        """
+        values = asdict(self)
+        for name in ("tile_mpp", "target_mpp", "match_mpp", "min_size"):
+            del values[name]
+        values["rescale_to_mpp"] = self.target_mpp if self.match_mpp else None
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    def __call__(self, image: np.ndarray) -> torch.Tensor:
+        """Preprocess one image.
+
+        Parameters
+        ----------
+        image
+            ``uint8 (H, W, 3)``, RGB.
+
+        Returns
+        -------
+        torch.Tensor
+            ``float32 (3, h, w)``; ``h = w = size`` unless ``size`` is None.
+
+        Raises
+        ------
+        InputError
+            If the image is not ``uint8 (H, W, 3)``, or is too small for the network after rescaling.
+        """
+        import torch
+        from PIL import Image
+
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise InputError(f"an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}")
+        picture = self._resized(Image.fromarray(image))
+        if min(picture.size) < self.min_size:
+            raise InputError(
+                f"the image is {picture.width} x {picture.height} px after rescaling by {self.rescale:.3g}, and the "
+                f"network needs {self.min_size}: give larger tiles, or size={self.min_size} or more to enlarge them"
+            )
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+        mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
+        return pixels.sub_(mean).div_(std)
+
+    def _resized(self, picture: Image) -> Image:
+        if self.match_mpp and self.rescale != 1.0:
+            picture = self._to(
+                picture, max(1, round(picture.width * self.rescale)), max(1, round(picture.height * self.rescale))
+            )
+        if self.size is None:
+            return picture
+        if self.match_mpp:
+            if min(picture.size) < self.size:
+                need = self.size * self.target_mpp
+                raise InputError(
+                    f"at {self.target_mpp} um/px the tile has {min(picture.size)} px, and the encoder needs "
+                    f"{self.size} ({need:.0f} um): give larger tiles, or match_mpp=False to enlarge them"
+                )
+        elif self.resize == "squash":
+            picture = self._to(picture, self.size, self.size)
+        else:
+            short, scale = min(picture.size), math.floor(self.size / self.crop_pct)
+            long = int(scale * max(picture.size) / short)
+            wide = picture.width > picture.height
+            picture = self._to(picture, long if wide else scale, scale if wide else long)
+        left, top = (round((side - self.size) / 2.0) for side in picture.size)
+        return picture.crop((left, top, left + self.size, top + self.size))
+
+    def _to(self, picture: Image, width: int, height: int) -> Image:
+        from PIL.Image import Resampling
+
+        if picture.size == (width, height):
+            return picture
+        method = self.interpolation
+        if method == "area":
+            method = "box" if width <= picture.width and height <= picture.height else "bilinear"
+        return picture.resize((width, height), Resampling[method.upper()])
