@@ -157,7 +157,7 @@ def make_run(folder: Path, *, optional: bool = True, random_state: int = 0) -> P
     tables.mkdir(exist_ok=True)
     best = table.dropna(subset=["p"]).sort_values("p").drop_duplicates(["target", "source"])
     replicated = best[["latent", "target", "source", "unit", "effect"]].assign(
-        estimate=best["estimate"] * 0.85, ci_low=best["ci_low"] - 0.1, ci_high=best["ci_high"], p=0.01,
+        estimate=best["estimate"] * 0.85, ci_low=(best["ci_low"] - 0.1).clip(lower=-1), ci_high=best["ci_high"], p=0.01,
         n_units=8, n_samples=96, estimate_discovery=best["estimate"], replicated=best["q"] < 0.05, status="ok",
     )  # fmt: skip
     replicated.to_csv(tables / "replication.csv", index=False)

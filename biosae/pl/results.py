@@ -135,13 +135,14 @@ def status_counts(result: pd.DataFrame) -> pd.Series:
 
 
 def sentence(result: pd.DataFrame, *, noun: str = "latent") -> str:
-    """``1,012 latents tested in 24 patients; not tested: dead 12, too_sparse 40``."""
+    """``1,012 latents tested in 24 patients; not tested: dead 12, too sparse 40``."""
     tested = result[was_tested(result)]
-    tests = count(len(tested), noun if len(set(result["target"])) == 1 else "test") + " tested"
+    one = len(set(result["target"])) == 1
+    tests = f"{count(len(tested), noun)} tested" if one else f"{count(len(tested), 'test')} of {noun}s"
     text = tests + (f" in {units_phrase(tested)}" if len(tested) else "")
     refused = status_counts(result)
     if len(refused):
-        text += "; not tested: " + ", ".join(f"{k} {v:,}" for k, v in refused.items())
+        text += "; not tested: " + ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in refused.items())
     return text
 
 

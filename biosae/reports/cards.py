@@ -11,7 +11,7 @@ from biosae import pl
 from biosae.pl import results, style
 from biosae.pl.gallery import BLOCKS, activation, firing_sentence, read_tile
 from biosae.reports.run import Run
-from biosae.reports.tables import Figures, Table, table, thumbnail
+from biosae.reports.tables import Figures, Table, table, thumbnail, without_constants
 from biosae.reports.verdicts import best_rows
 
 N_TILES = 8
@@ -78,9 +78,9 @@ def _effects(run: Run, latent: str) -> Table:
         "p_maxt": "p (max-T)", "n_units": "units", "n_samples": "samples", "status": "status",
     }  # fmt: skip
     order = rows.assign(_p=rows["p"].fillna(2.0)).sort_values("_p", kind="stable").drop(columns="_p").head(8)
-    units = ", ".join(dict.fromkeys(str(u).replace("_", " ") for u in order["unit"]))
     more = f" The strongest 8 of {len(rows)} targets." if len(rows) > 8 else ""
-    return table(order, columns, caption=f"Unit: {units}.{more}")
+    order, same = without_constants(order)
+    return table(order, columns, caption=f"Effects.{more}{same}")
 
 
 def _flags(run: Run, latent: str) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ from biosae.errors import InputError
 from biosae.files import atomic_path
 from biosae.reports import sections
 from biosae.reports.cards import cards, chosen_latents
+from biosae.reports.confounding import confounding
 from biosae.reports.methods import methods
 from biosae.reports.run import Run, load
 from biosae.reports.tables import Figures
@@ -97,7 +98,7 @@ def _context(run: Run, figures: Figures, *, title: str | None, max_latents: int)
         "quality": sections.quality(run, figures),
         "associations": sections.associations(run, figures),
         "replication": sections.replication(run),
-        "confounding": sections.confounding(run, figures, [n for n in latents if n in leading] or latents),
+        "confounding": confounding(run, figures, [n for n in latents if n in leading] or latents),
         "cards": cards(run, figures, latents),
         "images_note": run.images_note,
         "comparison": sections.comparison(run, figures),

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 TABLES = (
-    "summary", "replication", "transfer", "within_strata", "confounders", "readout", "readout_all", "comparison", "refused",
+    "summary", "replication", "transfer", "within_strata", "confounders",
+    "readout", "readout_all", "comparison", "refused",
 )  # fmt: skip
 _ID_COLUMNS = ("patient", "slide", "sample_id", "item", "stratum", "group", "level")
 _PATH = re.compile(r"""(?<![\w.:/\\])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\:"']+)+[/\\]?""")

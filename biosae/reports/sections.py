@@ -11,15 +11,8 @@ from biosae import pl
 from biosae.pl import results, style
 from biosae.pl.density import firing_share
 from biosae.reports.run import Run, flat
-from biosae.reports.tables import Figures, Table, cell, table
-from biosae.reports.verdicts import best_rows, strata_verdicts
-
-_FLAG_WORDS = {
-    "biology": "follows biology",
-    "technical": "follows the technical factor",
-    "mixed": "mixed",
-    "not_separable": "biology and the technical factor cannot be told apart",
-}
+from biosae.reports.tables import Figures, Table, cell, table, without_constants
+from biosae.reports.verdicts import best_rows
 
 
 def cohort(run: Run) -> dict[str, Any]:
@@ -49,7 +42,8 @@ def cohort(run: Run) -> dict[str, Any]:
             {
                 "target": numeric, "n": rows.notna().sum().to_numpy(), "missing": rows.isna().sum().to_numpy(),
                 "zero": [f"{z:.0%}" for z in (rows == 0).mean()], "median": rows.median().to_numpy(),
-                "q1": rows.quantile(0.25).to_numpy(), "q3": rows.quantile(0.75).to_numpy(), "max": rows.max().to_numpy(),
+                "q1": rows.quantile(0.25).to_numpy(), "q3": rows.quantile(0.75).to_numpy(),
+                "max": rows.max().to_numpy(),
             }
         )  # fmt: skip
         names = {"target": "target", "n": "n", "missing": "missing", "zero": "zeros", "median": "median",
@@ -73,7 +67,7 @@ def _counts_by(obs: pd.DataFrame, groups: pd.Series, role: str, column: str | No
 def _crossed(obs: pd.DataFrame, groups: pd.Series, values: pd.Series, role: str) -> Table:
     """Patients (or samples) per label and technical level: an empty cell means that the two cannot be told apart."""
     if "patient" in obs:
-        counts = obs["patient"].astype(str).groupby([groups, values]).nunique().unstack(fill_value=0)
+        counts = pd.crosstab(*_distinct(obs["patient"].astype(str), groups, values))
         noun = "Patients"
     else:
         counts = pd.crosstab(groups, values)
@@ -83,6 +77,12 @@ def _crossed(obs: pd.DataFrame, groups: pd.Series, values: pd.Series, role: str)
     if (counts == 0).any(axis=None):
         caption += f" An empty cell: there label and {role} cannot be told apart."
     return table(frame, caption=caption)
+
+
+def _distinct(patients: pd.Series, groups: pd.Series, values: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Group and value of each patient once per combination."""
+    once = pd.DataFrame({"p": patients, "g": groups, "v": values}).drop_duplicates()
+    return once["g"], once["v"]
 
 
 def _failures(run: Run) -> dict[str, Any] | None:
@@ -157,17 +157,18 @@ def associations(run: Run, figures: Figures) -> dict[str, Any]:
     }  # fmt: skip
     phrase = results.units_phrase(best) if len(best) else ""
     out: dict[str, Any] = {
-        "best": table(best, columns, caption=f"Best feature of each source and target; n = {phrase}.")
-        if len(best)
-        else None,
-        "sentences": [results.sentence(results.choose(result, source=s)) for s in _sources(result) if s == "latent"],
+        "best": None,
+        "sentences": [results.sentence(latents)] if len(latents := result[result["source"] == "latent"]) else [],
         "overview": None,
         "targets": [],
     }
     if best.empty:
         return out
+    shorter, same = without_constants(best)
+    out["best"] = table(shorter, columns, caption=f"Best feature of each source and target.{same}")
+    lines = len(best) + 1.3 * best["target"].nunique()
     out["overview"] = figures.add(
-        "best_per_target", pl.associations, result, size=(5.0, 0.7 + 0.2 * (len(best) + 1.3 * best["target"].nunique())),
+        "best_per_target", pl.associations, result, size=(5.0, 0.7 + 0.2 * lines),
         alt="Best latent, raw dimension and component of each target, with confidence intervals.",
         caption=f"Best of each source per target; n = {phrase}. Filled marks have q ≤ 0.05 within their family.",
     )  # fmt: skip
@@ -182,12 +183,12 @@ def associations(run: Run, figures: Figures) -> dict[str, Any]:
         passing = int((tested["q"] <= 0.05).sum())
         pictures = [
             figures.add(
-                f"volcano_{_file(target)}", pl.volcano, result, target=target, size=(3.9, 3.2),
+                f"volcano_{file_name(target)}", pl.volcano, result, target=target, size=(3.9, 3.2),
                 alt=f"Volcano plot of {len(tested)} latents against {target}; {passing} have q at most 0.05.",
                 caption=f"{target}: {results.sentence(latents)}. {passing:,} with q ≤ 0.05.",
             ),
             figures.add(
-                f"associations_{_file(target)}", pl.associations, result, target=target, size=(4.3, 3.2),
+                f"associations_{file_name(target)}", pl.associations, result, target=target, size=(4.3, 3.2),
                 alt=f"The strongest latents for {target} with confidence intervals, and the best control features.",
                 caption=f"{target}: strongest latents and the best raw dimension and component; n = {n}.",
             ),
@@ -196,11 +197,8 @@ def associations(run: Run, figures: Figures) -> dict[str, Any]:
     return out
 
 
-def _sources(result: pd.DataFrame) -> list[str]:
-    return list(result["source"].astype(str).unique())
-
-
-def _file(name: str) -> str:
+def file_name(name: str) -> str:
+    """A name that every file system takes."""
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
 
 
@@ -214,113 +212,15 @@ def replication(run: Run) -> dict[str, Any] | None:
         if name in run.tables:
             frame = run.masked(run.tables[name])
             spare = [c for c in ("statistic", "method", "source_discovery") if c in frame]
-            found[name] = table(_unit_first(frame.drop(columns=spare)), caption=caption)
+            frame, same = without_constants(frame.drop(columns=spare))
+            found[name] = table(unit_first(frame), caption=caption + same)
     return found or None
 
 
-def _unit_first(frame: pd.DataFrame) -> pd.DataFrame:
+def unit_first(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns that say what a row is, before those that say what was found."""
     lead = [c for c in ("encoder", "layer", "target", "source", "latent", "stratum") if c in frame]
     return frame[lead + [c for c in frame if c not in lead]]
-
-
-def confounding(run: Run, figures: Figures, latents: list[str]) -> dict[str, Any]:
-    """Variance shares, latent levels by scanner, readout of the technical factor, pooled against within strata."""
-    out: dict[str, Any] = {"pictures": [], "missing": [], "flags": None, "readout": [], "strata": None, "survival": []}
-    table_ = run.tables.get("confounders")
-    if table_ is None:
-        out["missing"].append("no table of confounders (the stage 'confounders' was not run)")
-    else:
-        for factor, rows in table_.groupby("factor" if "factor" in table_ else np.zeros(len(table_)), sort=False):
-            out["pictures"].append(
-                figures.add(
-                    f"confounders_{_file(str(factor))}",
-                    pl.confounders,
-                    rows,
-                    size=(3.9, 3.4),
-                    alt=f"Variance share of biology against that of {factor}, one mark a latent.",
-                    caption=f"{factor}: variance shares of n = {style.count(len(rows.dropna(subset=['eta2_technical'])), 'latent')}. "
-                    "Above the diagonal the technical factor explains more than biology.",
-                )  # fmt: skip
-            )
-        shown = table_[table_["latent"].isin(latents) | (table_["flag"] == "technical")]
-        shown = shown.sort_values("eta2_technical", ascending=False).head(20)
-        out["flags"] = table(
-            shown,
-            caption=f"Latents named in this report and those flagged technical ({len(shown)} of {len(table_):,} rows).",
-        )
-    by = next((r for r in ("scanner", "site") if run.role(r) is not None and run.role(r).nunique() <= 12), None)
-    if by is None:
-        out["missing"].append("no scanner or site column, so leakage of either cannot be excluded")
-    else:
-        label = run.role("label")
-        label = "label" if label is not None and label.nunique() <= 6 else None
-        for latent in latents[:4]:
-            levels = run.role(by).nunique()
-            out["pictures"].append(
-                figures.add(
-                    f"{by}_{latent}",
-                    pl.scanner,
-                    run.adata,
-                    latent,
-                    by=by,
-                    label=label,
-                    size=(max(3.4, 1.2 + 0.8 * levels) + (0.9 if label else 0), 2.7),
-                    alt=f"Level of {latent} by {by}.",
-                    caption=f"{latent} by {by}; one dot a {'patient' if run.role('patient') is not None else 'row'}"
-                    f"{' and label' if label else ''}, bar: median; n = {style.count(run.adata.n_obs, 'row')}.",
-                )  # fmt: skip
-            )
-    _readout(run, figures, out)
-    _strata(run, figures, out)
-    out["pictures"] = [p for p in out["pictures"] if p]
-    return out
-
-
-def _readout(run: Run, figures: Figures, out: dict[str, Any]) -> None:
-    frame = run.tables.get("readout_all", run.tables.get("readout"))
-    if frame is None:
-        out["missing"].append("no readout of the technical factor from the embeddings")
-        return
-    out["readout"].append(table(_unit_first(frame), caption="How well a factor can be read out, patients kept apart."))
-    for factor in pd.unique(frame["factor"].astype(str)) if "factor" in frame else ():
-        picture = figures.add(
-            f"readout_{_file(factor)}", pl.readout, frame.assign(factor=frame["factor"].astype(str)), factor=factor,
-            size=(2.2 + 0.7 * frame.groupby(["encoder", "layer"]).ngroups if {"encoder", "layer"} <= set(frame) else 4, 2.6),
-            alt=f"Balanced accuracy of reading {factor} from embeddings and latents, by layer, with chance.",
-            caption=f"Readout of {factor} by layer; dashed: chance; bars: confidence interval.",
-        )  # fmt: skip
-        out["pictures"].append(picture)
-
-
-def _strata(run: Run, figures: Figures, out: dict[str, Any]) -> None:
-    frame = run.tables.get("within_strata")
-    if frame is None:
-        out["missing"].append("no estimates within strata (no 'strata' was given to the association)")
-        return
-    frame = run.masked(frame)
-    out["survival"] = strata_verdicts(run)
-    if out["survival"]:
-        rows = pd.DataFrame(out["survival"])[["target", "latent", "pooled", "within", "n", "verdict"]]
-        names = {"target": "target", "latent": "latent", "pooled": "pooled", "within": "within strata", "n": "units",
-                 "verdict": "verdict"}  # fmt: skip
-        out["strata"] = table(rows, names, caption="The same effect pooled over everything and within strata.")
-    levels = (
-        frame[~frame["stratum"].astype(str).isin(["pooled", "within"])]["stratum"].nunique()
-        if "stratum" in frame
-        else 0
-    )
-    few = frame if levels <= 8 else frame[frame["stratum"].isin(["pooled", "within"])]
-    lines = len(few) + 1.3 * few.groupby(["target", "latent"]).ngroups
-    out["pictures"].append(
-        figures.add(
-            "within_strata",
-            pl.strata,
-            few,
-            size=(4.6, 0.7 + 0.19 * lines),
-            alt="Effects pooled, within strata, and in each stratum, with confidence intervals.",
-            caption="Pooled (black), within strata (blue diamond) and in each stratum (open); n stands beside each line.",
-        )  # fmt: skip
-    )
 
 
 def comparison(run: Run, figures: Figures) -> dict[str, Any] | None:
@@ -331,7 +231,7 @@ def comparison(run: Run, figures: Figures) -> dict[str, Any] | None:
         return None
     ranked = frame.assign(_s=results.strength(results.check(_testlike(frame)))).sort_values("_s", ascending=False)
     best = ranked.drop_duplicates(["encoder", "layer", "target", "source"]).drop(columns="_s").sort_index()
-    wide = best.pivot(index=["target", "encoder", "layer"], columns="source", values="estimate").reset_index()
+    wide = best.set_index(["target", "encoder", "layer", "source"])["estimate"].unstack("source").reset_index()  # noqa: PD010
     wide = wide.sort_values(
         "target", key=lambda t: t.map({v: i for i, v in enumerate(pd.unique(best["target"]))}), kind="stable"
     )

@@ -58,6 +58,18 @@ def table(frame: pd.DataFrame, columns: Mapping[str, str] | None = None, *, capt
     return Table(list(held.values()), [list(row) for row in zip(*cells)], numeric, caption)
 
 
+def without_constants(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Drop columns that say the same in every row (effect, unit, method, status) and put them into a sentence."""
+    said = []
+    for column in ("effect", "unit", "method", "correction", "status"):
+        if column in frame and len(set(frame[column].astype(str))) == 1 and frame[column].notna().all():
+            value = frame[column].iloc[0]
+            frame = frame.drop(columns=column)
+            if value != "ok":
+                said.append(f"{column} {cell(column, value)}")
+    return frame, f" In every row: {', '.join(said)}." if said else ""
+
+
 def interval(low: float, high: float) -> str:
     """``0.12 to 0.44``, or a dash."""
     return f"{style.number(low)} to {style.number(high)}" if pd.notna(low) and pd.notna(high) else "–"
@@ -127,8 +139,9 @@ class Figures:
             except InputError as error:
                 self.refused[name] = str(error)
                 return None
+            _freeze(fig)
             style.save(fig, self.folder / name)
-            return Picture(_svg(fig), alt, caption, round(size[0] * 110))
+            return Picture(_svg(fig), alt, caption, round(size[0] * 96))
 
     def file_only(self, name: str, draw: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """File a figure that the page shows in another form (``draw`` takes ``fig=``)."""
@@ -138,7 +151,14 @@ class Figures:
             size = kwargs.pop("size")
             fig = Figure(figsize=size, layout="constrained")
             draw(*args, fig=fig, **kwargs)
+            _freeze(fig)
             style.save(fig, self.folder / name, dpi=150)
+
+
+def _freeze(fig: Any) -> None:
+    """Lay the figure out once, so that each format is drawn without solving the layout again."""
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")
 
 
 def _svg(fig: Any) -> str:

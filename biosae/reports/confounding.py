@@ -1,0 +1,116 @@
+"""The section on confounding: biology or the scanner, and what is left within strata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from biosae import pl
+from biosae.pl import style
+from biosae.reports.run import Run
+from biosae.reports.sections import file_name, unit_first
+from biosae.reports.tables import Figures, table
+from biosae.reports.verdicts import strata_verdicts
+
+
+def confounding(run: Run, figures: Figures, latents: list[str]) -> dict[str, Any]:
+    """Variance shares, latent levels by scanner, readout of the technical factor, pooled against within strata."""
+    out: dict[str, Any] = {"pictures": [], "missing": [], "flags": None, "readout": [], "strata": None, "survival": []}
+    table_ = run.tables.get("confounders")
+    if table_ is None:
+        out["missing"].append("no table of confounders (the stage 'confounders' was not run)")
+    else:
+        for factor, rows in table_.groupby("factor" if "factor" in table_ else np.zeros(len(table_)), sort=False):
+            out["pictures"].append(
+                figures.add(
+                    f"confounders_{file_name(str(factor))}",
+                    pl.confounders,
+                    rows,
+                    size=(3.9, 3.4),
+                    alt=f"Variance share of biology against that of {factor}, one mark a latent.",
+                    caption=f"{factor}: variance shares, n = {style.count(rows['eta2_technical'].count(), 'latent')}. "
+                    "Above the diagonal the technical factor explains more than biology.",
+                )
+            )
+        shown = table_[table_["latent"].isin(latents) | (table_["flag"] == "technical")]
+        shown = shown.sort_values("eta2_technical", ascending=False).head(20)
+        out["flags"] = table(
+            shown,
+            caption=f"Latents named in this report and those flagged technical ({len(shown)} of {len(table_):,} rows).",
+        )
+    by = next((r for r in ("scanner", "site") if run.role(r) is not None and run.role(r).nunique() <= 12), None)
+    if by is None:
+        out["missing"].append("no scanner or site column, so leakage of either cannot be excluded")
+    else:
+        label = run.role("label")
+        label = "label" if label is not None and label.nunique() <= 6 else None
+        for latent in latents[:4]:
+            levels = run.role(by).nunique()
+            out["pictures"].append(
+                figures.add(
+                    f"{by}_{latent}",
+                    pl.scanner,
+                    run.adata,
+                    latent,
+                    by=by,
+                    label=label,
+                    size=(max(3.4, 1.2 + 0.8 * levels) + (0.9 if label else 0), 2.7),
+                    alt=f"Level of {latent} by {by}.",
+                    caption=f"{latent} by {by}; one dot a {'patient' if run.role('patient') is not None else 'row'}"
+                    f"{' and label' if label else ''}, bar: median; n = {style.count(run.adata.n_obs, 'row')}.",
+                )
+            )
+    _readout(run, figures, out)
+    _strata(run, figures, out)
+    out["pictures"] = [p for p in out["pictures"] if p]
+    return out
+
+
+def _readout(run: Run, figures: Figures, out: dict[str, Any]) -> None:
+    frame = run.tables.get("readout_all", run.tables.get("readout"))
+    if frame is None:
+        out["missing"].append("no readout of the technical factor from the embeddings")
+        return
+    out["readout"].append(table(unit_first(frame), caption="How well a factor can be read out, patients kept apart."))
+    for factor in pd.unique(frame["factor"].astype(str)) if "factor" in frame else ():
+        views = frame.groupby(["encoder", "layer"]).ngroups if {"encoder", "layer"} <= set(frame) else 1
+        picture = figures.add(
+            f"readout_{file_name(factor)}", pl.readout, frame.assign(factor=frame["factor"].astype(str)), factor=factor,
+            size=(2.2 + 0.7 * views, 2.6),
+            alt=f"Balanced accuracy of reading {factor} from embeddings and latents, by layer, with chance.",
+            caption=f"Readout of {factor} by layer; dashed: chance; bars: confidence interval.",
+        )  # fmt: skip
+        out["pictures"].append(picture)
+
+
+def _strata(run: Run, figures: Figures, out: dict[str, Any]) -> None:
+    frame = run.tables.get("within_strata")
+    if frame is None:
+        out["missing"].append("no estimates within strata (no 'strata' was given to the association)")
+        return
+    frame = run.masked(frame)
+    out["survival"] = strata_verdicts(run)
+    if out["survival"]:
+        rows = pd.DataFrame(out["survival"])[["target", "latent", "pooled", "within", "n", "verdict"]]
+        names = {"target": "target", "latent": "latent", "pooled": "pooled", "within": "within strata", "n": "units",
+                 "verdict": "verdict"}  # fmt: skip
+        out["strata"] = table(rows, names, caption="The same effect pooled over everything and within strata.")
+    levels = (
+        frame[~frame["stratum"].astype(str).isin(["pooled", "within"])]["stratum"].nunique()
+        if "stratum" in frame
+        else 0
+    )
+    few = frame if levels <= 8 else frame[frame["stratum"].isin(["pooled", "within"])]
+    lines = len(few) + 1.3 * few.groupby(["target", "latent"]).ngroups
+    out["pictures"].append(
+        figures.add(
+            "within_strata",
+            pl.strata,
+            few,
+            size=(4.6, 0.7 + 0.19 * lines),
+            alt="Effects pooled, within strata, and in each stratum, with confidence intervals.",
+            caption="Pooled (black), within strata (blue diamond), in each stratum (open); n stands beside each line.",
+        )
+    )
