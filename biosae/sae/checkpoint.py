@@ -26,7 +26,7 @@ def write(folder: str | os.PathLike, tensors: dict[str, np.ndarray], config: dic
     folder.mkdir(parents=True, exist_ok=True)
     model = folder / "model.safetensors"
     with atomic_path(model) as temporary:
-        safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary)
+        safetensors.numpy.save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, temporary)
     write_json(folder / "config.json", {"format": FORMAT, "version": VERSION, "sha256": hash_file(model), **config})
 
 

@@ -77,8 +77,8 @@ class Rows:
                 shown = ", ".join(self._name(int(r)) for r in numbers[bad][:5])
                 more = " ..." if bad.sum() > 5 else ""
                 raise InputError(
-                    f"NaN or infinity in {int(bad.sum())} of the {len(block)} rows just read, first at row {shown}{more}; "
-                    "embed these samples again or leave them out"
+                    f"NaN or infinity in {int(bad.sum())} of the {len(block)} rows just read, first at row "
+                    f"{shown}{more}; embed these samples again or leave them out"
                 )
         return block
 

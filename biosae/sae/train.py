@@ -128,8 +128,8 @@ def _log(
     found: dict[str, float] = {name: float(value) for name, value in values.items()}
     if not torch.isfinite(loss):
         raise BiosaeError(
-            f"training diverged at step {step} (loss {found['loss']}); lower learning_rate (it is {plan.learning_rate:g}) "
-            "or use normalise='centre_scale'"
+            f"training diverged at step {step} (loss {found['loss']}); lower learning_rate (now "
+            f"{plan.learning_rate:g}) or use normalise='centre_scale'"
         )
     return {"step": step, **found, "lr": rate}
 

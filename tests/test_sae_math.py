@@ -1,0 +1,337 @@
+"""Activations, losses, metrics and scaling against worked numbers, closed forms and properties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from biosae.errors import InputError
+from biosae.sae import activations, objectives
+from biosae.sae.config import SAEConfig, nearest_power_of_two, rate_at, resolve
+from biosae.sae.metrics import Quality, fvu
+from biosae.sae.model import SparseAutoencoder, geometric_median, unit_rows_
+from biosae.sae.normalise import Normaliser, layernorm, moments
+from biosae.sae.train import batches
+
+T = torch.tensor
+few = hypothesis_settings(max_examples=40, deadline=None)
+# few distinct values, so that ties are common
+tied = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(-3, 3))
+
+
+def topk_by_sorting(row: np.ndarray, k: int) -> np.ndarray:
+    kept = np.zeros_like(row)
+    order = np.argsort(-row, kind="stable")[:k]
+    kept[order] = np.maximum(row[order], 0)
+    return kept
+
+
+# ------------------------------------------------------------------------------------------------ activations
+
+
+@few
+@given(tied, st.integers(1, 12))
+def test_topk_equals_stable_sort(a, k):
+    expected = np.stack([topk_by_sorting(row, k) for row in a])
+    np.testing.assert_array_equal(activations.topk(torch.from_numpy(a), k).numpy(), expected)
+
+
+@few
+@given(tied, st.integers(1, 4))
+def test_batchtopk_equals_stable_sort_of_the_flat_batch(a, k):
+    expected = topk_by_sorting(a.reshape(-1), min(k, a.shape[1]) * len(a)).reshape(a.shape)
+    np.testing.assert_array_equal(activations.batchtopk(torch.from_numpy(a), k).numpy(), expected)
+
+
+def test_ties_go_to_the_lower_index_and_nonpositive_entries_to_zero():
+    z = activations.topk(T([[1.0, 2.0, 2.0, 2.0], [-1.0, -2.0, 0.0, -3.0]]), 2)
+    assert z.tolist() == [[0, 2, 2, 0], [0, 0, 0, 0]]
+
+
+def test_batchtopk_worked_example_and_its_threshold():
+    r = T([[5.0, 4.0, 3.0], [2.0, 1.0, 0.5]])
+    z = activations.batchtopk(r, 2)
+    assert z.tolist() == [[5, 4, 3], [2, 0, 0]]
+    assert (z > 0).sum(1).tolist() == [3, 1] and float(z[z > 0].min()) == 2
+    assert activations.above(r, 2.0).tolist() == [[5, 4, 3], [0, 0, 0]]  # strict: the value 2 is dropped
+
+
+def test_batchtopk_keeps_everything_when_there_is_too_little():
+    r = T([[1.0, -1.0], [0.0, -2.0]])
+    assert activations.batchtopk(r, 2).tolist() == [[1, 0], [0, 0]]
+
+
+def test_topk_passes_gradients_to_the_kept_entries_only():
+    a = T([[3.0, 1.0, 2.0, -1.0]], requires_grad=True)
+    activations.topk(a, 2).sum().backward()
+    assert a.grad.tolist() == [[1, 0, 1, 0]]
+
+
+def test_topk_of_everything_is_relu():
+    a = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    for k in (5, 50):
+        assert torch.equal(activations.topk(a, k), torch.relu(a))
+
+
+# ------------------------------------------------------------------------------------------------ losses
+
+
+def identity_model(architecture: str, k: int = 1, d: int = 2) -> SparseAutoencoder:
+    model = SparseAutoencoder(d, d, architecture=architecture, k=k)
+    with torch.no_grad():
+        model.W_enc.copy_(torch.eye(d))
+        model.W_dec.copy_(torch.eye(d))
+    return model
+
+
+def test_relu_l1_worked_example():
+    x = T([[3.0, -1.0]])
+    _, z, x_hat = identity_model("relu")(x)
+    assert z.tolist() == [[3, 0]]
+    assert float(objectives.mse_sum(x, x_hat)) == 1
+    assert float(objectives.mse_sum(x, x_hat) + 0.1 * objectives.l1_norm(z)) == pytest.approx(1.3)
+
+
+@pytest.mark.parametrize(("a", "l1"), [(2.0, 0.5), (0.1, 0.5), (-1.0, 0.2)])
+def test_l1_minimiser_is_the_soft_threshold(a, l1):
+    z = torch.linspace(0, 3, 300_001, dtype=torch.float64)
+    best = z[((a - z) ** 2 + l1 * z).argmin()]
+    assert float(best) == pytest.approx(max(0.0, a - l1 / 2), abs=1e-5)
+
+
+def test_auxk_worked_example():
+    # e = ((2,0),(0,2)) and the dead latent explains ((1,0),(0,0)): 2.5 / 2
+    e = T([[2.0, 0.0], [0.0, 2.0]])
+    a = T([[9.0, 1.0], [9.0, -1.0]])
+    decoder = T([[0.0, 1.0], [1.0, 0.0]])
+    loss = objectives.auxk(e, a, T([1]), decoder, 5)  # k above the number of dead latents
+    assert float(loss) == pytest.approx(1.25)
+
+
+def test_auxk_without_dead_latents_or_without_spread_is_zero():
+    a, decoder = torch.ones(3, 2, requires_grad=True), torch.eye(2)
+    assert float(objectives.auxk(torch.randn(3, 2), a, T([], dtype=torch.int64), decoder, 2)) == 0
+    loss = objectives.auxk(torch.ones(3, 2), a, T([0]), decoder, 2)
+    loss.backward()
+    assert float(loss) == 0 and torch.isfinite(a.grad).all()
+
+
+def test_auxk_does_not_train_the_residual():
+    x_hat = torch.zeros(2, 2, requires_grad=True)
+    a = torch.ones(2, 2, requires_grad=True)
+    objectives.auxk(T([[1.0, 0.0], [0.0, 1.0]]) - x_hat, a, T([0]), torch.eye(2), 1).backward()
+    assert x_hat.grad is None and a.grad[:, 0].abs().sum() > 0
+
+
+# ------------------------------------------------------------------------------------------------ model
+
+
+def test_geometric_median_of_known_points():
+    corner = T([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
+    torch.testing.assert_close(geometric_median(corner), T([1.0, 1.0]))
+    # on a line it is the median, even where it coincides with a data point
+    torch.testing.assert_close(geometric_median(T([[0.0], [1.0], [50.0]])), T([1.0]), atol=1e-2, rtol=0)
+
+
+def test_geometric_median_beats_its_surroundings():
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(1)).exp()
+    m = geometric_median(x)
+
+    def cost(p):
+        return float((x - p).norm(dim=1).sum())
+
+    assert all(cost(m) <= cost(m + 0.05 * torch.randn(4)) for _ in range(20))
+    assert cost(m) < cost(x.mean(0))
+
+
+def test_unit_rows_redraws_zero_rows():
+    w = T([[3.0, 4.0], [0.0, 0.0]])
+    unit_rows_(w, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(w[0], T([0.6, 0.8]))
+    assert float(w[1].norm()) == pytest.approx(1)
+
+
+def test_projected_gradient_is_orthogonal_to_the_atoms():
+    model = SparseAutoencoder(6, 10, architecture="topk", k=3)
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(50, 6, generator=g)
+    model.initialise(rows, atoms="data", generator=g)
+    objectives.mse_sum(rows, model(rows)[2]).backward()
+    assert float((model.W_dec.grad * model.W_dec).sum(1).abs().max()) > 1e-3
+    model.project_gradient()
+    assert float((model.W_dec.grad * model.W_dec).sum(1).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("atoms", ["data", "random"])
+def test_initialisation_starts_at_the_input_norm(atoms):
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, 8, generator=g) + 5
+    model = SparseAutoencoder(8, 64, architecture="topk", k=8)
+    model.initialise(rows, atoms=atoms, generator=g)
+    torch.testing.assert_close(model.W_dec.norm(dim=1), torch.ones(64))
+    cosine = torch.nn.functional.cosine_similarity(model.W_enc, model.W_dec)
+    torch.testing.assert_close(cosine, torch.ones(64))
+    probe = torch.nn.functional.normalize(torch.randn(2000, 8, generator=g))
+    size = (model(probe + model.b_dec)[2] - model.b_dec).norm(dim=1).mean()
+    assert float(size) == pytest.approx(1, abs=0.1)
+    assert (model.W_dec @ model.W_dec.T - 2 * torch.eye(64)).max() < 1 - 1e-6  # no atom twice, though rows repeat
+
+
+# ------------------------------------------------------------------------------------------------ scaling
+
+
+@pytest.mark.parametrize("mode", ["none", "centre", "unit_mean_square", "centre_scale"])
+@pytest.mark.parametrize("architecture", ["relu", "topk", "batchtopk"])
+def test_folded_model_equals_the_unfolded_one(mode, architecture):
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(300, 12, generator=g) * 7 + 20 * torch.randn(12, generator=g)
+    normaliser = Normaliser.fit(mode, *moments([x[:100].numpy(), x[100:].numpy()]))
+    model = SparseAutoencoder(12, 40, architecture=architecture, k=5)
+    y = normaliser.apply(x)
+    model.initialise(y, atoms="data", generator=g)
+    with torch.no_grad():
+        model.b_enc.normal_(0, 0.01, generator=g)
+        model.b_dec.add_(0.05 * torch.randn(12, generator=g))
+        model.threshold.fill_(0.2)
+        model.eval()
+        _, z, y_hat = model(y)
+        x_hat = y_hat / normaliser.scale + torch.from_numpy(normaliser.mean).float()
+        normaliser.fold_(model)
+        _, z_folded, x_folded = model(x)
+    size = float(x.norm(dim=1).max())
+    assert float((x_folded - x_hat).abs().max()) < 1e-5 * size
+    assert float((z_folded - z / normaliser.scale).abs().max()) < 1e-5 * size
+
+
+def test_scaling_reaches_its_targets():
+    x = np.random.default_rng(0).normal(3, 2, (500, 6)).astype(np.float32)
+    stats = moments([x[:7], x[7:]])
+    np.testing.assert_allclose(stats[0], x.mean(0, dtype=np.float64), rtol=1e-12)
+    unit = Normaliser.fit("unit_mean_square", *stats).apply(torch.from_numpy(x)).double()
+    assert float(unit.square().sum(1).mean()) == pytest.approx(1, abs=1e-6)
+    both = Normaliser.fit("centre_scale", *stats).apply(torch.from_numpy(x)).double()
+    assert float(both.square().sum(1).mean()) == pytest.approx(1, abs=1e-6)
+    assert float(both.mean(0).abs().max()) < 1e-6
+
+
+def test_layernorm_and_its_inverse():
+    x = np.array([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0], [0.0, 0.0, 0.0]], np.float32)
+    u, mean, divisor = layernorm(x)
+    np.testing.assert_allclose(u, [[-1, 0, 1], [0, 0, 0], [0, 0, 0]], atol=2e-5)  # unbiased deviation of 1,2,3 is 1
+    np.testing.assert_allclose(u * divisor + mean, x, rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ metrics
+
+
+def quality_of(x, x_hat, z, bias, cuts=()):
+    quality = Quality(bias, z.shape[1])
+    for part in np.split(np.arange(len(x)), cuts):
+        quality.update(x[part], x_hat[part], z[part])
+    return quality
+
+
+def random_case(seed=0, n=97, d=5, m=11):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(100, 1, (n, d))
+    z = scipy.sparse.random(n, m, 0.2, random_state=rng, format="csr", dtype=np.float64)
+    return x, x + rng.normal(0, 0.3, (n, d)), z, x.mean(0)
+
+
+def test_metrics_equal_their_definitions():
+    x, x_hat, z, bias = random_case()
+    x[3] = 0
+    found = quality_of(x, x_hat, z, bias).summary()
+    error = ((x - x_hat) ** 2).sum(1)
+    assert found["fvu"] == pytest.approx(error.sum() / ((x - x.mean(0)) ** 2).sum())
+    keep = np.arange(len(x)) != 3
+    assert found["zero_rows"] == 1
+    assert found["nmse"] == pytest.approx((error[keep] / (x[keep] ** 2).sum(1)).mean())
+    dense = z.toarray()
+    assert found["l0"] == pytest.approx((dense != 0).sum(1).mean())
+    assert found["dead_share"] == pytest.approx((~dense.any(0)).mean())
+    assert found["dead_density_bound"] == pytest.approx(3 / len(x))
+    u, v = x - bias, x_hat - bias
+    assert found["cosine"] == pytest.approx(
+        np.mean((u * v).sum(1) / np.linalg.norm(u, axis=1) / np.linalg.norm(v, axis=1))
+    )
+    # gamma minimises ||v / gamma - u||^2
+    gammas = np.linspace(0.5, 1.5, 100_001)
+    sums = (v * v).sum() / gammas**2 - 2 * (u * v).sum() / gammas
+    assert found["gamma"] == pytest.approx(gammas[sums.argmin()], abs=1e-4)
+
+
+def test_shrunken_reconstruction_has_gamma_below_one():
+    x, _, z, bias = random_case()
+    assert quality_of(x, bias + 0.8 * (x - bias), z, bias).summary()["gamma"] == pytest.approx(0.8)
+
+
+@few
+@given(st.lists(st.integers(1, 96), max_size=6), st.integers(0, 10_000))
+def test_streamed_metrics_equal_one_pass(cuts, seed):
+    case = random_case(seed)
+    whole, parts = quality_of(*case), quality_of(*case, cuts=sorted(set(cuts)))
+    for name, value in whole.summary().items():
+        assert parts.summary()[name] == pytest.approx(value, rel=1e-10)
+    np.testing.assert_array_equal(whole.density, parts.density)
+
+
+def test_fvu_without_spread():
+    assert fvu(0.0, 0.0, 0.0) == 0
+    assert fvu(0.0, 0.0, 9.0) == 0
+    assert fvu(1.0, 0.0, 9.0) == float("inf")
+    assert fvu(1.0, 4.0, 9.0) == 0.25
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+def test_unknown_and_invalid_settings_are_named():
+    with pytest.raises(InputError, match="did you mean 'n_latents'"):
+        SAEConfig().set_params(n_latent=5)
+    with pytest.raises(InputError, match="did you mean 'topk'"):
+        SAEConfig("topq").validate()
+    for bad in ({"k": 0}, {"k": 2.5}, {"n_latents": 0}, {"learning_rate": -1}, {"validation": 1.0}, {"l1": -1},
+                {"warmup": 0.7, "decay": 0.6}, {"random_state": -1}, {"clip_norm": float("nan")}):  # fmt: skip
+        with pytest.raises(InputError, match=next(iter(bad))):
+            SAEConfig(**bad).validate()
+
+
+def test_every_setting_is_documented():
+    from pathlib import Path
+
+    page = (Path(__file__).parents[1] / "docs" / "methods" / "sae.md").read_text(encoding="utf-8")
+    assert [name for name in SAEConfig.names() if f"`{name}`" not in page] == []
+
+
+def test_plan_clips_to_the_data():
+    plan = resolve(SAEConfig(k=32), 100, 1)
+    assert plan.n_latents == 8 and plan.k == 8 and plan.batch_size == 100 and plan.aux_k <= 8
+    assert resolve(SAEConfig(n_latents=100, k=10), 50_000, 8).batch_size == 3125
+    assert resolve(SAEConfig(n_steps=7), 1000, 8).n_steps == 7
+    with pytest.raises(InputError, match="8"):
+        resolve(SAEConfig(), 7, 3)
+    assert [nearest_power_of_two(v) for v in (0.3, 1, 3, 1000, 1500)] == [1, 1, 4, 1024, 2048]
+
+
+def test_learning_rate_schedule():
+    plan = resolve(SAEConfig(n_steps=100, warmup=0.1, decay=0.2, learning_rate=1.0), 1000, 8)
+    rates = [rate_at(plan, s) for s in range(100)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
+    np.testing.assert_allclose(rates[10:80], 1)
+    np.testing.assert_allclose(rates[80:], np.arange(20, 0, -1) / 20)
+
+
+def test_batches_cover_each_epoch_without_repeats():
+    plan = resolve(SAEConfig(n_steps=9, batch_size=25), 110, 4)
+    drawn = [b.tolist() for b in batches(110, plan, torch.Generator().manual_seed(0))]
+    assert len(drawn) == 9 and {len(b) for b in drawn} == {25}
+    for epoch in (drawn[:4], drawn[4:8]):
+        rows = [row for batch in epoch for row in batch]
+        assert len(set(rows)) == 100
