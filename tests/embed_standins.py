@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -50,20 +51,33 @@ def make_samples(n: int, *, faults: Mapping[int, str] | None = None, side: int =
     return Samples(obs, NumberReader(side), roles={"patient": "case"}, mpp=0.5)
 
 
+class Scaling:
+    """Preprocessing: to 0..1; notes the tiles' micrometres per pixel."""
+
+    def __init__(self, tile_mpp: float | None = None) -> None:
+        self.tile_mpp = tile_mpp
+
+    def __call__(self, image: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(image).permute(2, 0, 1).float().div(255)
+
+
 class PatchEncoder:
     """A patch projection and a second layer, with seeded weights. An all-black image gives NaN in layer ``late``."""
 
     layers = ["early", "late"]
-    device = torch.device("cpu")
+    device, precision = "cpu", "float32"
 
     def __init__(self, *, seed: int = 0, dim: int = 6, patch: int = 4, pause: float = 0.0, scale: float = 1.0) -> None:
         draw = torch.Generator().manual_seed(seed)
         self.weight = torch.randn(dim, 3, patch, patch, generator=draw) * scale
         self.seed, self.dim, self.patch, self.pause = seed, dim, patch, pause
+        self.preprocess = Scaling()
         self.batches: list[tuple[int, tuple[str, ...]]] = []  # what forward was asked for
 
-    def preprocess(self, image: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(image).permute(2, 0, 1).float().div(255)
+    def at_mpp(self, mpp: float) -> PatchEncoder:
+        other = copy.copy(self)
+        other.preprocess = Scaling(mpp)
+        return other
 
     def resolve_layer(self, layer: int | str) -> str:
         return self.layers[layer] if isinstance(layer, int) else layer
@@ -75,6 +89,7 @@ class PatchEncoder:
         return {
             "encoder": "stand/in", "library": "test", "source": "seed", "weights_sha256": f"{self.seed:064d}",
             "layer": layer, "pool": pool, "norm": None, "preprocess": {"size": None}, "dim": self.dim, "mpp": None,
+            "tile_mpp": self.preprocess.tile_mpp,
             "licence": "none", "derivatives_restricted": False,
         }  # fmt: skip
 

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from biosae.embeddings.store import Embeddings
 from biosae.errors import InputError, TooManyFailuresError, nearest
 from biosae.settings import settings
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_SAMPLES, SHARD_SAMPLES_TOKENS = 1024, 64
 
 
@@ -50,7 +49,7 @@ def embed(
     batch_size: int = 64,
     n_jobs: int | None = None,
     dtype: str = "float32",
-    precision: str = "float32",
+    precision: str | None = None,
     shard_samples: int | None = None,
     max_failures: float = 0.05,
     failures: str | os.PathLike | None = None,
@@ -68,7 +67,8 @@ def embed(
     samples
         :class:`biosae.Samples`: ``samples[i]`` is ``uint8 (H, W, 3)``. Reading must be safe in threads.
     encoder
-        An encoder, or the name of one for :func:`biosae.encoders.load`.
+        An encoder, or the name of one for :func:`biosae.encoders.load`. If the samples' micrometres per pixel are known
+        and the encoder's tiles have none yet, it is used as ``encoder.at_mpp(samples.mpp)``.
     layer
         A layer's name or number (negative from the end), or several: one forward pass then serves all of them.
     pool
@@ -82,7 +82,7 @@ def embed(
     dtype
         How numbers are stored, ``"float32"`` or ``"float16"``.
     precision
-        Arithmetic of the forward pass: ``"float32"``, or ``"bfloat16"``/``"float16"`` by autocast.
+        Arithmetic of an encoder given by name, ``"float32"`` (default) or ``"bfloat16"``; an object has its own.
     shard_samples
         Samples in one shard, the unit that an interrupted call can lose; by default 1024, or 64 for tokens.
     max_failures
@@ -92,7 +92,7 @@ def embed(
     retry_failures
         Compute shards with failed samples again; by default a recorded failure stays one.
     device
-        Where an encoder given by name is loaded; an encoder object stays where it is.
+        Where the network runs. ``"auto"`` leaves an encoder object where it is.
     resume
         False deletes what the layer's folder holds and starts over.
 
@@ -103,17 +103,17 @@ def embed(
     Raises
     ------
     InputError
-        For arguments that cannot be meant, and when the forward pass runs out of memory.
+        For arguments that cannot be meant, for samples of another physical scale than the encoder was set to, and
+        when the forward pass runs out of memory.
     IdentityError
-        If the folder was begun with another encoder, layer, pooling, samples, dtype or precision.
+        If the folder was begun with another encoder, layer, pooling, samples, dtype or shard size.
     TooManyFailuresError
         If more than ``max_failures`` of the samples fail; finished shards and ``failures.csv`` stay.
     """
     if len(samples) == 0:
         raise InputError("there are no samples to embed")
-    for name, value, valid in (("dtype", dtype, shards.DTYPES), ("precision", precision, PRECISIONS)):
-        if value not in valid:
-            raise InputError(f"{name}={value!r}; {nearest(value, valid)}")
+    if dtype not in shards.DTYPES:
+        raise InputError(f"dtype={dtype!r}; {nearest(dtype, shards.DTYPES)}")
     if shard_samples is None:
         shard_samples = SHARD_SAMPLES_TOKENS if pool == "tokens" else SHARD_SAMPLES
     n_jobs = settings.n_jobs if n_jobs is None else n_jobs
@@ -127,15 +127,12 @@ def embed(
     several = isinstance(layer, Sequence) and not isinstance(layer, str)
     if several and not layer:
         raise InputError("layer=[] names no layer")
-    if isinstance(encoder, str | os.PathLike):
-        from biosae.encoders import load
-
-        encoder = load(encoder, device=device)
+    encoder = _ready(encoder, samples.mpp, device=device, precision=precision)
     shards.obs_bytes(samples.obs, roles=samples.roles, mpp=samples.mpp)  # refuse before the work, not after it
 
     layers = list(dict.fromkeys(encoder.resolve_layer(one) for one in (layer if several else [layer])))
     opened = [
-        _open_layer(samples, encoder, name, pool, Path(out), dtype, precision, shard_samples, resume, retry_failures)
+        _open_layer(samples, encoder, name, pool, Path(out), dtype, shard_samples, resume, retry_failures)
         for name in layers
     ]
     label = opened[0].plan["identity"]["encoder"]
@@ -153,8 +150,29 @@ def embed(
     return found if several else found[layers[0]]
 
 
+def _ready(encoder: Any, mpp: float | None, *, device: str, precision: str | None) -> Any:
+    """The encoder itself, on its device and set to the physical scale of the samples."""
+    if isinstance(encoder, str | os.PathLike):
+        from biosae.encoders import load
+
+        return load(encoder, device=device, precision=precision or "float32", mpp=mpp)
+    if precision is not None and precision != encoder.precision:
+        raise InputError(f"the encoder was loaded with precision={encoder.precision!r}; load it with {precision!r}")
+    if device != "auto":
+        encoder = encoder.to(device)
+    known = encoder.preprocess.tile_mpp
+    if mpp is None or known == mpp:
+        return encoder
+    if known is not None:
+        raise InputError(
+            f"the encoder was loaded for tiles of {known:g} um/px, the samples have {mpp:g}; "
+            "pass encoder.at_mpp(samples.mpp)"
+        )
+    return encoder.at_mpp(mpp)
+
+
 def _open_layer(
-    samples: Any, encoder: Any, layer: str, pool: str, out: Path, dtype: str, precision: str, shard_samples: int,
+    samples: Any, encoder: Any, layer: str, pool: str, out: Path, dtype: str, shard_samples: int,
     resume: bool, retry_failures: bool,
 ) -> _Open:  # fmt: skip
     from biosae.encoders import fingerprint
@@ -165,7 +183,6 @@ def _open_layer(
         identity_fingerprint=fingerprint(identity),
         samples=samples,
         dtype=dtype,
-        precision=precision,
         shard_samples=shard_samples,
     )
     folder = out / safe_name(identity["encoder"]) / safe_name(layer)
@@ -228,9 +245,8 @@ def _run(
     """Read, forward and write all jobs in order."""
     from tqdm.auto import tqdm
 
-    device = torch.device(getattr(encoder, "device", "cpu"))
+    device = torch.device(encoder.device)
     by_name = {one.name: one for one in opened}
-    precision = PRECISIONS[opened[0].plan["precision"]]
     preprocess, pin = encoder.preprocess, device.type == "cuda"
     loaded = prefetch(jobs, lambda job: load_batch(samples, preprocess, job.positions, pin), n_jobs)
     n = len(samples)
@@ -244,7 +260,7 @@ def _run(
             disable=not settings.progress,
         ) as bar,
     ):
-        for job, batch, outputs in _forwarded(encoder, loaded, pool, device, precision):
+        for job, batch, outputs in _forwarded(encoder, loaded, pool, device):
             failed = dict(batch.failed)
             for name in job.layers:
                 bad = _collect(by_name[name], encoder, batch, outputs[name], pool)
@@ -265,25 +281,24 @@ _Outputs = list[tuple[list[int], tuple[int, int], np.ndarray]]
 
 
 def _forwarded(
-    encoder: Any, loaded: Iterable[tuple[Job, Loaded]], pool: str, device: torch.device, precision: Any
+    encoder: Any, loaded: Iterable[tuple[Job, Loaded]], pool: str, device: torch.device
 ) -> Iterator[tuple[Job, Loaded, dict[str, _Outputs]]]:
     """Forward pass of every batch. The next batch is queued on the device before an earlier one is fetched from it."""
     waiting: deque = deque()
     for job, batch in loaded:
-        waiting.append((job, batch, _forward(encoder, job, batch, pool, device, precision)))
+        waiting.append((job, batch, _forward(encoder, job, batch, pool)))
         if len(waiting) > (device.type != "cpu"):
             yield _fetched(*waiting.popleft())
     while waiting:
         yield _fetched(*waiting.popleft())
 
 
-def _forward(encoder: Any, job: Job, batch: Loaded, pool: str, device: torch.device, precision: Any) -> list:
+def _forward(encoder: Any, job: Job, batch: Loaded, pool: str) -> list:
     outputs = []
-    autocast = nullcontext() if precision is None else torch.autocast(device.type, dtype=precision)
     for shape, (images, members) in batch.groups.items():
         try:
-            with torch.inference_mode(), autocast:
-                found = encoder.forward(images.to(device, non_blocking=True), list(job.layers), pool)
+            with torch.inference_mode():
+                found = encoder.forward(images, list(job.layers), pool)
         except Exception as error:
             if isinstance(error, torch.cuda.OutOfMemoryError) or "allocate memory" in str(error):
                 raise InputError(

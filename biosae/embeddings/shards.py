@@ -30,18 +30,17 @@ _FIXED = {
     "identity_fingerprint": "encoder, layer, pooling or preprocessing",
     "samples_fingerprint": "samples",
     "dtype": "dtype",
-    "precision": "precision",
     "shard_samples": "shard_samples",
 }
 
 
 def make_plan(
-    *, identity: Mapping, identity_fingerprint: str, samples: Any, dtype: str, precision: str, shard_samples: int
+    *, identity: Mapping, identity_fingerprint: str, samples: Any, dtype: str, shard_samples: int
 ) -> dict[str, Any]:
     """What a folder is to hold, known before the first forward pass."""
     return {
         "format": FORMAT, "version": VERSION, "identity": dict(identity), "identity_fingerprint": identity_fingerprint,
-        "samples_fingerprint": samples.fingerprint, "n_samples": len(samples), "dtype": dtype, "precision": precision,
+        "samples_fingerprint": samples.fingerprint, "n_samples": len(samples), "dtype": dtype,
         "shard_samples": shard_samples,
     }  # fmt: skip
 
