@@ -123,7 +123,11 @@ def _strata(samples: Samples, groups: pd.Series, stratify: str | None) -> pd.Ser
         means = values.astype(float).groupby(groups).mean()
         means = means.loc[_sorted(means.index)]
         return pd.qcut(means, N_BINS, labels=False, duplicates="drop").astype(str)
-    majority = values.astype(str).groupby(groups).agg(lambda v: v.value_counts().sort_index().idxmax())
+    pairs = (
+        pd.DataFrame({"group": groups.to_numpy(), "value": values.astype(str).to_numpy()}).value_counts().reset_index()
+    )
+    pairs = pairs.sort_values(["count", "value"], ascending=[False, True]).drop_duplicates("group")
+    majority = pairs.set_index("group")["value"]
     return majority.loc[_sorted(majority.index)]
 
 
