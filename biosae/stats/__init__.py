@@ -1,0 +1,12 @@
+"""Statistics of latents against labels, counts and confounders, with the patient as the unit of inference."""
+
+from __future__ import annotations
+
+from biosae.stats.adjust import overlap
+from biosae.stats.association import associate, summary
+from biosae.stats.correlation import correlate
+from biosae.stats.multiplicity import bh, bonferroni, by, holm
+from biosae.stats.nested import aggregate
+from biosae.stats.status import STATUS
+
+__all__ = ["STATUS", "aggregate", "associate", "bh", "bonferroni", "by", "correlate", "holm", "overlap", "summary"]

@@ -1,0 +1,329 @@
+"""Tests of every latent against counts, labels and measurements: the public ``associate`` and its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from biosae.errors import InputError, StatisticsError, nearest
+from biosae.stats import multiplicity
+from biosae.stats.adjust import MAX_R2, MAX_VIF, basis, rank_target, share_explained
+from biosae.stats.correlation import Columns, moments, n_active
+from biosae.stats.frame import Frame, Source, Target, sources
+from biosae.stats.inference import FEW, combined
+from biosae.stats.methods import EFFECT_NULL, METHODS, Problem, Result
+from biosae.stats.nested import indicator
+from biosae.stats.status import TESTED
+
+COLUMNS = [
+    "latent", "target", "method", "unit", "estimate", "ci_low", "ci_high", "statistic", "p", "q", "n_units",
+    "n_samples", "status", "effect", "source",
+]  # fmt: skip
+
+
+def associate(
+    adata: Any,
+    targets: str | Sequence[str],
+    *,
+    unit: str,
+    method: str = "auto",
+    covariates: Sequence[str] = (),
+    strata: str | None = None,
+    controls: bool = True,
+    correction: str = "bh",
+    n_permutations: int = 0,
+    blocks: str | None = None,
+    groups: str = "patient",
+    aggregate: str = "mean",
+    min_active: int = 10,
+    min_active_groups: int = 5,
+    assume_independent: bool = False,
+    random_state: int = 0,
+) -> pd.DataFrame:
+    """Test every latent against every target, with controls, at the right unit of inference.
+
+    Parameters
+    ----------
+    adata
+        Latents of :func:`biosae.encode`: ``X`` (n_samples, m) sparse codes, ``obs`` the samples.
+    targets
+        Columns of ``obs``: numbers, or labels (text, category, boolean; numbers that are all 0 or 1 count as a label).
+        Rows without a value are left out for that target alone.
+    unit
+        ``"sample"``, or a column of ``obs`` (patient, slide, ...): latents are pooled to it by ``aggregate``, numbers by
+        mean; a label must be constant within the unit. Units of the same patient are never taken as independent.
+    method
+        ``"auto"`` (numbers: Spearman; two classes: AUROC; more: Kruskal-Wallis; with covariates: Spearman, two classes
+        coded 0/1), ``pearson``, ``spearman``, ``auroc``, ``wilcoxon``, ``welch``, ``fisher``, ``kruskal`` or ``ols``.
+    covariates
+        Columns to adjust for (partial correlation, or regression with ``ols``). Labels become dummies.
+    strata
+        Column within which estimates are made and then combined (fixed effect; ranks are taken within strata).
+    controls
+        True also tests the raw embedding dimensions and principal components, each a family of its own (``source``).
+    correction
+        ``bh``, ``by``, ``holm`` or ``bonferroni`` over all (latent, target) pairs of a source that have a p.
+    n_permutations
+        Draws for ``p_maxt``, the family-wise p over the columns of a source for one target (Westfall-Young).
+    blocks
+        Column within which units or groups may be exchanged (site); it must be constant within a group.
+    groups
+        Column of independent groups.
+    aggregate
+        ``mean``, ``fraction_active`` or ``max`` of the codes within a unit (controls: mean, or max).
+    min_active, min_active_groups
+        A latent that fires in fewer samples, or in fewer groups (or in fewer than all if there are fewer), keeps its
+        estimate and gets no p.
+    assume_independent
+        True takes every unit as independent whatever ``groups`` says; it is written into the result.
+    random_state
+        Seed of the permutations, the same for every target.
+
+    Returns
+    -------
+    DataFrame
+        One row a (source, feature, target): ``latent, target, method, unit, estimate, ci_low, ci_high, statistic, p, q,
+        n_units, n_samples, status, effect, source, n_groups, contrast, inference``, with ``p_maxt`` if asked for and, with
+        strata, ``n_strata, n_same_sign, q_heterogeneity, p_heterogeneity, i2``. ``contrast`` says which class is higher when
+        the effect is positive. What is not tested has its ``status`` (:data:`biosae.stats.STATUS`) and NaN. Choices and
+        family sizes are in ``attrs["biosae"]``.
+
+    Raises
+    ------
+    StatisticsError
+        If independence is unknown, units cut across groups, or a label varies within a unit.
+    InputError
+        For unknown columns, methods or options that do not go together.
+
+    Notes
+    -----
+    Formulas, defaults and their measured error rates: docs/statistics.md. Intervals are 95 %.
+    """
+    targets = [targets] if isinstance(targets, str) else list(targets)
+    covariates = [covariates] if isinstance(covariates, str) else list(covariates)
+    if correction not in multiplicity.CORRECTIONS:
+        raise InputError(f"unknown correction {correction!r}; {nearest(correction, multiplicity.CORRECTIONS)}")
+    if method != "auto" and method not in METHODS:
+        raise InputError(f"unknown method {method!r}; {nearest(method, ['auto', *METHODS])}")
+    if covariates and strata:
+        raise InputError("give covariates or strata, not both; a stratum can also be one of the covariates")
+    if n_permutations < 0:
+        raise InputError("n_permutations must not be negative")
+    overlapping = set(targets) & {*covariates, strata}
+    if overlapping:
+        raise InputError(f"{sorted(overlapping)[0]!r} is both a target and a covariate or stratum")
+    frame = Frame(adata, unit, groups, covariates, strata, blocks, assume_independent, aggregate)
+    features = sources(adata, controls=controls)
+    tables, facts = [], {}
+    for name in targets:
+        target = frame.target(name)
+        chosen = _choose(method, target, name, covariates, strata)
+        facts[name] = {"method": chosen, "classes": target.classes, "n_units": target.n_units, "n_groups": target.groups.n}
+        for source in features:
+            columns, cache = frame.columns(source, target)
+            table = _one(
+                source, columns, cache, target, chosen, n_permutations, random_state,
+                (min_active, min_active_groups, unit), bool(covariates) or None,
+            )  # fmt: skip
+            table.insert(1, "target", name)
+            if assume_independent:
+                table["inference"] = table["inference"].where(table["inference"] == "", table["inference"] + "; independence assumed")
+            tables.append(table)
+    result = pd.concat(tables, ignore_index=True)
+    result["unit"] = unit
+    result["q"] = np.nan
+    for source in features:
+        here = result["source"] == source.name
+        result.loc[here, "q"] = multiplicity.correct(result.loc[here, "p"], correction=correction)
+    extra = ["n_groups", "contrast", "inference"] + (["p_maxt"] if n_permutations else [])
+    extra += ["n_strata", "n_same_sign", "q_heterogeneity", "p_heterogeneity", "i2"] if strata else []
+    result = result.reindex(columns=COLUMNS + extra)
+    tested = result.loc[result["p"].notna(), "source"].value_counts()
+    result.attrs["biosae"] = {
+        "unit": unit, "groups": None if frame.group_of is None else groups, "aggregate": aggregate, "method": method,
+        "covariates": covariates, "strata": strata, "blocks": blocks, "controls": controls, "correction": correction,
+        "n_permutations": n_permutations, "random_state": random_state, "min_active": min_active,
+        "min_active_groups": min_active_groups, "assume_independent": assume_independent, "targets": facts,
+        "m_tested": {s.name: int(tested.get(s.name, 0)) for s in features}, "n_samples": int(adata.n_obs),
+    }  # fmt: skip
+    return result
+
+
+def _choose(method: str, target: Target, name: str, covariates: list[str], strata: str | None) -> str:
+    """Settle ``auto`` and check that the method fits the target."""
+    kind = {0: "numeric", 1: "two", 2: "two"}.get(len(target.classes), "classes")
+    if method == "auto":
+        method = {"numeric": "spearman", "two": "spearman" if covariates else "auroc", "classes": "kruskal"}[kind]
+    chosen = METHODS[method]
+    fits = {"two": kind == "two", "any": kind in ("numeric", "two"), "classes": bool(target.classes), "numeric": kind == "numeric"}
+    if not fits[chosen.target]:
+        usable = [m for m, row in METHODS.items() if row.target in ("any", "classes" if kind == "classes" else kind)]
+        usable = [m for m in usable if kind != "classes" or METHODS[m].target == "classes"]
+        what = "a number" if kind == "numeric" else f"a label of {len(target.classes)} classes"
+        raise InputError(f"method {method!r} does not fit target {name!r}, {what}; methods that do: {', '.join(usable)}")
+    if covariates and not chosen.covariates:
+        able = [m for m, row in METHODS.items() if row.covariates]
+        raise InputError(f"method {method!r} takes no covariates; with them use {', '.join(able)} (labels of two classes are coded 0/1)")
+    if strata and not chosen.strata:
+        able = [m for m, row in METHODS.items() if row.strata]
+        raise InputError(f"method {method!r} takes no strata; with them use {', '.join(able)}")
+    return method
+
+
+def _one(
+    source: Source, V: Columns, cache: dict, target: Target, method: str, n_permutations: int, random_state: int,
+    gate: tuple[int, int, str], adjusted: bool | None,
+) -> pd.DataFrame:  # fmt: skip
+    m = V.shape[1]
+    C = target.C
+    if C is not None and method == "spearman":
+        C = np.column_stack([rank_target(c) for c in C.T]) if C.shape[1] else C
+    status, testable, too_few = _status(source, V, target, C, method, gate)
+    problem = Problem(
+        V, target.y, len(target.classes), C, target.strata, target.groups, testable, target.units_blocks,
+        0 if too_few else n_permutations, random_state, cache,
+    )  # fmt: skip
+    none = np.full(m, np.nan)
+    table = {name: none for name in ("estimate", "ci_low", "ci_high", "statistic", "p", "p_maxt")}
+    inference, extra = "", {}
+    hopeless = np.isin(status, ("one_class", "too_small")).all()
+    if not hopeless and _has_strata(problem):
+        found: Result = METHODS[method].run(problem)
+        with_ci = ~np.isin(status, ("too_few_groups",))
+        identified = status != "unidentifiable"
+        estimate = np.where(identified, found.estimate, np.nan)
+        if method == "auroc":
+            estimate = np.where(np.isin(status, ("dead", "constant")), 0.5, estimate)
+        elif method == "wilcoxon":
+            estimate = np.where(status == "dead", np.nan, np.where(status == "constant", 0.0, estimate))
+        else:
+            estimate = np.where(np.isin(status, ("dead", "constant")), np.nan, estimate)
+        varies = with_ci & identified & ~np.isin(status, ("dead", "constant"))
+        p = found.inference.p
+        tested = np.isin(status, TESTED)
+        status = np.where(tested & np.isnan(p), "too_sparse", status)  # no variance between groups to test with
+        table = {
+            "estimate": estimate,
+            "ci_low": np.where(varies, found.low, np.nan),
+            "ci_high": np.where(varies, found.high, np.nan),
+            "statistic": np.where(tested, found.inference.statistic, np.nan),
+            "p": np.where(tested, np.minimum(p, 1.0), np.nan),
+            "p_maxt": np.where(tested, np.minimum(found.inference.p_maxt, 1.0), np.nan),
+        }
+        inference = found.inference.how + (f"; max-T: {found.inference.how_maxt}" if n_permutations and found.inference.how_maxt else "")
+        extra = found.extra
+    elif not hopeless:
+        status = np.full(m, "one_class", dtype=object)  # the target is constant within every stratum
+    out = pd.DataFrame({"latent": source.names, "method": method, **table, **extra})
+    out["status"] = status
+    out["n_units"], out["n_samples"], out["n_groups"] = target.n_units, len(target.samples), target.groups.n
+    out["effect"], out["source"] = METHODS[method].effect, source.name
+    two = len(target.classes) == 2
+    out["contrast"] = f"{target.classes[1]} over {target.classes[0]}" if two else ""
+    out["inference"] = np.where(out["p"].notna(), inference, "")
+    return out
+
+
+def _has_strata(problem: Problem) -> bool:
+    return problem.strata is None or any(
+        (problem.strata == s).sum() >= 4 and np.ptp(problem.y[problem.strata == s]) for s in np.unique(problem.strata)
+    )
+
+
+def _status(
+    source: Source, V: Columns, target: Target, C: np.ndarray | None, method: str, gate: tuple[int, int, str]
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Status of each column, which columns may be tested, and whether there are fewer than 3 groups."""
+    n, m = V.shape
+    G = target.groups.n
+    min_active, min_groups, unit = gate
+    if n == 0 or not np.ptp(target.y):
+        return np.full(m, "one_class", dtype=object), np.zeros(m, bool), False
+    status = np.full(m, "few_groups" if 3 <= G < FEW else "ok", dtype=object)
+    active, (_, ss) = n_active(V), moments(V)
+    if source.name == "latent":
+        if target.groups.codes is None:
+            firing_groups = active
+        else:
+            fired = indicator(target.groups.codes, G) @ (V != 0).astype(np.float64)
+            firing_groups = np.asarray((fired > 0).sum(axis=0)).ravel()
+        sparse = firing_groups < min(min_groups, G)
+        if unit == "sample" or target.groups.codes is not None:
+            sparse |= active < min_active
+        status[sparse] = "too_sparse"
+    too_few = G < 3
+    if too_few:
+        status[:] = "too_few_groups"
+    if C is not None:
+        Q = basis(C, n)
+        y = rank_target(target.y) if method == "spearman" else target.y
+        from biosae.stats.adjust import projected
+        from biosae.stats.correlation import rank_columns
+
+        total, left = projected(rank_columns(V) if method == "spearman" else V, Q)[1:]
+        if share_explained(y, Q) > MAX_R2:
+            status[:] = "unidentifiable"
+        with np.errstate(divide="ignore", invalid="ignore"):
+            status[left < total / MAX_VIF] = "unidentifiable"
+        if n - Q.shape[1] - 1 < 1:
+            status[:] = "too_small"
+    if n < 3:
+        status[:] = "too_small"
+    status[(ss == 0) & (active > 0)] = "constant"
+    status[active == 0] = "dead"
+    if n < 3 or (C is not None and n - basis(C, n).shape[1] - 1 < 1):
+        status[:] = "too_small"
+    return status, np.isin(status, TESTED), too_few
+
+
+def strength(table: pd.DataFrame) -> pd.Series:
+    """How far each estimate lies from no effect: ``|estimate - null|``, odds ratios on the log scale."""
+    null = table["effect"].map(EFFECT_NULL).astype(float)
+    ratio = table["effect"] == "odds_ratio"
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = np.where(ratio, np.log(table["estimate"].astype(float)), table["estimate"].astype(float) - null)
+    return pd.Series(value, index=table.index)
+
+
+def summary(result: pd.DataFrame) -> pd.DataFrame:
+    """The strongest feature of each source for each target: what the latents add to the raw embedding and its PCA.
+
+    Parameters
+    ----------
+    result
+        Table of :func:`associate`.
+
+    Returns
+    -------
+    DataFrame
+        One row a (target, source), rows of ``result`` with the largest effect among those tested; where none of a target
+        was tested (too few groups) among those with an estimate. ``n_tested``: the size of that family. The best of many is
+        biased upwards; :func:`replicate` estimates it on other rows.
+
+    Raises
+    ------
+    StatisticsError
+        If the table has no rows.
+    """
+    if len(result) == 0:
+        raise StatisticsError("the table of associations is empty")
+    rows = []
+    for (_, _), part in result.groupby(["target", "source"], sort=False):
+        usable = part[part["status"].isin(TESTED)]
+        if usable.empty:
+            usable = part[(part["status"] == "too_few_groups") & part["estimate"].notna()]
+        n_tested = int(part["p"].notna().sum())
+        if usable.empty:
+            best = part.iloc[[0]].copy()
+            best[["latent"]] = ""
+            best[["estimate", "ci_low", "ci_high", "statistic", "p", "q"]] = np.nan
+        else:
+            best = usable.loc[[strength(usable).abs().idxmax()]].copy()
+        rows.append(best.assign(n_tested=n_tested))
+    return pd.concat(rows, ignore_index=True)
+
+
+__all__ = ["associate", "combined", "strength", "summary"]

@@ -1,0 +1,211 @@
+"""From an AnnData of samples to problems of units: rows with a label, units, independent groups, strata, covariates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from biosae.errors import InputError, StatisticsError
+from biosae.stats.adjust import design, is_categorical
+from biosae.stats.correlation import Columns, as_columns
+from biosae.stats.inference import Groups
+from biosae.stats.nested import codes_of, pool, unit_values
+
+
+@dataclass
+class Source:
+    """One family of features: sparse latents, or dense controls."""
+
+    name: str
+    X: Any
+    names: list[str]
+
+
+def sources(adata: Any, *, controls: bool, pca: int = 50) -> list[Source]:
+    """Latents, and as controls the raw embedding dimensions and its principal components where they are there."""
+    X = adata.X if sp.issparse(adata.X) else sp.csr_matrix(adata.X)
+    out = [Source("latent", X, [str(v) for v in adata.var_names])]
+    if controls and "embedding" in adata.obsm:
+        raw = np.asarray(adata.obsm["embedding"], dtype=np.float64)
+        components = adata.obsm["X_pca"] if "X_pca" in adata.obsm else principal_components(raw, n=pca)[0]
+        width = max(4, len(str(raw.shape[1] - 1)))
+        out.append(Source("raw", raw, [f"raw_{j:0{width}d}" for j in range(raw.shape[1])]))
+        components = np.asarray(components, dtype=np.float64)
+        out.append(Source("pca", components, [f"pc_{j:03d}" for j in range(components.shape[1])]))
+    return out
+
+
+def principal_components(X: np.ndarray, *, n: int = 50) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores (rows, c), mean (d,) and loadings (d, c) of the first ``c = min(n, d, rows - 1)`` components.
+
+    By eigenvectors of the covariance in float64; the largest loading of each component is positive.
+    """
+    X = np.asarray(X, dtype=np.float64)
+    mean = X.mean(axis=0)
+    centred = X - mean
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    c = max(0, min(n, X.shape[1], len(X) - 1, int((values > values[-1] * 1e-12).sum())))
+    loadings = vectors[:, ::-1][:, :c]
+    loadings = loadings * np.sign(loadings[np.abs(loadings).argmax(axis=0), np.arange(c)])
+    return centred @ loadings, mean, loadings
+
+
+@dataclass
+class Target:
+    """One target on the units that have it."""
+
+    y: np.ndarray
+    classes: list[str]
+    samples: np.ndarray
+    unit_codes: np.ndarray | None
+    n_units: int
+    groups: Groups
+    C: np.ndarray | None
+    strata: np.ndarray | None
+    units_blocks: np.ndarray | None
+    key: bytes
+
+
+@dataclass
+class Frame:
+    """Which rows are units, and which units are independent of each other.
+
+    Raises
+    ------
+    StatisticsError
+        Where independence is neither known nor claimed, or units cut across groups.
+    InputError
+        For absent or incomplete columns.
+    """
+
+    adata: Any
+    unit: str
+    groups: str = "patient"
+    covariates: Sequence[str] = ()
+    strata: str | None = None
+    blocks: str | None = None
+    assume_independent: bool = False
+    aggregate: str = "mean"
+    unit_of: np.ndarray | None = field(init=False, default=None)
+    group_of: np.ndarray | None = field(init=False, default=None)
+    _pooled: dict = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        obs = self.adata.obs
+        if self.unit != "sample":
+            self.unit_of = codes_of(obs, self.unit)[0]
+        if self.assume_independent:
+            return
+        if self.groups in obs:
+            self.group_of = codes_of(obs, self.groups)[0]
+        elif self.groups != "patient":
+            raise InputError(f"groups={self.groups!r} is not a column of obs")
+        elif self.unit == "sample":
+            raise StatisticsError(
+                "obs has no 'patient' column, so nothing says which samples are independent. Name the patient column when "
+                "reading the table, give unit= or groups= a column whose values are independent (slide, donor, ...), or "
+                "pass assume_independent=True, which is written into the result"
+            )
+
+    def target(self, name: str) -> Target:
+        """The target on units that have it, with everything else cut to the same rows."""
+        obs = self.adata.obs
+        if name not in obs:
+            raise InputError(f"target {name!r} is not a column of obs; columns: {', '.join(map(str, obs.columns))}")
+        column = obs[name]
+        if not is_categorical(column) and np.isinf(column.to_numpy(np.float64, na_value=np.nan)).any():
+            raise InputError(f"target {name!r} holds infinite values")
+        samples = np.flatnonzero(column.notna().to_numpy())
+        part, column = obs.iloc[samples], column.iloc[samples]
+        if self.unit_of is None:
+            unit_codes, n_units = None, len(samples)
+            values = column.to_numpy(object) if is_categorical(column) else column.to_numpy(np.float64)
+            group_of = None if self.group_of is None else self.group_of[samples]
+            table = part
+        else:
+            levels, unit_codes = np.unique(self.unit_of[samples], return_inverse=True)
+            n_units = len(levels)
+            values = unit_values(column, unit_codes, n_units, name=name, unit=self.unit)
+            table = pd.DataFrame(index=range(n_units))
+            for other in [*self.covariates, *([self.strata] if self.strata else []), *([self.blocks] if self.blocks else [])]:
+                if other not in part:
+                    raise InputError(f"{other!r} is not a column of obs; columns: {', '.join(map(str, obs.columns))}")
+                source = part[other] if other in self.covariates else part[other].astype("string").astype(object)
+                table[other] = unit_values(source, unit_codes, n_units, name=other, unit=self.unit)
+            group_of = None if self.group_of is None else self._group_of_units(unit_codes, n_units, self.group_of[samples])
+        y, classes = encode_classes(values, column)
+        rank = False
+        C = design(table, self.covariates, rank=rank) if self.covariates else None
+        strata = codes_of(table, self.strata)[0] if self.strata else None
+        units_blocks = codes_of(table, self.blocks)[0] if self.blocks else None
+        groups = _groups(group_of, n_units, y)
+        if units_blocks is not None and groups.codes is not None:
+            if not groups.constant:
+                raise StatisticsError(
+                    f"blocks={self.blocks!r}: target {name!r} varies within {self.groups}s, whose signs are flipped as wholes, "
+                    "so blocks have no part in it; leave blocks out"
+                )
+            if not _nested(groups.codes, units_blocks):
+                raise StatisticsError(f"blocks={self.blocks!r} cuts across {self.groups}s; a {self.groups} must lie in one block")
+        return Target(y, classes, samples, unit_codes, n_units, groups, C, strata, units_blocks, samples.tobytes())
+
+    def _group_of_units(self, unit_codes: np.ndarray, n_units: int, group_of: np.ndarray) -> np.ndarray | None:
+        if _nested(unit_codes, group_of):
+            out = np.zeros(n_units, dtype=np.int64)
+            out[unit_codes] = group_of
+            return out
+        if _nested(group_of, unit_codes):
+            return None  # units are larger than groups
+        raise StatisticsError(
+            f"units {self.unit!r} cut across {self.groups}s: some {self.groups}s have rows in several units and some units hold "
+            f"several {self.groups}s. Use unit='sample' or unit={self.groups!r}"
+        )
+
+    def columns(self, source: Source, target: Target) -> Columns:
+        """Features of a source on the target's units, pooled if units are not samples; kept for targets with equal rows."""
+        key = (source.name, target.key)
+        if key not in self._pooled:
+            self._pooled = {k: v for k, v in self._pooled.items() if k[0] != source.name}
+            X = source.X if len(target.samples) == self.adata.n_obs else source.X[target.samples]
+            if target.unit_codes is not None:
+                how = self.aggregate if source.name == "latent" or self.aggregate == "max" else "mean"
+                X = pool(X, target.unit_codes, target.n_units, how=how)
+            self._pooled[key] = (as_columns(X), {})
+        return self._pooled[key]
+
+
+def _nested(inner: np.ndarray, outer: np.ndarray) -> bool:
+    """Every value of ``inner`` occurs with one value of ``outer``."""
+    pairs = np.unique(np.column_stack([inner, outer]), axis=0)
+    return len(pairs) == len(np.unique(inner))
+
+
+def _groups(group_of: np.ndarray | None, n_units: int, y: np.ndarray) -> Groups:
+    if group_of is None:
+        return Groups(None, n_units, True)
+    levels, codes = np.unique(group_of, return_inverse=True)
+    if len(levels) == n_units:
+        return Groups(None, n_units, True)
+    return Groups(codes, len(levels), _nested(codes, np.unique(y, return_inverse=True)[1]))
+
+
+def encode_classes(values: np.ndarray, column: pd.Series) -> tuple[np.ndarray, list[str]]:
+    """Numbers as they are; labels as codes of their sorted (or the category's own) order, with the classes' names.
+
+    Numbers that are all 0 or 1, with both present, are two classes.
+    """
+    if not is_categorical(column):
+        y = values.astype(np.float64)
+        return y, (["0", "1"] if np.isin(y, (0.0, 1.0)).all() and len(np.unique(y)) == 2 else [])
+    present = set(map(str, values))
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        classes = [str(c) for c in column.cat.categories if str(c) in present]
+    else:
+        classes = sorted(present)
+    place = {c: i for i, c in enumerate(classes)}
+    return np.array([place[str(v)] for v in values], dtype=np.float64), classes or [""]

@@ -1,0 +1,247 @@
+"""p-values of a linear score: independent units, groups of dependent units, strata, covariates, permutations.
+
+Every supported method but Kruskal-Wallis tests ``U = sum_i x~_i y~_i`` with its own x (values, ranks or firing) and y (values,
+ranks or 0/1), centred or residual. One machine therefore gives all their p-values:
+
+* independent units: ``t = R sqrt(df / (1 - R^2))``; normal for rank-sum methods; permutation below 20 units;
+* dependent units: the wider of two standard errors, (a) cluster-robust over groups under the null hypothesis, t with
+  G - 1 degrees of freedom, and (b) that of free rearrangement (of samples if the target varies within groups, else of
+  groups), because (a) alone is too small when a rare label meets a rare latent;
+* dependent units, target constant within groups, fewer than 20 groups: permutation of groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from biosae.stats.adjust import basis, projected, residual, share_explained
+from biosae.stats.correlation import Columns, dot, ratio, t_from_r, t_pvalue
+from biosae.stats.nested import group_scores, indicator, score_t
+from biosae.stats.permutation import null_counts, permutations, sign_flips
+
+FEW = 20
+MIN_DRAWS = 9999
+
+
+@dataclass
+class Block:
+    """One stratum (or all units): columns and target, centred or residual on the covariates."""
+
+    rows: np.ndarray
+    V: Columns
+    e: np.ndarray
+    Q: np.ndarray
+    coefficient: np.ndarray
+    ss: np.ndarray
+    r: np.ndarray
+    r2_target: float
+    r2_columns: np.ndarray
+
+    @property
+    def n(self) -> int:
+        return len(self.e)
+
+    @property
+    def k(self) -> int:
+        return self.Q.shape[1] - 1
+
+    @property
+    def weight(self) -> np.ndarray:
+        """``n - 1 - k`` where the correlation exists, else 0."""
+        return np.where(np.isnan(self.r), 0.0, float(max(self.n - 1 - self.k, 0)))
+
+    @property
+    def scale(self) -> np.ndarray:
+        return np.sqrt(self.ss * (self.e @ self.e))
+
+
+def block(rows: np.ndarray, V: Columns, y: np.ndarray, C: np.ndarray | None) -> Block:
+    """Residuals, sums of squares and correlations of one stratum."""
+    Q = basis(C, len(y))
+    e = residual(y, Q)
+    centred = y - y.mean()
+    if e @ e <= 1e-20 * (centred @ centred) or not np.ptp(y):
+        e = np.zeros_like(e)
+    coefficient, total, ss = projected(V, Q)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r2 = np.where(total > 0, 1.0 - ss / total, np.nan)
+    ss = np.where(ss <= 1e-10 * total, 0.0, ss)
+    r = ratio(dot(V, e), np.sqrt(ss * (e @ e)))
+    return Block(rows, V, e, Q, coefficient, ss, r, share_explained(y, Q) if Q.shape[1] > 1 else 0.0, r2)
+
+
+@dataclass
+class Groups:
+    """Which independent group each unit belongs to; ``codes`` is None where units are independent."""
+
+    codes: np.ndarray | None
+    n: int
+    constant: bool
+    """The target has one value within every group."""
+
+
+@dataclass
+class Inference:
+    """Per-column statistic and p, how they were obtained, and what intervals need."""
+
+    statistic: np.ndarray
+    p: np.ndarray
+    p_maxt: np.ndarray
+    how: str
+    how_maxt: str
+    se: np.ndarray | None = None
+    """Dependent units: standard error of the combined correlation R under no association, the wider of the two."""
+
+
+def combined(blocks: list[Block]) -> tuple[np.ndarray, np.ndarray]:
+    """``R = sum w r / sum w`` and ``sum w`` over strata, ``w = n - 1 - k``."""
+    weight = sum(b.weight for b in blocks)
+    total = sum(b.weight * np.nan_to_num(b.r) for b in blocks)
+    return ratio(total, weight), weight
+
+
+def linear(
+    blocks: list[Block], groups: Groups, *, rank_sum: bool, units_blocks: np.ndarray | None, n_permutations: int,
+    random_state: int, testable: np.ndarray,
+) -> Inference:
+    """Test the score of every column; columns outside ``testable`` are NaN and stay out of the max-T.
+
+    ``units_blocks``: integer exchangeability block of each unit, or None.
+    """  # fmt: skip
+    R, weight = combined(blocks)
+    R = np.where(testable, R, np.nan)
+    if groups.codes is None:
+        return _independent(blocks, R, weight, rank_sum, units_blocks, n_permutations, random_state)
+    return _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_state)
+
+
+def _t_of_R(R: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    df = weight - 1.0
+    t = t_from_r(R, np.maximum(df, 1e-300))
+    p = np.where(df >= 1, 2.0 * stats.t.sf(np.abs(t), np.maximum(df, 1)), np.nan)
+    return t, p
+
+
+def _independent(blocks, R, weight, rank_sum, units_blocks, n_permutations, random_state) -> Inference:
+    n = sum(b.n for b in blocks)
+    k = max(b.k for b in blocks)
+    if rank_sum:
+        statistic = R * np.sqrt(weight)
+        p = 2.0 * stats.norm.sf(np.abs(statistic))
+        how = "normal, ties corrected"
+    else:
+        statistic, p = _t_of_R(R, weight)
+        how = f"t, {int(np.nanmax(weight, initial=1)) - 1} df"
+    p_maxt, how_maxt = np.full_like(p, np.nan), ""
+    small = n < FEW and k == 0
+    if small or n_permutations:
+        strata = np.empty(n, dtype=np.int64)
+        e = np.empty(n)
+        for s, b in enumerate(blocks):
+            strata[b.rows], e[b.rows] = s, b.e / np.sqrt(b.e @ b.e) if b.e.any() else 0.0
+        if units_blocks is not None:
+            strata = np.unique(np.column_stack([strata, units_blocks]), axis=0, return_inverse=True)[1].ravel()
+        one = strata.max() == 0
+        draws = permutations(
+            e, blocks=None if one else strata, n_draws=max(n_permutations, MIN_DRAWS if small else 1),
+            random_state=random_state,
+        )  # fmt: skip
+
+        def statistic_of(Y: np.ndarray) -> np.ndarray:
+            total = 0.0
+            for b in blocks:
+                Yb = residual(Y[b.rows], b.Q) if b.k else Y[b.rows]
+                norm = np.sqrt((Yb**2).sum(axis=0)) if b.k else 1.0
+                r = dot(b.V, Yb) / np.where(b.ss > 0, np.sqrt(b.ss), np.inf)[:, None] / norm
+                total = total + b.weight[:, None] * r
+            return np.abs(total) / np.maximum(weight, 1.0)[:, None]
+
+        own, p_maxt = null_counts(np.abs(R), draws, statistic_of)
+        scheme = "permutation" + ("" if one else " within blocks") + f", {draws.describe}"
+        if small:
+            p, how = own, scheme
+        how_maxt = scheme + (" (Freedman-Lane)" if k else "")
+        p_maxt = np.maximum(p_maxt, p)
+    return Inference(statistic, p, p_maxt, how, how_maxt)
+
+
+def group_totals(b: Block, codes: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Per group: sums of the residual columns in units of their norm (G, m), and mean of the residual target (G,)."""
+    A = indicator(codes, n_groups)
+    X = A @ b.V
+    X = (X.toarray() if hasattr(X, "toarray") else X) - (A @ b.Q) @ b.coefficient
+    size = np.bincount(codes, minlength=n_groups)
+    mean = np.bincount(codes, weights=b.e, minlength=n_groups) / np.maximum(size, 1)
+    return X / np.where(b.ss > 0, np.sqrt(b.ss), np.inf), mean
+
+
+def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_state) -> Inference:
+    codes, G = groups.codes, groups.n
+    S = sum(
+        group_scores(b.V, b.e, b.Q, b.coefficient, codes[b.rows], G)
+        / np.where(b.scale > 0, b.scale, np.inf) * b.weight
+        for b in blocks
+    )  # fmt: skip
+    tested = ~np.isnan(R)
+    t_cluster = np.where(tested, score_t(S), np.nan)
+    p_cluster = t_pvalue(t_cluster, G - 1)
+    if groups.constant:
+        total = np.zeros_like(R)
+        variance, df = np.zeros_like(R), 0
+        for b in blocks:
+            X, mean = group_totals(b, codes[b.rows], G)
+            here = np.bincount(codes[b.rows], minlength=G) > 0
+            X, mean = X[here] - X[here].mean(axis=0), mean[here] - mean[here].mean()
+            own = max(int(here.sum()) - 1 - b.k, 0)
+            total += b.weight * (mean @ X) / np.sqrt(max(b.e @ b.e, 1e-300))
+            variance += b.weight**2 * (mean @ mean) * (X**2).sum(axis=0) / max(own, 1) / max(b.e @ b.e, 1e-300)
+            df += own
+        ratio_model = ratio(total, np.sqrt(variance * max(df, 1)))
+        t_model, p_model = _t_of_R(ratio_model, np.full_like(R, float(df)))
+    else:
+        variance = weight
+        t_model, p_model = _t_of_R(R, weight)
+    use_cluster = ~(np.abs(t_model) < np.abs(t_cluster))
+    statistic = np.where(tested, np.where(use_cluster, t_cluster, t_model), np.nan)
+    p = np.where(tested, np.maximum(p_cluster, p_model), np.nan)
+    how = f"score t over {G} groups, {G - 1} df, wider of two standard errors"
+    p_maxt, how_maxt = np.full_like(p, np.nan), ""
+    wide = np.sqrt(np.maximum((S**2).sum(axis=0) * G / max(G - 1, 1), variance))
+    se = wide / np.where(weight > 0, weight, np.inf)
+
+    plain = groups.constant and len(blocks) == 1 and blocks[0].k == 0
+    small = G < FEW and plain
+    if G >= 3 and (small or n_permutations):
+        n_draws = max(n_permutations, MIN_DRAWS if small else 1)
+        if plain:
+            X, mean = group_totals(blocks[0], codes, G)
+            by = None
+            if units_blocks is not None:
+                by = np.zeros(G, dtype=np.int64)
+                by[codes] = units_blocks
+                by = None if np.ptp(by) == 0 else by
+            draws = permutations(mean, blocks=by, n_draws=n_draws, random_state=random_state)
+            norm = np.sqrt((X**2).sum(axis=0))
+
+            def statistic_of(Y: np.ndarray) -> np.ndarray:
+                return np.abs(ratio(X.T @ Y, norm[:, None] * np.sqrt((mean**2).sum())))
+
+            observed = np.where(tested, statistic_of(mean[:, None])[:, 0], np.nan)
+            scheme = f"permutation of {G} groups" + (" within blocks" if by is not None else "")
+        else:
+            draws = sign_flips(G, n_draws=n_draws, random_state=random_state)
+            observed = np.where(tested, np.abs(S.sum(axis=0)) / wide, np.nan)
+
+            def statistic_of(Y: np.ndarray) -> np.ndarray:
+                return np.abs(S.T @ Y) / np.where(wide > 0, wide, np.inf)[:, None]
+
+            scheme = f"sign flips of {G} group scores"
+        own, p_maxt = null_counts(observed, draws, statistic_of)
+        how_maxt = f"{scheme}, {draws.describe}"
+        if small:
+            p, how = own, how_maxt
+        p_maxt = np.maximum(p_maxt, p)
+    return Inference(statistic, p, p_maxt, how, how_maxt, se)

@@ -1,0 +1,142 @@
+"""Kruskal-Wallis test of many columns over several classes, for independent and for grouped units."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+from biosae.stats.correlation import Columns, dot, moments
+from biosae.stats.inference import FEW, MIN_DRAWS, Groups, Inference
+from biosae.stats.nested import indicator
+from biosae.stats.permutation import null_counts, permutations, sign_flips
+
+
+def kruskal(
+    ranks: Columns, codes: np.ndarray, groups: Groups, *, units_blocks: np.ndarray | None, n_permutations: int,
+    random_state: int, testable: np.ndarray,
+) -> Inference:
+    """``H = (n - 1) SS_between / SS_total`` of the ranks, ties corrected.
+
+    Independent units: chi-squared with C - 1 degrees of freedom, permutation below 20 units. Grouped units: the larger p of
+    Hotelling's T2 over the groups' score vectors and of the free rearrangement (of samples, or of groups where the class is
+    constant within groups); permutation of groups below 20 groups if the class is constant within them. Max-T permutes
+    units or groups, or flips the signs of the groups' score vectors where the class varies within groups.
+    """  # fmt: skip
+    n, size = len(codes), np.bincount(codes).astype(np.float64)
+    C = len(size)
+    onehot = np.eye(C)[codes] - size / n
+    ss = np.where(testable, moments(ranks)[1], np.nan)
+    H = (n - 1) * (dot(ranks, onehot) ** 2 / size).sum(axis=1) / ss
+    small_arrangement = None
+    if groups.codes is None:
+        p, how = stats.chi2.sf(H, C - 1), f"chi-squared, {C - 1} df"
+        if n < FEW or n_permutations:
+            small_arrangement = (ranks, codes, units_blocks, H / (n - 1), n < FEW, "permutation")
+    else:
+        G = groups.n
+        S = _scores(ranks, onehot, groups)
+        p, how = _grouped(ranks, S[..., :-1], codes, groups, H, C)
+        if groups.constant and (n_permutations or G < FEW):
+            X = indicator(groups.codes, G) @ ranks
+            X = X.toarray() if hasattr(X, "toarray") else X
+            X = X - np.bincount(groups.codes)[:, None] * moments(ranks)[0]
+            own = np.zeros(G, dtype=np.int64)
+            own[groups.codes] = codes
+            by = None
+            if units_blocks is not None:
+                by = np.zeros(G, dtype=np.int64)
+                by[groups.codes] = units_blocks
+            observed = np.where(testable, _between(X, own, C), np.nan)
+            small_arrangement = (X - X.mean(axis=0), own, by, observed, G < FEW, f"permutation of {G} groups")
+        elif not groups.constant and n_permutations and G >= 3:
+            return _flipped(S / np.sqrt(size), H, ss / (n - 1), p, how, testable, n_permutations, random_state)
+    p_maxt, how_maxt = np.full_like(p, np.nan), ""
+    if small_arrangement is not None:
+        V, labels, by, observed, small, scheme = small_arrangement
+        draws = permutations(
+            labels.astype(float), blocks=by, n_draws=max(n_permutations, MIN_DRAWS if small else 1), random_state=random_state
+        )
+        count = np.bincount(labels, minlength=C).astype(np.float64)
+        total = moments(V)[1]
+
+        def statistic_of(Y: np.ndarray) -> np.ndarray:
+            value = sum(dot(V, (c == Y) - count[c] / len(Y)) ** 2 / count[c] for c in range(C) if count[c])
+            return value / np.where(total > 0, total, np.inf)[:, None]
+
+        own_p, p_maxt = null_counts(observed, draws, statistic_of)
+        how_maxt = f"{scheme}, {draws.describe}"
+        if small:
+            p, how = own_p, how_maxt
+        p_maxt = np.maximum(p_maxt, p)
+    return Inference(H, np.where(testable, p, np.nan), p_maxt, how, how_maxt)
+
+
+def _between(X: np.ndarray, codes: np.ndarray, C: int) -> np.ndarray:
+    """Between-class share of the sum of squares of X (G, m), groups weighted alike."""
+    X = X - X.mean(axis=0)
+    size = np.bincount(codes, minlength=C)
+    means = np.stack([X[codes == c].sum(axis=0) ** 2 / size[c] for c in range(C) if size[c]])
+    total = (X**2).sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(total > 0, means.sum(axis=0) / total, np.nan)
+
+
+def _scores(ranks: Columns, onehot: np.ndarray, groups: Groups) -> np.ndarray:
+    """Score of every class in every group, (G, m, C)."""
+    A = indicator(groups.codes, groups.n)
+    mean = moments(ranks)[0]
+    S = []
+    for c in range(onehot.shape[1]):
+        weighted = A.multiply(onehot[:, c]).tocsr()
+        s = weighted @ ranks
+        s = s.toarray() if hasattr(s, "toarray") else s
+        S.append(s - np.asarray(weighted.sum(axis=1)) * mean)
+    return np.stack(S, axis=-1)
+
+
+def _flipped(
+    S: np.ndarray, H: np.ndarray, variance: np.ndarray, p: np.ndarray, how: str, testable: np.ndarray, n_draws: int,
+    random_state: int,
+) -> Inference:  # fmt: skip
+    """Max-T by sign flips of the groups' score vectors, each column scaled by the wider of its two variances."""
+    C = S.shape[-1]
+    scale = np.fmax((S**2).sum(axis=(0, 2)), variance * (C - 1))
+    draws = sign_flips(len(S), n_draws=n_draws, random_state=random_state)
+
+    def statistic_of(Y: np.ndarray) -> np.ndarray:
+        return sum((S[..., c].T @ Y) ** 2 for c in range(C)) / np.where(scale > 0, scale, np.inf)[:, None]
+
+    observed = np.where(testable, statistic_of(np.ones((len(S), 1)))[:, 0], np.nan)
+    p_maxt = np.maximum(null_counts(observed, draws, statistic_of)[1], p)
+    scheme = f"sign flips of {len(S)} group scores, {draws.describe}"
+    return Inference(H, np.where(testable, p, np.nan), p_maxt, how, scheme)
+
+
+def _grouped(
+    ranks: Columns, S: np.ndarray, codes: np.ndarray, groups: Groups, H: np.ndarray, C: int
+) -> tuple[np.ndarray, str]:
+    """p of every column from the scores of all classes but one, (G, m, C - 1)."""
+    G, q = groups.n, C - 1
+    if q >= G:
+        return np.full_like(H, np.nan), ""
+    A, mean = indicator(groups.codes, G), moments(ranks)[0]
+    centre = S.mean(axis=0)
+    D = S - centre
+    cov = np.einsum("gmi,gmj->mij", D, D) / (G - 1)
+    trace = np.trace(cov, axis1=1, axis2=2)
+    fine = (np.linalg.matrix_rank(cov, hermitian=True) == q) & (trace > 0) & ~np.isnan(H)
+    p_hotelling = np.full_like(H, np.nan)
+    if fine.any():
+        T2 = G * np.einsum("mi,mi->m", centre[fine], np.linalg.solve(cov[fine], centre[fine][..., None])[..., 0])
+        p_hotelling[fine] = stats.f.sf(T2 * (G - q) / (q * (G - 1)), q, G - q)
+    if groups.constant:
+        own = np.zeros(G, dtype=np.int64)
+        own[groups.codes] = codes
+        X = A @ ranks
+        X = (X.toarray() if hasattr(X, "toarray") else X) - np.asarray(A.sum(axis=1)) * mean
+        eta = _between(X, own, C)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            p_model = stats.f.sf(eta / (1 - eta) * (G - C) / q, q, G - C) if G > C else np.full_like(H, np.nan)
+    else:
+        p_model = stats.chi2.sf(H, q)
+    return np.maximum(p_hotelling, p_model), f"Hotelling over {G} groups, wider of two"

@@ -1,0 +1,310 @@
+"""The methods of ``associate``: an estimate, its interval and its p for every column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.sparse as sp
+from scipy import special, stats
+
+from biosae.stats import effects
+from biosae.stats.correlation import Columns, dot, fisher_interval, moments, rank_columns, rank_target, z_interval
+from biosae.stats.inference import Block, Groups, Inference, block, linear
+from biosae.stats.kruskal import kruskal
+from biosae.stats.nested import group_squares, indicator
+
+
+@dataclass
+class Problem:
+    """One target against the columns of one source, rows without a label left out, aggregated to units."""
+
+    V: Columns
+    y: np.ndarray
+    """Numbers, or integer class codes."""
+    n_classes: int
+    """0 for a numeric target."""
+    C: np.ndarray | None
+    strata: np.ndarray | None
+    groups: Groups
+    testable: np.ndarray
+    units_blocks: np.ndarray | None = None
+    n_permutations: int = 0
+    random_state: int = 0
+    cache: dict = field(default_factory=dict)
+    """Ranked columns a stratum, shared between targets that have the same rows."""
+
+    def options(self) -> dict:
+        names = ("units_blocks", "n_permutations", "random_state", "testable")
+        return {name: getattr(self, name) for name in names}
+
+    def ranked(self, key: str, V: Columns) -> Columns:
+        if key not in self.cache:
+            self.cache[key] = rank_columns(V)
+        return self.cache[key]
+
+    def blocks(self, *, rank: bool) -> list[Block]:
+        """One block a stratum that can carry the test; ranks are taken within the stratum."""
+        out = []
+        for s in [None] if self.strata is None else np.unique(self.strata):
+            rows = np.arange(len(self.y)) if s is None else np.flatnonzero(self.strata == s)
+            y = self.y[rows].astype(np.float64)
+            if s is not None and (len(rows) < 4 or not np.ptp(y)):
+                continue
+            V = self.V if s is None else effects.rows_of(self.V, rows)
+            if rank:
+                V, y = self.ranked(f"rank {s}", V), rank_target(y)
+            elif s is not None and not sp.issparse(V):
+                V = V - V.mean(axis=0)
+            out.append(block(rows, V, y, None if self.C is None else self.C[rows]))
+        return out
+
+
+@dataclass
+class Result:
+    """What a method found, each array (m,)."""
+
+    estimate: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    inference: Inference
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+    """Heterogeneity over strata."""
+
+
+def _critical(groups: Groups) -> float:
+    return float(special.ndtri(0.975)) if groups.codes is None else float(stats.t.ppf(0.975, max(groups.n - 1, 1)))
+
+
+def _correlation(problem: Problem, *, rank: bool) -> Result:
+    blocks = problem.blocks(rank=rank)
+    inference = linear(blocks, problem.groups, rank_sum=False, **problem.options())
+    if len(blocks) == 1:
+        b = blocks[0]
+        estimate = b.r
+        low, high = fisher_interval(estimate, n_effective=b.n - b.k, rank=rank)
+        z = np.arctanh(np.clip(estimate, -0.999999, 0.999999))
+        weight, extra = np.full_like(z, 1.0), {}
+    else:
+        r = np.stack([b.r for b in blocks])
+        w = np.where(np.isnan(r), 0.0, np.array([max(b.n - 3 - b.k, 0) for b in blocks], float)[:, None])
+        z_each = np.arctanh(np.clip(np.nan_to_num(r), -0.999999, 0.999999))
+        weight = w.sum(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = np.where(weight > 0, (w * z_each).sum(axis=0) / weight, np.nan)
+            estimate = np.tanh(z)
+            half = special.ndtri(0.975) * np.sqrt((1 + estimate**2 / 2 if rank else 1.0) / weight)
+            Q = (w * (z_each - z) ** 2).sum(axis=0) / (1 + estimate**2 / 2 if rank else 1.0)
+            used = (w > 0).sum(axis=0)
+            extra = {
+                "n_strata": used, "q_heterogeneity": np.where(used > 1, Q, np.nan),
+                "p_heterogeneity": np.where(used > 1, stats.chi2.sf(Q, np.maximum(used - 1, 1)), np.nan),
+                "i2": np.where(used > 1, np.clip(1 - (used - 1) / Q, 0, 1), np.nan),
+                "n_same_sign": ((np.sign(r) == np.sign(estimate)) & (w > 0)).sum(axis=0),
+            }  # fmt: skip
+        low, high = z_interval(estimate, half)
+    if problem.groups.codes is not None:
+        low, high = _grouped_interval(blocks, problem.groups, estimate, low, high, rank, inference.se)
+    return Result(estimate, low, high, inference, extra)
+
+
+def _grouped_interval(blocks, groups, estimate, low, high, rank, null_se) -> tuple[np.ndarray, np.ndarray]:
+    """Sandwich interval on Fisher's z, never narrower than that of free units or than the null error of the test."""
+    codes, G = groups.codes, groups.n
+    total, weight = 0.0, 0.0
+    for b in blocks:
+        w = np.where(np.isnan(b.r), 0.0, max(b.n - 3 - b.k, 0) if len(blocks) > 1 else 1.0)
+        own = codes[b.rows]
+        A = indicator(own, G)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            S = _scores(b, A) / b.scale
+            share = group_squares(b.V, b.Q, b.coefficient, own, G) / b.ss + ((A @ b.e**2) / (b.e @ b.e))[:, None]
+            influence = (S - b.r / 2 * share) / (1 - b.r**2)
+        total = total + np.where(w > 0, w * influence, 0.0)
+        weight = weight + w
+    with np.errstate(divide="ignore", invalid="ignore"):
+        se = np.sqrt(G / max(G - 1, 1) * (total**2).sum(axis=0)) / weight
+        se = se * np.sqrt(1 + estimate**2 / 2) if rank else se
+        free = (np.arctanh(high) - np.arctanh(low)) / 2 / special.ndtri(0.975)
+    return z_interval(estimate, _critical(groups) * np.fmax(np.fmax(se, null_se), np.where(np.isfinite(free), free, 0.0)))
+
+
+def _scores(b: Block, A: sp.csr_matrix) -> np.ndarray:
+    S = A @ sp.diags(b.e) @ b.V
+    return (S.toarray() if sp.issparse(S) else S) - (A @ sp.diags(b.e) @ b.Q) @ b.coefficient
+
+
+def pearson(problem: Problem) -> Result:
+    return _correlation(problem, rank=False)
+
+
+def spearman(problem: Problem) -> Result:
+    return _correlation(problem, rank=True)
+
+
+def auroc(problem: Problem) -> Result:
+    blocks = problem.blocks(rank=True)
+    inference = linear(blocks, problem.groups, rank_sum=True, **problem.options())
+    positive = problem.y == 1
+    codes, G = problem.groups.codes, problem.groups.n
+    m = problem.V.shape[1]
+    pairs, area, variance, influence, n_min = 0.0, np.zeros(m), np.zeros(m), np.zeros((G if codes is not None else 0, m)), 0
+    for b in blocks:
+        own = positive[b.rows]
+        V = problem.V if problem.strata is None else effects.rows_of(problem.V, b.rows)
+        w = float(own.sum() * (~own).sum())
+        area += w * effects.auroc(b.V, own)
+        pairs += w
+        if codes is None:
+            variance += w**2 * effects.delong_variance(V, own)
+            n_min += min(int(own.sum()), int((~own).sum()))
+        else:
+            influence += w * effects.delong_groups(V, own, codes[b.rows], G)
+    area, variance, influence = area / pairs, variance / pairs**2, influence / pairs
+    if codes is not None:
+        null = inference.se * sum(b.scale for b in blocks) / pairs
+        variance = np.fmax(G / max(G - 1, 1) * (influence**2).sum(axis=0), np.where(influence.any(axis=0), null**2, 0.0))
+        n_min = min(len(np.unique(codes[positive])), len(np.unique(codes[~positive])))
+    low, high = effects.logit_interval(area, variance, critical=_critical(problem.groups), n_min=n_min)
+    if codes is None and problem.strata is None and len(positive) <= 20:
+        _exact_where_untied(problem, positive, area, inference)
+    return Result(area, low, high, inference)
+
+
+def _exact_where_untied(problem: Problem, positive: np.ndarray, area: np.ndarray, inference: Inference) -> None:
+    dense = problem.V.toarray() if sp.issparse(problem.V) else problem.V
+    ordered = np.sort(dense, axis=0)
+    untied = (np.diff(ordered, axis=0) > 0).all(axis=0) & problem.testable
+    n1, n0 = int(positive.sum()), int((~positive).sum())
+    if untied.any() and problem.units_blocks is None:
+        inference.p[untied] = effects.exact_u_pvalue(area[untied] * n1 * n0, n1, n0)
+        inference.p_maxt = np.fmax(inference.p_maxt, np.where(np.isnan(inference.p_maxt), np.nan, inference.p))
+        inference.how += "; exact where untied"
+
+
+def wilcoxon(problem: Problem) -> Result:
+    found = auroc(problem)
+    return Result(2 * found.estimate - 1, 2 * found.low - 1, 2 * found.high - 1, found.inference)
+
+
+def welch(problem: Problem) -> Result:
+    positive = problem.y == 1
+    n1, n0 = int(positive.sum()), int((~positive).sum())
+    m1, ss1, m0, ss0 = effects.class_moments(problem.V, positive)
+    g, low, high = effects.hedges_g(m1, ss1, n1, m0, ss0, n0)
+    b = problem.blocks(rank=False)[0]
+    inference = linear([b], problem.groups, rank_sum=False, **problem.options())
+    codes, G = problem.groups.codes, problem.groups.n
+    if codes is None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            v1, v0 = ss1 / (n1 - 1) / n1, ss0 / (n0 - 1) / n0
+            t = (m1 - m0) / np.sqrt(v1 + v0)
+            df = (v1 + v0) ** 2 / (v1**2 / (n1 - 1) + v0**2 / (n0 - 1))
+            p = np.where(problem.testable, 2 * stats.t.sf(np.abs(t), df), np.nan)
+        inference.statistic = np.where(problem.testable, t, np.nan)
+        if not inference.how.startswith("permutation"):
+            inference.p, inference.how = p, "Welch t"
+            inference.p_maxt = np.where(np.isnan(inference.p_maxt), np.nan, np.fmax(inference.p_maxt, p))
+    else:
+        A = indicator(codes, G)
+        weights = np.where(positive, 1.0 / n1, -1.0 / n0)
+        D = A @ sp.diags(weights) @ problem.V
+        D = D.toarray() if sp.issparse(D) else D
+        D = D - np.outer(A @ (positive / n1), m1) + np.outer(A @ (~positive / n0), m0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            null = inference.se * b.scale * (n1 + n0) / (n1 * n0)
+            se = np.fmax(np.sqrt(G / max(G - 1, 1) * (D**2).sum(axis=0)), null) / np.sqrt((ss1 + ss0) / (n1 + n0 - 2))
+        half = _critical(problem.groups) * se
+        low, high = g - half, g + half
+    return Result(g, low, high, inference)
+
+
+def fisher(problem: Problem) -> Result:
+    positive = (problem.y == 1).astype(np.float64)
+    V = problem.V
+    if sp.issparse(V):
+        firing = V.copy()
+        firing.data = np.ones_like(firing.data)
+    else:
+        firing = (V > 0).astype(np.float64)
+    n, n1 = len(positive), int(positive.sum())
+    k = np.asarray(firing.sum(axis=0)).ravel()
+    a = dot(firing, positive)
+    ratio, low, high = effects.odds_ratio(a, k - a, n1 - a, n - n1 - k + a)
+    codes, G = problem.groups.codes, problem.groups.n
+    if codes is None:
+        p = np.where(problem.testable, effects.fisher_pvalue(a, n1, k, n), np.nan)
+        shared = Inference(p, p, np.full_like(p, np.nan), "", "")
+        if problem.n_permutations:
+            shared = linear([block(np.arange(n), firing, positive, None)], problem.groups, rank_sum=True, **problem.options())
+        p_maxt = np.maximum(shared.p_maxt, p)
+        return Result(ratio, low, high, Inference(np.log(ratio), p, p_maxt, "Fisher exact", shared.how_maxt))
+    b = block(np.arange(n), firing, positive, None)
+    inference = linear([b], problem.groups, rank_sum=False, **problem.options())
+    A = indicator(codes, G)
+    cells = []
+    for member in (positive, 1.0 - positive):
+        fired = A @ sp.diags(member) @ firing
+        fired = fired.toarray() if sp.issparse(fired) else fired
+        cells += [fired, (A @ member)[:, None] - fired]
+    shift = 0.5 * (np.stack([c.sum(axis=0) for c in cells]).min(axis=0) == 0)
+    cells = [c / (c.sum(axis=0) + shift) for c in cells]
+    D = cells[0] + cells[3] - cells[1] - cells[2]
+    half = _critical(problem.groups) * np.sqrt(G / max(G - 1, 1) * (D**2).sum(axis=0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        free = (np.log(high) - np.log(low)) / 2
+        null = inference.se * b.scale * n / (n1 * (n - n1)) / (k / n * (1 - k / n))
+    half = np.fmax(np.fmax(half, free), np.where(np.isfinite(null), null, 0.0) * _critical(problem.groups))
+    return Result(ratio, ratio * np.exp(-half), ratio * np.exp(half), inference)
+
+
+def ols(problem: Problem) -> Result:
+    b = problem.blocks(rank=False)[0]
+    inference = linear([b], problem.groups, rank_sum=False, **problem.options())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = np.where(b.ss > 0, dot(b.V, b.e) / b.ss, np.nan)
+        df = b.n - b.k - 2
+        if problem.groups.codes is None:
+            se = np.sqrt(np.maximum(b.e @ b.e - slope**2 * b.ss, 0.0) / max(df, 1) / b.ss)
+            half = se * stats.t.ppf(0.975, max(df, 1))
+        else:
+            codes, G = problem.groups.codes, problem.groups.n
+            S = _scores(b, indicator(codes, G)) - slope * group_squares(b.V, b.Q, b.coefficient, codes, G)
+            factor = G / max(G - 1, 1) * (b.n - 1) / max(df, 1)
+            robust = np.sqrt((S**2).sum(axis=0) * factor) / b.ss
+            half = np.fmax(robust, inference.se * np.sqrt(b.e @ b.e / b.ss)) * _critical(problem.groups)
+    return Result(slope, slope - half, slope + half, inference)
+
+
+def kruskal_wallis(problem: Problem) -> Result:
+    ranks = problem.ranked("rank None", problem.V)
+    inference = kruskal(ranks, problem.y.astype(int), problem.groups, **problem.options())
+    none = np.full(problem.V.shape[1], np.nan)
+    return Result(effects.eta_squared(ranks, problem.y.astype(int)), none, none, inference)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the method table."""
+
+    run: Callable[[Problem], Result]
+    effect: str
+    null: float
+    target: str
+    """``numeric``, ``two`` classes, ``classes``, or ``any`` (numeric or two classes)."""
+    covariates: bool = False
+    strata: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "pearson": Method(pearson, "pearson_r", 0.0, "any", covariates=True, strata=True),
+    "spearman": Method(spearman, "spearman_rho", 0.0, "any", covariates=True, strata=True),
+    "auroc": Method(auroc, "auroc", 0.5, "two", strata=True),
+    "wilcoxon": Method(wilcoxon, "cliffs_delta", 0.0, "two", strata=True),
+    "welch": Method(welch, "hedges_g", 0.0, "two"),
+    "fisher": Method(fisher, "odds_ratio", 1.0, "two"),
+    "kruskal": Method(kruskal_wallis, "epsilon_squared", 0.0, "classes"),
+    "ols": Method(ols, "slope", 0.0, "any", covariates=True),
+}
+EFFECT_NULL: dict[str, float] = {m.effect: m.null for m in METHODS.values()}

@@ -1,0 +1,233 @@
+"""Samples inside slides inside patients: aggregation to units, and inference that counts groups, not samples.
+
+The cluster test used for p-values adds up a target's score within each group, ``s_g = sum_{i in g} x~_i y~_i`` (x~, y~ the
+centred or residual values), under the hypothesis of no association. ``t = mean(s) / (sd(s) / sqrt(G))`` with ``G - 1``
+degrees of freedom is the cluster-robust score test; a Wald test with CR1 errors rejects true nulls far too often for
+latents that fire in few groups (see docs/statistics.md) and is used for intervals only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from biosae.errors import InputError, StatisticsError, nearest
+from biosae.stats.adjust import is_categorical
+from biosae.stats.correlation import Columns, as_columns, dot, t_pvalue
+
+HOW = ("mean", "fraction_active", "max")
+
+
+def indicator(codes: np.ndarray, n_groups: int) -> sp.csr_matrix:
+    """Membership (n_groups, n): 1 where row i belongs to group g."""
+    n = len(codes)
+    return sp.csr_matrix((np.ones(n), (codes, np.arange(n))), shape=(n_groups, n))
+
+
+def pool(X: Any, codes: np.ndarray, n_groups: int, *, how: str = "mean") -> Any:
+    """Rows of X (n, m) pooled by group: CSR float64 for sparse input, an array for dense.
+
+    Raises
+    ------
+    InputError
+        For an unknown ``how``.
+    """
+    if how not in HOW:
+        raise InputError(f"unknown aggregation {how!r}; {nearest(how, HOW)}")
+    size = np.bincount(codes, minlength=n_groups).astype(np.float64)
+    if how == "max":
+        return _pool_max(X, codes, n_groups)
+    if how == "fraction_active":
+        X = (X != 0).astype(np.float64)
+    pooled = indicator(codes, n_groups) @ (X.astype(np.float64) if sp.issparse(X) else np.asarray(X, np.float64))
+    scale = 1.0 / np.maximum(size, 1.0)
+    return sp.csr_matrix(sp.diags(scale) @ pooled) if sp.issparse(pooled) else pooled * scale[:, None]
+
+
+def _pool_max(X: Any, codes: np.ndarray, n_groups: int) -> Any:
+    if not sp.issparse(X):
+        out = np.full((n_groups, X.shape[1]), -np.inf)
+        np.maximum.at(out, codes, np.asarray(X, np.float64))
+        return out
+    coo = sp.csr_matrix(X, dtype=np.float64).tocoo()
+    key = codes[coo.row].astype(np.int64) * X.shape[1] + coo.col
+    order = np.argsort(key, kind="stable")
+    key, value = key[order], coo.data[order]
+    start = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.empty(0, np.int64)
+    top = np.maximum.reduceat(value, start) if len(key) else value
+    count = np.diff(np.r_[start, len(key)])
+    row, col = key[start] // X.shape[1], key[start] % X.shape[1]
+    top = np.where(count < np.bincount(codes, minlength=n_groups)[row], np.maximum(top, 0.0), top)  # implicit zeros
+    out = sp.csr_matrix((top, (row, col)), shape=(n_groups, X.shape[1]))
+    out.eliminate_zeros()
+    return out
+
+
+def codes_of(obs: pd.DataFrame, column: str) -> tuple[np.ndarray, list[str]]:
+    """Integer codes of a grouping column and its levels in order.
+
+    Raises
+    ------
+    InputError
+        If the column is absent or has missing values.
+    """
+    if column not in obs:
+        raise InputError(f"{column!r} is not a column of obs; columns: {', '.join(map(str, obs.columns))}")
+    if obs[column].isna().any():
+        raise InputError(
+            f"{int(obs[column].isna().sum())} rows have no {column!r}: fill it in, or leave those rows out with "
+            f"adata[adata.obs[{column!r}].notna()]"
+        )
+    values = obs[column].astype(str)
+    codes, levels = pd.factorize(values, sort=True)
+    return codes, [str(v) for v in levels]
+
+
+def aggregate(adata: Any, by: str = "patient", how: str = "mean") -> Any:
+    """Pool samples to units, such as patients or slides.
+
+    Parameters
+    ----------
+    adata
+        Latents; ``X`` (n_samples, m).
+    by
+        Column of ``obs`` that names the unit of each sample.
+    how
+        ``"mean"``, ``"fraction_active"`` (share of the unit's samples in which the latent fires) or ``"max"`` (grows
+        with the number of samples of a unit; prefer the others when that number varies).
+
+    Returns
+    -------
+    AnnData
+        One row a unit, in sorted order: ``X`` (CSR float32), ``obs["n_samples"]``, means of numeric columns over samples
+        that have a value, other columns where they are constant within every unit; ``obsm`` arrays pooled by mean.
+
+    Raises
+    ------
+    InputError
+        If ``by`` is absent or missing in some rows, or ``how`` is unknown.
+    """
+    import anndata
+
+    codes, levels = codes_of(adata.obs, by)
+    obs = pd.DataFrame({"n_samples": np.bincount(codes, minlength=len(levels))}, index=pd.Index(levels, name=by))
+    for name in adata.obs.columns:
+        if name != "n_samples":
+            try:
+                obs[name] = unit_values(adata.obs[name], codes, len(levels), name=name, unit=by)
+            except StatisticsError:
+                continue  # a label that varies within a unit has no value for that unit
+    X = pool(adata.X, codes, len(levels), how=how)
+    out = anndata.AnnData(
+        X=sp.csr_matrix(X, dtype=np.float32) if sp.issparse(X) else X.astype(np.float32), obs=obs, var=adata.var.copy()
+    )
+    for name, values in adata.obsm.items():
+        out.obsm[name] = pool(np.asarray(values), codes, len(levels)).astype(np.float32)
+    for name, values in adata.varm.items():
+        out.varm[name] = values
+    out.uns.update(adata.uns)
+    out.uns["aggregated"] = {"by": by, "how": how}
+    return out
+
+
+def unit_values(column: pd.Series, codes: np.ndarray, n_units: int, *, name: str, unit: str) -> np.ndarray:
+    """One value a unit: the mean of a numeric column over rows that have a value; the constant of any other.
+
+    Raises
+    ------
+    StatisticsError
+        If a categorical column varies within a unit.
+    """
+    if not is_categorical(column):
+        values = column.to_numpy(np.float64, na_value=np.nan)
+        known = ~np.isnan(values)
+        n = np.bincount(codes[known], minlength=n_units)
+        total = np.bincount(codes[known], weights=values[known], minlength=n_units)
+        mean = np.where(n > 0, total / np.maximum(n, 1), np.nan)
+        first = np.full(n_units, np.nan)
+        first[codes[known][::-1]] = values[known][::-1]
+        varies = np.bincount(codes[known], weights=values[known] != first[codes[known]], minlength=n_units) > 0
+        return np.where(varies, mean, first)  # a constant stays exactly itself
+    frame = pd.DataFrame({"unit": codes, "value": column.astype(object).to_numpy()}).dropna()
+    per_unit = frame.groupby("unit")["value"].agg(["nunique", "first"])
+    varying = per_unit.index[per_unit["nunique"] > 1]
+    if len(varying):
+        raise StatisticsError(
+            f"{name!r} has several values within {len(varying)} of the {n_units} units {unit!r}, so a {unit} has no {name}. "
+            f"Use unit='sample' (or a finer unit), or give a numeric column such as the share of samples with the label"
+        )
+    out = np.full(n_units, None, dtype=object)
+    out[per_unit.index] = per_unit["first"].to_numpy()
+    return out
+
+
+def group_scores(
+    V: Columns, e: np.ndarray, Q: np.ndarray, coefficient: np.ndarray, codes: np.ndarray, n_groups: int
+) -> np.ndarray:
+    """``s_g = sum_{i in g} (M x)_i e_i`` for every column, (G, m); ``coefficient = Q'V``, M the projection off Q."""
+    A = indicator(codes, n_groups) @ sp.diags(e)
+    S = A @ V
+    S = S.toarray() if sp.issparse(S) else np.asarray(S)
+    return S - (A @ Q) @ coefficient
+
+
+def group_squares(V: Columns, Q: np.ndarray, coefficient: np.ndarray, codes: np.ndarray, n_groups: int) -> np.ndarray:
+    """``sum_{i in g} (M x)_i^2`` for every column, (G, m)."""
+    A = indicator(codes, n_groups)
+    square = V.multiply(V) if sp.issparse(V) else V * V
+    S = A @ square
+    S = S.toarray() if sp.issparse(S) else np.asarray(S)
+    for k in range(Q.shape[1]):
+        cross = A @ sp.diags(Q[:, k]) @ V
+        S -= 2.0 * (cross.toarray() if sp.issparse(cross) else cross) * coefficient[k]
+    within = np.stack([A @ (Q * Q[:, [k]]) for k in range(Q.shape[1])], axis=1)
+    S += np.einsum("gkl,km,lm->gm", within, coefficient, coefficient, optimize=True)
+    return np.maximum(S, 0.0)
+
+
+def score_t(S: np.ndarray) -> np.ndarray:
+    """One-sample t over groups of the scores (G, m): the cluster-robust score statistic."""
+    G = S.shape[0]
+    sd = S.std(axis=0, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(sd > 0, S.mean(axis=0) * np.sqrt(G) / sd, np.nan)
+
+
+def ols_cluster(X: Any, y: np.ndarray, groups: np.ndarray, *, C: np.ndarray | None = None) -> pd.DataFrame:
+    """Slope of y on every column of X (n, m) with CR1 cluster-robust standard errors.
+
+    ``V = c (X'X)^-1 (sum_g X_g' u_g u_g' X_g) (X'X)^-1``, ``c = G/(G-1) (N-1)/(N-K)`` (Liang and Zeger 1986; the factor is
+    that of Stata and statsmodels), t with ``G - 1`` degrees of freedom. Returns columns slope, se, t, p, df.
+    With fewer than about 50 groups, or a column that differs from its mean in few groups, the se is too small.
+    """
+    from biosae.stats.adjust import basis, projected, residual
+
+    V, y = as_columns(X), np.asarray(y, np.float64)
+    codes = pd.factorize(groups)[0]
+    G = int(codes.max()) + 1
+    Q = basis(C, len(y))
+    e = residual(y, Q)
+    coefficient, _, ss = projected(V, Q)
+    slope = dot(V, e) / ss
+    S = group_scores(V, e, Q, coefficient, codes, G) - slope * group_squares(V, Q, coefficient, codes, G)
+    N, K = len(y), Q.shape[1] + 1
+    se = np.sqrt((S**2).sum(axis=0) * G / (G - 1) * (N - 1) / (N - K)) / ss
+    t = slope / se
+    return pd.DataFrame({"slope": slope, "se": se, "t": t, "p": t_pvalue(t, G - 1), "df": G - 1})
+
+
+def intraclass_correlation(y: np.ndarray, groups: np.ndarray) -> float:
+    """One-way ICC by analysis of variance, ``(MSB - MSW) / (MSB + (n0 - 1) MSW)``; may be negative; NaN if undefined."""
+    y, codes = np.asarray(y, np.float64), pd.factorize(groups)[0]
+    size = np.bincount(codes)
+    G, N = len(size), len(y)
+    if G < 2 or G == N:
+        return float("nan")
+    mean = np.bincount(codes, weights=y) / size
+    msb = float((size * (mean - y.mean()) ** 2).sum() / (G - 1))
+    msw = float(((y - mean[codes]) ** 2).sum() / (N - G))
+    n0 = (N - (size**2).sum() / N) / (G - 1)
+    return (msb - msw) / (msb + (n0 - 1) * msw) if msb + msw > 0 else float("nan")

@@ -1,0 +1,19 @@
+"""The status vocabulary: why a row of a result table has, or has not, a p-value."""
+
+from __future__ import annotations
+
+STATUS: dict[str, str] = {
+    "ok": "tested",
+    "few_groups": "tested; 3 to 19 independent groups, so permutation or t with groups - 1 degrees of freedom was forced",
+    "one_class": "the target has one value after rows without a label are left out: nothing to estimate",
+    "dead": "the latent never fires in these rows",
+    "constant": "the latent has one non-zero value in all rows",
+    "too_small": "fewer rows than the estimate needs (3, or 4 + number of adjusting columns)",
+    "unidentifiable": "the covariates determine the target (R2 > 0.95) or the latent (VIF > 10)",
+    "too_few_groups": "fewer than 3 independent groups: estimate only, no interval or p",
+    "too_sparse": "the latent fires in too few rows or groups: estimate shown, p withheld",
+}
+"""status -> meaning. Order after ``few_groups`` is that of precedence when several apply."""
+
+TESTED = ("ok", "few_groups")
+"""Statuses whose rows carry a p-value and are counted in the multiplicity family."""
