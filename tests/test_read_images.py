@@ -178,6 +178,27 @@ def test_a_global_tolerance_of_truncation_is_not_obeyed(monkeypatch):
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "options"), [*LOSSY, *LOSSLESS])
+def test_damaged_bytes_end_in_a_read_error_or_an_image(kind, options):
+    exif = Image.Exif()
+    exif[274] = 6
+    data = encoded(Image.fromarray(NOISE), kind, **options, **({} if kind == "BMP" else {"exif": exif}))
+    rng = np.random.default_rng(5)
+    n_refused = 0
+    for _ in range(60):
+        broken = np.frombuffer(data, np.uint8).copy()
+        places = rng.integers(0, min(len(broken), 400), 4)
+        broken[places] = rng.integers(0, 256, 4)
+        try:
+            out = decode(broken.tobytes())
+        except ReadError:
+            n_refused += 1
+        else:
+            assert out.dtype == np.uint8 and out.shape[2] == 3
+    assert n_refused > 0
+
+
 def test_padding_and_trailers_after_the_image_are_harmless():
     data = encoded(Image.fromarray(NOISE), "JPEG")
     np.testing.assert_array_equal(decode(data + bytes(100)), decode(data))
