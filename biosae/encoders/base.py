@@ -103,6 +103,7 @@ class Encoder(ABC):
         n_prefix: int = 0,
         has_cls: bool = False,
         final_norm: str = "none",
+        head_norm: str = "none",
         device: str = "cpu",
         precision: str = "float32",
         channels_last: bool = False,
@@ -115,7 +116,8 @@ class Encoder(ABC):
         self.weights_sha256, self.architecture = weights_sha256, dict(architecture)
         self.n_prefix, self.has_cls = n_prefix, has_cls
         self.precision, self.channels_last = precision, channels_last
-        self._sites, self._head_width, self._final_norm = dict(sites), head_width, final_norm
+        self._sites, self._head_width = dict(sites), head_width
+        self._final_norm, self._head_norm = final_norm, head_norm
         self._memory = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.eval().requires_grad_(False).to(dtype=getattr(torch, precision), memory_format=self._memory)
         self.to(device)
@@ -245,7 +247,9 @@ class Encoder(ABC):
         }
 
     def _norm(self, name: str, pool: str) -> str:
-        return ("final" if pool == "head" else self._final_norm) if name == "final" else "none"
+        if name != "final":
+            return "none"
+        return self._head_norm if pool == "head" else self._final_norm
 
     def forward(
         self, batch: torch.Tensor, layers: int | str | Iterable[int | str] = -1, pool: str = "default"

@@ -125,7 +125,8 @@ def table(domain: str | None = None) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        The fields of :class:`EncoderInfo` (constructor arguments left out), and ``loadable`` (False for entries that are facts only).
+        The fields of :class:`EncoderInfo` without the constructor arguments, and ``loadable`` (False for entries that
+        are facts only).
 
     Raises
     ------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from biosae.encoders.build import BUILDERS
 from biosae.encoders.catalog import LIBRARIES, PREPROCESSING, STATISTICS, EncoderInfo, canonical, catalogue, info
 from biosae.encoders.preprocess import Preprocess
-from biosae.encoders.sources import StateFile, Weights, check_loaded, find, from_folder
+from biosae.encoders.sources import StateFile, Weights, check_loaded, expect_hash, find, from_folder
 from biosae.errors import InputError, WeightsError, nearest
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def load(
     elif found is None or weights is not None:
         found = find(facts, weights)
     facts, found = _agree(facts, found)
+    if found is not None:
+        expect_hash(found.file, found.sha256, facts.sha256)
     facts, resize = _with_preprocessing(facts, found, overrides, random=random)
     extra = dict(args or {})
     if patch_stride is not None:
@@ -146,7 +148,7 @@ def _identify(name_or_path: str | Path) -> tuple[EncoderInfo, Weights | None]:
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         known = catalogue().get(canonical(path.resolve().name))
-        found = from_folder(path.resolve(), library=known.library if known else None, sha256=known and known.sha256)
+        found = from_folder(path.resolve(), library=known.library if known else None)
         if known is not None and found.library in (None, known.library):
             return known, found
         if found.library is None:

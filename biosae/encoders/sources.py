@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,25 +80,28 @@ def declared_hash(config: Mapping[str, Any] | None, file: Path) -> str | None:
     return own.get("sha256_model_safetensors") or config.get("sha256_model_safetensors") or config.get("sha256")
 
 
-def verify_hash(file: Path, expected: Iterable[str | None]) -> str:
-    """Hash a file and compare it with every expected hash that is not None.
+def expect_hash(file: Path, found: str, expected: str | None) -> None:
+    """Compare a file's SHA-256 with the one that a configuration or the catalogue states, if any.
 
     Raises
     ------
     WeightsError
-        If a hash differs.
+        If they differ.
     """
+    if expected is not None and expected != found:
+        raise WeightsError(
+            f"{file} does not hold the weights that were expected: SHA-256 expected {expected}, found {found}. "
+            "Copy or download the file again; if it was changed on purpose, load it as another encoder"
+        )
+
+
+def _hashed(file: Path, config: Mapping[str, Any] | None) -> str:
     found = hash_file(file)
-    for wanted in expected:
-        if wanted is not None and wanted != found:
-            raise WeightsError(
-                f"{file} does not hold the weights that were expected: SHA-256 expected {wanted}, found {found}. "
-                "Copy or download the file again; if it was changed on purpose, load it as another encoder"
-            )
+    expect_hash(file, found, declared_hash(config, file))
     return found
 
 
-def from_folder(folder: Path, *, library: str | None = None, sha256: str | None = None) -> Weights:
+def from_folder(folder: Path, *, library: str | None = None) -> Weights:
     """The weights of a local folder, verified against the hash that its configuration states.
 
     Raises
@@ -114,21 +117,20 @@ def from_folder(folder: Path, *, library: str | None = None, sha256: str | None 
     files = files or sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES)
     if not files:
         raise WeightsError(f"{folder} holds no weight file; looked for {', '.join(names)}")
-    sha = verify_hash(files[0], (declared_hash(config, files[0]), sha256))
-    return Weights(files[0], sha, f"folder:{folder.name}", found, arch, config)
+    return Weights(files[0], _hashed(files[0], config), f"folder:{folder.name}", found, arch, config)
 
 
-def from_file(file: Path, *, sha256: str | None = None) -> Weights:
+def from_file(file: Path) -> Weights:
     """The weights of one file without a configuration.
 
     Raises
     ------
     WeightsError
-        If the suffix is not one of a tensor file, or the hash is wrong.
+        If the suffix is not one of a tensor file.
     """
     if file.suffix not in SUFFIXES:
         raise WeightsError(f"{file} is not a weight file; valid endings: {', '.join(SUFFIXES)}")
-    return Weights(file, verify_hash(file, (sha256,)), f"file:{file.name}")
+    return Weights(file, hash_file(file), f"file:{file.name}")
 
 
 def find_folder(name: str) -> Path | None:
@@ -195,7 +197,7 @@ def from_hub(repository: str, info: EncoderInfo) -> Weights:
     if file is None:
         raise WeightsError(f"{repository} holds no weight file; looked for {', '.join(FILES[library])}")
     commit = file.parent.name
-    sha = verify_hash(file, (declared_hash(config, file), info.sha256))
+    sha = _hashed(file, config)
     return Weights(file, sha, f"hf-hub:{repository.partition('@')[0]}@{commit}", library, arch, config)
 
 
@@ -213,16 +215,16 @@ def find(info: EncoderInfo, weights: str | Path | None) -> Weights:
             return from_hub(text.split(":", 1)[1], info)
         path = Path(weights).expanduser()
         if path.is_dir():
-            return from_folder(path, library=info.library, sha256=info.sha256)
+            return from_folder(path, library=info.library)
         if path.is_file():
-            return from_file(path, sha256=info.sha256)
+            return from_file(path)
         raise WeightsError(f"{path} does not exist; weights= takes a file, a folder, 'hf-hub:org/name' or 'random'")
     folder = find_folder(info.source.removeprefix("local:")) if info.source.startswith("local:") else None
     folder = folder or find_folder(info.name)
     if folder is not None:
-        return from_folder(folder, library=info.library, sha256=info.sha256)
+        return from_folder(folder, library=info.library)
     if info.source.startswith("bundled:"):
-        return from_folder(Path(__file__).parent / info.source.removeprefix("bundled:"), sha256=info.sha256)
+        return from_folder(Path(__file__).parent / info.source.removeprefix("bundled:"))
     if info.repository is not None:
         return from_hub(info.repository, info)
     searched = ", ".join(map(str, settings.weights_dirs)) or "none set"

@@ -65,6 +65,7 @@ class TimmEncoder(Encoder):
             n_prefix=getattr(model, "num_prefix_tokens", 0) if self.is_transformer else 0,
             has_cls=self.is_transformer and getattr(model, "cls_token", None) is not None,
             final_norm="none" if _is_identity(getattr(model, "norm", None)) else "final",
+            head_norm="final" if self.is_transformer else "none",
             **kwargs,
         )
 
@@ -143,6 +144,7 @@ class ClipEncoder(Encoder):
             n_prefix=n_prefix,
             has_cls=has_cls,
             final_norm="final",
+            head_norm="final",
             **kwargs,
         )
 

@@ -1,0 +1,92 @@
+"""The catalogue: every entry parses, says where it comes from, and is the network that it says it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import biosae as bs
+from biosae.encoders.build import build_timm
+from biosae.encoders.catalog import LIBRARIES, EncoderInfo, catalogue
+from biosae.encoders.vision import TimmEncoder
+from biosae.errors import InputError, WeightsError
+
+TIMM = [n for n, e in catalogue().items() if e.library == "timm" and e.arch]
+
+
+@pytest.mark.parametrize("name", list(catalogue()))
+def test_entries_are_complete(name: str) -> None:
+    entry = catalogue()[name]
+    fields = set(EncoderInfo.__dataclass_fields__)
+    assert entry.facts and entry.licence and entry.domain != "unknown"
+    assert entry.derivatives_restricted is not None
+    assert set(entry.unconfirmed) <= fields
+    assert entry.source.split(":")[0] in ("hf-hub", "bundled", "local")
+    assert entry.pool in ("cls", "mean", "cls+mean", "head")
+    if entry.arch and entry.library in ("timm", "open_clip"):
+        assert None not in (entry.size, entry.mean, entry.std, entry.interpolation, entry.crop_pct)
+
+
+def test_licences_that_reach_derivatives_are_flagged() -> None:
+    for name in ("uni", "uni2-h", "conch", "virchow2"):
+        assert bs.encoders.info(name).derivatives_restricted and bs.encoders.info(name).gated
+    assert not bs.encoders.info("virchow").derivatives_restricted
+
+
+def test_list_and_info() -> None:
+    table = bs.encoders.list()
+    assert table.index.is_unique and len(table) == len(catalogue())
+    assert table.loc["uni", "loadable"] and not table.loc["phikon", "loadable"] and not table.loc["hibou-b", "loadable"]
+    assert set(bs.encoders.list(domain="ecology").index) == {"bioclip", "bioclip-2", "mobilenetv2-inat-bird"}
+    assert bs.encoders.info("MobileNetV2_ImageNet").args == {"pad_type": "same"}
+    with pytest.raises(InputError, match="'uni2-h'"):
+        bs.encoders.info("uni2h")
+    with pytest.raises(InputError, match="pathology"):
+        bs.encoders.list(domain="patology")
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_architecture_has_the_published_shape(name: str) -> None:
+    entry = catalogue()[name]
+    with torch.device("meta"):
+        built = build_timm(entry, None, {}, False)  # compares width, depth and prefix itself
+    assert built.facts.width == entry.width
+    blank = EncoderInfo(name=name, arch=entry.arch, args=entry.args)
+    with torch.device("meta"):
+        seen = build_timm(blank, None, {}, False).facts
+    if entry.patch is not None:
+        assert (seen.width, seen.depth, seen.patch, seen.prefix) == (
+            entry.width,
+            entry.depth,
+            entry.patch,
+            entry.prefix,
+        )
+    has_cls = getattr(built.tower, "cls_token", None) is not None
+    assert has_cls or "cls" not in entry.pool
+    assert built.adapter is TimmEncoder
+
+
+def test_another_network_than_the_entry_says_is_refused() -> None:
+    entry = EncoderInfo(name="x", arch="test_vit", width=64, depth=6, prefix=5, facts="run")
+    with pytest.raises(WeightsError, match="prefix 1, but 5"):
+        build_timm(entry, None, {}, False)
+
+
+@pytest.mark.parametrize("name", [n for n, e in catalogue().items() if e.library not in LIBRARIES])
+def test_entries_of_other_packages_say_what_to_do(name: str) -> None:
+    with pytest.raises(WeightsError, match=r"from_array|open_clip:"):
+        bs.encoders.load(name)
+
+
+def test_remote_code_is_refused() -> None:
+    with pytest.raises(WeightsError, match="code that would be downloaded and run"):
+        bs.encoders.load("hibou-l", weights="random")
+
+
+@pytest.mark.parametrize("module", ["biosae.encoders", "biosae.encoders.catalog"])
+def test_the_catalogue_needs_no_torch(module: str) -> None:
+    import subprocess
+    import sys
+
+    code = f"import sys, {module} as m; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
