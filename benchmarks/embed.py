@@ -61,9 +61,9 @@ def compare(encoder: object, samples: object, *, batch_size: int, repeats: int, 
             before = clocks()
             work()
             spent[name].append(clocks() - before)
-    result = {
-        f"{k}_{c}": median(v[i] for v in times) for k, times in spent.items() for i, c in enumerate(("wall", "cpu"))
-    }
+    result = {}
+    for name, times in spent.items():
+        result[f"{name}_wall"], result[f"{name}_cpu"] = (median(v[c] for v in times) for c in (0, 1))
     for c, clock in enumerate(("wall", "cpu")):  # of neighbouring runs, so that a neighbour's load falls on both
         result[f"ratio_{clock}"] = median(b[c] / p[c] for b, p in zip(spent["bare"], spent["pipeline"]))
     return result
@@ -88,16 +88,15 @@ def main() -> None:
     encoders = [bs.encoders.load(folder) for folder in options.weights]
     encoders += [bs.encoders.load(name, weights="random", **made) for name in names]
     print(f"{torch.get_num_threads()} threads; bare and pipeline alternated, medians of {options.repeats}")
-    print(
-        f"{'encoder':32}{'tile':>6}{'n_jobs':>7}{'bare/s':>9}{'pipe/s':>9}{'wall ratio':>11}{'CPU ratio':>10}{'cores':>7}"
-    )
+    heads = ("tile", 8), ("jobs", 5), ("bare/s", 9), ("pipe/s", 9), ("wall ratio", 11), ("CPU ratio", 10), ("cores", 7)
+    print(f"{'encoder':32}" + "".join(f"{name:>{width}}" for name, width in heads))
     with tempfile.TemporaryDirectory() as folder:
         for side in [None] if options.tiles else options.side:
             tiles = options.tiles or Path(folder) / str(side)
             if side is not None:
                 tiles.mkdir()
                 render_tiles(tiles, n=options.n, side=side)
-            samples = bs.read.tiles(tiles, patient=None).select(slice(0, options.n))
+            samples = bs.read.tiles(tiles, patient=None, mpp=0.5).select(slice(0, options.n))
             shown = "x".join(map(str, samples[0].shape[:2]))
             for encoder in encoders:
                 for n_jobs in options.n_jobs:
