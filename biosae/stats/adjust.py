@@ -11,7 +11,15 @@ from scipy import linalg
 
 from biosae.errors import InputError, StatisticsError
 from biosae.stats.correlation import (
-    Columns, as_columns, dot, moments, rank_columns, rank_target, ratio, t_from_r, t_pvalue,
+    Columns,
+    as_columns,
+    dot,
+    moments,
+    rank_columns,
+    rank_target,
+    ratio,
+    t_from_r,
+    t_pvalue,
 )  # fmt: skip
 
 MAX_R2 = 0.95
@@ -23,8 +31,8 @@ def is_categorical(column: pd.Series) -> bool:
     return not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)
 
 
-def design(obs: pd.DataFrame, covariates: Sequence[str], *, rank: bool = False) -> np.ndarray:
-    """Columns of the covariates without intercept, (n, k): numbers as they are (or ranked), categories as dummies.
+def design(obs: pd.DataFrame, covariates: Sequence[str]) -> np.ndarray:
+    """Columns of the covariates without intercept, (n, k): numbers centred, categories as dummies.
 
     Raises
     ------
@@ -44,7 +52,7 @@ def design(obs: pd.DataFrame, covariates: Sequence[str], *, rank: bool = False) 
             values = column.to_numpy(np.float64)
             if not np.isfinite(values).all():
                 raise InputError(f"covariate {name!r} holds infinite values")
-            parts.append((rank_target(values) if rank else values - values.mean())[:, None])
+            parts.append((values - values.mean())[:, None])
     return np.hstack(parts) if parts else np.empty((len(obs), 0))
 
 

@@ -10,10 +10,10 @@ import pandas as pd
 
 from biosae.errors import InputError, StatisticsError, nearest
 from biosae.stats import multiplicity
-from biosae.stats.adjust import MAX_R2, MAX_VIF, basis, rank_target, share_explained
-from biosae.stats.correlation import Columns, moments, n_active
+from biosae.stats.adjust import MAX_R2, MAX_VIF, basis, projected, share_explained
+from biosae.stats.correlation import Columns, moments, n_active, rank_columns, rank_target
 from biosae.stats.frame import Frame, Source, Target, sources
-from biosae.stats.inference import FEW, combined
+from biosae.stats.inference import FEW
 from biosae.stats.methods import EFFECT_NULL, METHODS, Problem, Result
 from biosae.stats.nested import indicator
 from biosae.stats.status import TESTED
@@ -116,12 +116,17 @@ def associate(
     if overlapping:
         raise InputError(f"{sorted(overlapping)[0]!r} is both a target and a covariate or stratum")
     frame = Frame(adata, unit, groups, covariates, strata, blocks, assume_independent, aggregate)
-    features = sources(adata, controls=controls)
+    features = [s for s in sources(adata, controls=controls) if s.names]
     tables, facts = [], {}
     for name in targets:
         target = frame.target(name)
         chosen = _choose(method, target, name, covariates, strata)
-        facts[name] = {"method": chosen, "classes": target.classes, "n_units": target.n_units, "n_groups": target.groups.n}
+        facts[name] = {
+            "method": chosen,
+            "classes": target.classes,
+            "n_units": target.n_units,
+            "n_groups": target.groups.n,
+        }
         for source in features:
             columns, cache = frame.columns(source, target)
             table = _one(
@@ -130,7 +135,9 @@ def associate(
             )  # fmt: skip
             table.insert(1, "target", name)
             if assume_independent:
-                table["inference"] = table["inference"].where(table["inference"] == "", table["inference"] + "; independence assumed")
+                table["inference"] = table["inference"].where(
+                    table["inference"] == "", table["inference"] + "; independence assumed"
+                )
             tables.append(table)
     result = pd.concat(tables, ignore_index=True)
     result["unit"] = unit
@@ -158,15 +165,24 @@ def _choose(method: str, target: Target, name: str, covariates: list[str], strat
     if method == "auto":
         method = {"numeric": "spearman", "two": "spearman" if covariates else "auroc", "classes": "kruskal"}[kind]
     chosen = METHODS[method]
-    fits = {"two": kind == "two", "any": kind in ("numeric", "two"), "classes": bool(target.classes), "numeric": kind == "numeric"}
+    fits = {
+        "two": kind == "two",
+        "any": kind in ("numeric", "two"),
+        "classes": bool(target.classes),
+        "numeric": kind == "numeric",
+    }
     if not fits[chosen.target]:
         usable = [m for m, row in METHODS.items() if row.target in ("any", "classes" if kind == "classes" else kind)]
         usable = [m for m in usable if kind != "classes" or METHODS[m].target == "classes"]
         what = "a number" if kind == "numeric" else f"a label of {len(target.classes)} classes"
-        raise InputError(f"method {method!r} does not fit target {name!r}, {what}; methods that do: {', '.join(usable)}")
+        raise InputError(
+            f"method {method!r} does not fit target {name!r}, {what}; methods that do: {', '.join(usable)}"
+        )
     if covariates and not chosen.covariates:
         able = [m for m, row in METHODS.items() if row.covariates]
-        raise InputError(f"method {method!r} takes no covariates; with them use {', '.join(able)} (labels of two classes are coded 0/1)")
+        raise InputError(
+            f"method {method!r} takes no covariates; with them use {', '.join(able)} (labels of two classes are coded 0/1)"
+        )
     if strata and not chosen.strata:
         able = [m for m, row in METHODS.items() if row.strata]
         raise InputError(f"method {method!r} takes no strata; with them use {', '.join(able)}")
@@ -187,7 +203,7 @@ def _one(
         0 if too_few else n_permutations, random_state, cache,
     )  # fmt: skip
     none = np.full(m, np.nan)
-    table = {name: none for name in ("estimate", "ci_low", "ci_high", "statistic", "p", "p_maxt")}
+    table = dict.fromkeys(("estimate", "ci_low", "ci_high", "statistic", "p", "p_maxt"), none)
     inference, extra = "", {}
     hopeless = np.isin(status, ("one_class", "too_small")).all()
     if not hopeless and _has_strata(problem):
@@ -213,7 +229,9 @@ def _one(
             "p": np.where(tested, np.minimum(p, 1.0), np.nan),
             "p_maxt": np.where(tested, np.minimum(found.inference.p_maxt, 1.0), np.nan),
         }
-        inference = found.inference.how + (f"; max-T: {found.inference.how_maxt}" if n_permutations and found.inference.how_maxt else "")
+        inference = found.inference.how + (
+            f"; max-T: {found.inference.how_maxt}" if n_permutations and found.inference.how_maxt else ""
+        )
         extra = found.extra
     elif not hopeless:
         status = np.full(m, "one_class", dtype=object)  # the target is constant within every stratum
@@ -260,9 +278,6 @@ def _status(
     if C is not None:
         Q = basis(C, n)
         y = rank_target(target.y) if method == "spearman" else target.y
-        from biosae.stats.adjust import projected
-        from biosae.stats.correlation import rank_columns
-
         total, left = projected(rank_columns(V) if method == "spearman" else V, Q)[1:]
         if share_explained(y, Q) > MAX_R2:
             status[:] = "unidentifiable"
@@ -324,6 +339,3 @@ def summary(result: pd.DataFrame) -> pd.DataFrame:
             best = usable.loc[[strength(usable).abs().idxmax()]].copy()
         rows.append(best.assign(n_tested=n_tested))
     return pd.concat(rows, ignore_index=True)
-
-
-__all__ = ["associate", "combined", "strength", "summary"]

@@ -132,15 +132,20 @@ class Frame:
             n_units = len(levels)
             values = unit_values(column, unit_codes, n_units, name=name, unit=self.unit)
             table = pd.DataFrame(index=range(n_units))
-            for other in [*self.covariates, *([self.strata] if self.strata else []), *([self.blocks] if self.blocks else [])]:
+            for other in [
+                *self.covariates,
+                *([self.strata] if self.strata else []),
+                *([self.blocks] if self.blocks else []),
+            ]:
                 if other not in part:
                     raise InputError(f"{other!r} is not a column of obs; columns: {', '.join(map(str, obs.columns))}")
                 source = part[other] if other in self.covariates else part[other].astype("string").astype(object)
                 table[other] = unit_values(source, unit_codes, n_units, name=other, unit=self.unit)
-            group_of = None if self.group_of is None else self._group_of_units(unit_codes, n_units, self.group_of[samples])
+            group_of = (
+                None if self.group_of is None else self._group_of_units(unit_codes, n_units, self.group_of[samples])
+            )
         y, classes = encode_classes(values, column)
-        rank = False
-        C = design(table, self.covariates, rank=rank) if self.covariates else None
+        C = design(table, self.covariates) if self.covariates else None
         strata = codes_of(table, self.strata)[0] if self.strata else None
         units_blocks = codes_of(table, self.blocks)[0] if self.blocks else None
         groups = _groups(group_of, n_units, y)
@@ -151,7 +156,9 @@ class Frame:
                     "so blocks have no part in it; leave blocks out"
                 )
             if not _nested(groups.codes, units_blocks):
-                raise StatisticsError(f"blocks={self.blocks!r} cuts across {self.groups}s; a {self.groups} must lie in one block")
+                raise StatisticsError(
+                    f"blocks={self.blocks!r} cuts across {self.groups}s; a {self.groups} must lie in one block"
+                )
         return Target(y, classes, samples, unit_codes, n_units, groups, C, strata, units_blocks, samples.tobytes())
 
     def _group_of_units(self, unit_codes: np.ndarray, n_units: int, group_of: np.ndarray) -> np.ndarray | None:

@@ -104,8 +104,14 @@ def combined(blocks: list[Block]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def linear(
-    blocks: list[Block], groups: Groups, *, rank_sum: bool, units_blocks: np.ndarray | None, n_permutations: int,
-    random_state: int, testable: np.ndarray,
+    blocks: list[Block],
+    groups: Groups,
+    *,
+    rank_sum: bool,
+    units_blocks: np.ndarray | None,
+    n_permutations: int,
+    random_state: int,
+    testable: np.ndarray,
 ) -> Inference:
     """Test the score of every column; columns outside ``testable`` are NaN and stay out of the max-T.
 

@@ -12,8 +12,14 @@ from biosae.stats.permutation import null_counts, permutations, sign_flips
 
 
 def kruskal(
-    ranks: Columns, codes: np.ndarray, groups: Groups, *, units_blocks: np.ndarray | None, n_permutations: int,
-    random_state: int, testable: np.ndarray,
+    ranks: Columns,
+    codes: np.ndarray,
+    groups: Groups,
+    *,
+    units_blocks: np.ndarray | None,
+    n_permutations: int,
+    random_state: int,
+    testable: np.ndarray,
 ) -> Inference:
     """``H = (n - 1) SS_between / SS_total`` of the ranks, ties corrected.
 
@@ -54,7 +60,10 @@ def kruskal(
     if small_arrangement is not None:
         V, labels, by, observed, small, scheme = small_arrangement
         draws = permutations(
-            labels.astype(float), blocks=by, n_draws=max(n_permutations, MIN_DRAWS if small else 1), random_state=random_state
+            labels.astype(float),
+            blocks=by,
+            n_draws=max(n_permutations, MIN_DRAWS if small else 1),
+            random_state=random_state,
         )
         count = np.bincount(labels, minlength=C).astype(np.float64)
         total = moments(V)[1]

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from scipy import special, stats
 
 from biosae.stats import effects
-from biosae.stats.correlation import Columns, dot, fisher_interval, moments, rank_columns, rank_target, z_interval
+from biosae.stats.correlation import Columns, dot, fisher_interval, rank_columns, rank_target, z_interval
 from biosae.stats.inference import Block, Groups, Inference, block, linear
 from biosae.stats.kruskal import kruskal
 from biosae.stats.nested import group_squares, indicator
@@ -127,7 +127,9 @@ def _grouped_interval(blocks, groups, estimate, low, high, rank, null_se) -> tup
         se = np.sqrt(G / max(G - 1, 1) * (total**2).sum(axis=0)) / weight
         se = se * np.sqrt(1 + estimate**2 / 2) if rank else se
         free = (np.arctanh(high) - np.arctanh(low)) / 2 / special.ndtri(0.975)
-    return z_interval(estimate, _critical(groups) * np.fmax(np.fmax(se, null_se), np.where(np.isfinite(free), free, 0.0)))
+    return z_interval(
+        estimate, _critical(groups) * np.fmax(np.fmax(se, null_se), np.where(np.isfinite(free), free, 0.0))
+    )
 
 
 def _scores(b: Block, A: sp.csr_matrix) -> np.ndarray:
@@ -149,13 +151,15 @@ def auroc(problem: Problem) -> Result:
     positive = problem.y == 1
     codes, G = problem.groups.codes, problem.groups.n
     m = problem.V.shape[1]
-    pairs, area, variance, influence, n_min = 0.0, np.zeros(m), np.zeros(m), np.zeros((G if codes is not None else 0, m)), 0
+    pairs, area, variance, per_r, n_min = 0.0, np.zeros(m), np.zeros(m), np.zeros(m), 0
+    influence = np.zeros((G if codes is not None else 0, m))
     for b in blocks:
         own = positive[b.rows]
         V = problem.V if problem.strata is None else effects.rows_of(problem.V, b.rows)
         w = float(own.sum() * (~own).sum())
         area += w * effects.auroc(b.V, own)
         pairs += w
+        per_r += np.sqrt(b.ss * w / b.n)  # change of the area, times pairs, for a unit change of the correlation
         if codes is None:
             variance += w**2 * effects.delong_variance(V, own)
             n_min += min(int(own.sum()), int((~own).sum()))
@@ -163,8 +167,10 @@ def auroc(problem: Problem) -> Result:
             influence += w * effects.delong_groups(V, own, codes[b.rows], G)
     area, variance, influence = area / pairs, variance / pairs**2, influence / pairs
     if codes is not None:
-        null = inference.se * sum(b.scale for b in blocks) / pairs
-        variance = np.fmax(G / max(G - 1, 1) * (influence**2).sum(axis=0), np.where(influence.any(axis=0), null**2, 0.0))
+        null = inference.se * per_r / pairs
+        variance = np.fmax(
+            G / max(G - 1, 1) * (influence**2).sum(axis=0), np.where(influence.any(axis=0), null**2, 0.0)
+        )
         n_min = min(len(np.unique(codes[positive])), len(np.unique(codes[~positive])))
     low, high = effects.logit_interval(area, variance, critical=_critical(problem.groups), n_min=n_min)
     if codes is None and problem.strata is None and len(positive) <= 20:
@@ -237,7 +243,9 @@ def fisher(problem: Problem) -> Result:
         p = np.where(problem.testable, effects.fisher_pvalue(a, n1, k, n), np.nan)
         shared = Inference(p, p, np.full_like(p, np.nan), "", "")
         if problem.n_permutations:
-            shared = linear([block(np.arange(n), firing, positive, None)], problem.groups, rank_sum=True, **problem.options())
+            shared = linear(
+                [block(np.arange(n), firing, positive, None)], problem.groups, rank_sum=True, **problem.options()
+            )
         p_maxt = np.maximum(shared.p_maxt, p)
         return Result(ratio, low, high, Inference(np.log(ratio), p, p_maxt, "Fisher exact", shared.how_maxt))
     b = block(np.arange(n), firing, positive, None)

@@ -11,9 +11,10 @@ STATUS: dict[str, str] = {
     "too_small": "fewer rows than the estimate needs (3, or 4 + number of adjusting columns)",
     "unidentifiable": "the covariates determine the target (R2 > 0.95) or the latent (VIF > 10)",
     "too_few_groups": "fewer than 3 independent groups: estimate only, no interval or p",
+    "no_groups": "nothing says which samples are independent: estimate only",
     "too_sparse": "the latent fires in too few rows or groups: estimate shown, p withheld",
 }
-"""status -> meaning. Order after ``few_groups`` is that of precedence when several apply."""
+"""status -> meaning."""
 
 TESTED = ("ok", "few_groups")
 """Statuses whose rows carry a p-value and are counted in the multiplicity family."""
