@@ -156,9 +156,11 @@ def make_run(folder: Path, *, optional: bool = True, random_state: int = 0) -> P
     tables = folder / "tables"
     tables.mkdir(exist_ok=True)
     best = table.dropna(subset=["p"]).sort_values("p").drop_duplicates(["target", "source"])
-    replicated = best[["latent", "target", "source", "unit", "effect"]].assign(
-        estimate=best["estimate"] * 0.85, ci_low=(best["ci_low"] - 0.1).clip(lower=-1), ci_high=best["ci_high"], p=0.01,
-        n_units=8, n_samples=96, estimate_discovery=best["estimate"], replicated=best["q"] < 0.05, status="ok",
+    replicated = best[["target", "source", "latent", "method", "effect"]].assign(
+        estimate_discovery=best["estimate"], estimate_replication=best["estimate"] * 0.85,
+        ci_low=(best["ci_low"] - 0.1).clip(lower=-1), ci_high=best["ci_high"], p_replication=0.01, p_holm=0.02,
+        replicated=best["q"] < 0.05, shrinkage=0.85, n_units_discovery=12, n_units_replication=8,
+        n_samples_discovery=144, n_samples_replication=96, status_replication="ok", groups_shared=0,
     )  # fmt: skip
     replicated.to_csv(tables / "replication.csv", index=False)
     rows = []
@@ -201,7 +203,9 @@ def make_run(folder: Path, *, optional: bool = True, random_state: int = 0) -> P
     readout.to_csv(tables / "readout.csv", index=False)
     comparison = pd.concat(
         [
-            best.assign(encoder=encoder, layer=layer, estimate=best["estimate"] * factor)
+            replicated.assign(
+                encoder=encoder, layer=layer, estimate_replication=replicated["estimate_replication"] * factor
+            )
             for (encoder, layer), factor in zip(VIEWS, (0.8, 1.0, 0.5))
         ]
     )  # fmt: skip
@@ -222,6 +226,8 @@ def make_run(folder: Path, *, optional: bool = True, random_state: int = 0) -> P
             "peak_rss_mb": [310, 2048, 1900, 2050],
         }
     ).to_csv(folder / "log.csv", index=False)  # fmt: skip
+    choices = {"unit": "patient", "aggregate": "mean", "correction": "bh", "n_permutations": 999, "strata": None}
+    write_json(tables / "associate.json", choices)
     write_json(folder / "provenance.json", {"versions": {"biosae": "0.1.0", "torch": "2.15"}, "python": "3.11.9"})
     write_json(
         folder / "study.json",

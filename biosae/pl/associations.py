@@ -46,7 +46,9 @@ def associations(
     chosen = results.choose(result, target=target)
     winners = results.best(chosen)
     if winners.empty:
-        raise InputError("no test in this table has a p-value, so there is nothing to draw; its status column says why")
+        raise InputError(
+            "no effect in this table could be estimated, so there is nothing to draw; its status column says why"
+        )
     if target is None:
         rows, groups = winners, winners["target"].astype(str).tolist()
         names = [f"{f} ({short_source(s)})" for s, f in zip(rows["source"], rows["latent"])]

@@ -10,6 +10,7 @@ import pandas as pd
 
 from biosae.errors import InputError, nearest
 from biosae.pl.style import count
+from biosae.stats.status import TESTED
 
 REQUIRED = ("latent", "target", "estimate", "p", "q", "status")
 
@@ -31,6 +32,7 @@ _EFFECTS = {
     "hedges_g": "Hedges' g",
     "eta2": "η²",
     "epsilon2": "ε²",
+    "epsilon_squared": "ε²",
     "odds_ratio": "odds ratio",
     "irr": "incidence-rate ratio",
     "hr": "hazard ratio",
@@ -112,11 +114,18 @@ def strength(result: pd.DataFrame) -> pd.Series:
 
 
 def ranked(result: pd.DataFrame) -> pd.DataFrame:
-    """Tested rows, the strongest evidence first: by p, then by distance from no association."""
+    """Rows with a tested effect, the strongest first.
+
+    Where nothing of a target and source could be tested for want of independent groups, its estimates stand in,
+    as in :func:`biosae.stats.summary`.
+    """
     result = check(result)
-    result = result[was_tested(result)]
-    order = pd.DataFrame({"p": result["p"], "s": -strength(result)}).sort_values(["p", "s"], kind="stable").index
-    return result.loc[order]
+    tested = result["status"].isin(TESTED) & result["estimate"].notna()
+    key = result["target"].astype(str) + "\0" + result["source"].astype(str)
+    alone = ~tested.groupby(key).transform("any")
+    stand_in = alone & (result["status"] == "too_few_groups") & result["estimate"].notna()
+    result = result[tested | stand_in]
+    return result.loc[(-strength(result)).sort_values(kind="stable").index]
 
 
 def best(result: pd.DataFrame) -> pd.DataFrame:

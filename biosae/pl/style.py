@@ -135,14 +135,15 @@ def metadata(kind: str) -> dict[str, Any]:
 def number(value: float, *, digits: int = 2) -> str:
     """A number for people: fixed decimals, thousands separated, a true minus sign, an en dash where there is none.
 
-    >>> number(-0.456), number(1234), number(float("nan"))
-    ('−0.46', '1,234', '–')
+    >>> number(-0.456), number(-0.001), number(1234), number(float("nan"))
+    ('−0.46', '0.00', '1,234', '–')
     """
     if value is None or value != value:
         return "–"
     if float(value).is_integer() and abs(value) >= 10:
         return f"{int(value):,}".replace("-", "−")
-    return f"{value:.{digits}f}".replace("-", "−")
+    text = f"{value:.{digits}f}"
+    return (text.removeprefix("-") if float(text) == 0 else text).replace("-", "−")
 
 
 def p_value(value: float) -> str:

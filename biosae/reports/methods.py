@@ -26,6 +26,7 @@ _METHODS = {
 _CORRECTIONS = {
     "bh": "the false discovery rate was controlled by the Benjamini-Hochberg procedure",
     "by": "the false discovery rate was controlled by the Benjamini-Yekutieli procedure",
+    "bonferroni": "the family-wise error rate was controlled by Bonferroni's correction",
     "holm": "the family-wise error rate was controlled by Holm's procedure",
 }
 
@@ -85,17 +86,23 @@ def _statistics(run: Run) -> str:
     names = [
         _METHODS.get(str(m), str(m).replace("_", " ")) for m in pd.unique(tested.get("method", pd.Series(dtype=str)))
     ]
-    config = (run.study.get("config") or {}).get("associate") or run.study.get("associate") or {}
+    config = run.choices
     latents = tested[tested["source"] == "latent"]
     text = (
         f"Each latent was tested against {style.count(tested['target'].nunique(), 'target')} by {_and(names)}, "
-        f"with the {_and([str(u).replace('_', ' ') for u in pd.unique(tested['unit'])])} as the unit of analysis "
-        f"({results.units_phrase(latents if len(latents) else tested)})."
+        f"with the {_and([str(u).replace('_', ' ') for u in pd.unique(tested['unit'])])} as the unit of analysis: "
+        f"{results.units_phrase(latents if len(latents) else tested)}."
     )
+    if config.get("aggregate") and config.get("unit", "sample") != "sample":
+        words = {"mean": "mean", "max": "maximum", "fraction_active": "share of samples with a non-zero code"}
+        text += f" The value of a latent in a unit was the {words.get(config['aggregate'], config['aggregate'])}"
+        text += "." if config["aggregate"] == "fraction_active" else " over its samples."
+    if config.get("assume_independent"):
+        text += " Units were taken as independent although they may share patients."
     if config.get("covariates"):
         text += f" Estimates were adjusted for {_and([str(c) for c in config['covariates']])}."
     if config.get("strata"):
-        text += f" Tests were stratified by {config['strata']}."
+        text += f" Estimates were made within {config['strata']} and combined over its levels."
     correction = str(config.get("correction", "bh")).lower()
     text += f" Over the {len(latents):,} tests of latents, {_CORRECTIONS.get(correction, correction)}."
     if "p_maxt" in tested and tested["p_maxt"].notna().any():

@@ -30,7 +30,10 @@ _PATH = re.compile(r"""(?<![\w.:/\\])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\:"']+)+[/\\]
 
 @dataclass
 class Run:
-    """What a run folder holds; a table that is absent is not in ``tables``."""
+    """What a run folder holds; a table that is absent is not in ``tables``.
+
+    ``choices`` are the arguments that ``associate`` was run with.
+    """
 
     folder: Path
     adata: AnnData
@@ -42,6 +45,7 @@ class Run:
     images_note: str = ""
     failures: pd.DataFrame | None = None
     log: pd.DataFrame | None = None
+    choices: dict[str, Any] = field(default_factory=dict)
     n_listed: int | None = None
     show_ids: bool = False
     pseudonyms: dict[str, str] = field(default_factory=dict)
@@ -122,6 +126,7 @@ def load(folder: str | os.PathLike, *, samples: Any = None, show_ids: bool = Fal
         provenance=_json(folder / "provenance.json"),
         failures=_failures(folder),
         log=_csv(folder / "log.csv"),
+        choices=_json(folder / "tables" / "associate.json"),
         show_ids=show_ids,
     )
     run.pseudonyms = _pseudonyms(run.obs)

@@ -176,13 +176,13 @@ def associations(run: Run, figures: Figures) -> dict[str, Any]:
         rows = results.choose(result, target=target)
         latents = rows[rows["source"] == "latent"]
         tested = latents[results.was_tested(latents)]
-        if tested.empty:
+        if results.ranked(latents).empty:
             out["targets"].append({"target": target, "pictures": [], "note": results.sentence(latents)})
             continue
-        n = results.units_phrase(tested)
+        n = results.units_phrase(results.ranked(latents))
         passing = int((tested["q"] <= 0.05).sum())
         pictures = [
-            figures.add(
+            tested.size and figures.add(
                 f"volcano_{file_name(target)}", pl.volcano, result, target=target, size=(3.9, 3.2),
                 alt=f"Volcano plot of {len(tested)} latents against {target}; {passing} have q at most 0.05.",
                 caption=f"{target}: {results.sentence(latents)}. {passing:,} with q ≤ 0.05.",
@@ -202,6 +202,15 @@ def file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
 
 
+_REPLICATION = {
+    "target": "target", "target_second": "second target", "source": "source", "latent": "feature",
+    "estimate_discovery": "discovery", "estimate_replication": "replication", "ci": "95 % CI",
+    "p_replication": "p (one-sided)", "p_holm": "p (Holm)", "replicated": "replicated", "shrinkage": "shrinkage",
+    "n_units_discovery": "units, discovery", "n_units_replication": "units, replication",
+    "groups_shared": "patients in both", "status_replication": "status",
+}  # fmt: skip
+
+
 def replication(run: Run) -> dict[str, Any] | None:
     """Estimates on the part that did not choose, and on the second cohort, as the tables give them."""
     found = {}
@@ -211,9 +220,9 @@ def replication(run: Run) -> dict[str, Any] | None:
     ):
         if name in run.tables:
             frame = run.masked(run.tables[name])
-            spare = [c for c in ("statistic", "method", "source_discovery") if c in frame]
-            frame, same = without_constants(frame.drop(columns=spare))
-            found[name] = table(unit_first(frame), caption=caption + same)
+            known = _REPLICATION if "estimate_replication" in frame else None
+            frame, same = without_constants(frame)
+            found[name] = table(frame if known else unit_first(frame), known, caption=caption + same)
     return found or None
 
 
@@ -224,17 +233,27 @@ def unit_first(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison(run: Run, figures: Figures) -> dict[str, Any] | None:
-    """Best effect per target, encoder and layer; the latent's heat map and the table with its controls."""
+    """Effect per target, encoder and layer: the latent's heat map and the table with its controls.
+
+    Where the table holds several rows for one cell the first counts: the one that discovery put first, so that
+    nothing is chosen by its replication.
+    """
     frame = run.tables.get("comparison")
+    where = ""
+    if frame is not None and "estimate_replication" in frame:
+        parts = {f"{c}_replication": c for c in ("estimate", "n_units", "n_samples")}
+        frame = frame.drop(columns=[c for c in parts.values() if c in frame]).rename(columns=parts)
+        where = " Chosen on the discovery part; the values are those of the replication part."
     needed = {"encoder", "layer", "target", "source", "estimate"}
     if frame is None or not needed <= set(frame):
         return None
-    ranked = frame.assign(_s=results.strength(results.check(_testlike(frame)))).sort_values("_s", ascending=False)
-    best = ranked.drop_duplicates(["encoder", "layer", "target", "source"]).drop(columns="_s").sort_index()
-    wide = best.set_index(["target", "encoder", "layer", "source"])["estimate"].unstack("source").reset_index()  # noqa: PD010
-    wide = wide.sort_values(
-        "target", key=lambda t: t.map({v: i for i, v in enumerate(pd.unique(best["target"]))}), kind="stable"
-    )
+    best = frame.drop_duplicates(["encoder", "layer", "target", "source"])
+    keys = ["target", "encoder", "layer"]
+    wide = best[keys].drop_duplicates()
+    for source, rows in best.groupby("source"):
+        wide = wide.merge(rows[[*keys, "estimate"]].rename(columns={"estimate": source}), on=keys, how="left")
+    place = {target: i for i, target in enumerate(wide["target"].unique())}
+    wide = wide.sort_values("target", key=lambda t: t.map(place), kind="stable")
     names = {
         "target": "target",
         "encoder": "encoder",
@@ -243,14 +262,15 @@ def comparison(run: Run, figures: Figures) -> dict[str, Any] | None:
         "raw": "best raw",
         "pca": "best component",
     }
-    n = results.units_phrase(results.check(_testlike(best)))
+    counted = best.assign(unit=best["unit"] if "unit" in best else run.choices.get("unit", "unit"))
+    n = results.units_phrase(results.check(_testlike(counted)))
     views = best.groupby(["encoder", "layer"]).ngroups
     picture = figures.add(
         "comparison", pl.comparison, best, size=(2.6 + 0.8 * views, 1.2 + 0.3 * best["target"].nunique()),
         alt="Heat map of the best latent's effect by target, encoder and layer.",
-        caption=f"Best latent per target, encoder and layer; n = {n}.",
+        caption=f"Best latent per target, encoder and layer; n = {n}.{where}",
     )  # fmt: skip
-    return {"figure": picture, "table": table(wide, names, caption=f"Best estimate of each source; n = {n}.")}
+    return {"figure": picture, "table": table(wide, names, caption=f"Best feature of each source; n = {n}.{where}")}
 
 
 def _testlike(frame: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,7 @@ def best_rows(run: Run) -> pd.DataFrame:
     """Best row per target and source: the run's own ``summary.csv`` where it has what is needed, else ranked here."""
     summary = run.tables.get("summary")
     if summary is not None and {*results.REQUIRED, "source", "effect"} <= set(summary):
-        return results.check(summary[summary["p"].notna()])
+        return results.check(summary[summary["estimate"].notna()])
     return results.best(run.associations)
 
 
@@ -27,7 +27,8 @@ def question_verdicts(run: Run) -> list[dict[str, str]]:
     for target in run.associations["target"].astype(str).unique():
         rows = best[best["target"].astype(str) == target].set_index("source")
         if "latent" not in rows.index:
-            counts = results.status_counts(results.choose(run.associations, target=target))
+            asked = results.choose(run.associations, target=target)
+            counts = results.status_counts(asked[asked["source"] == "latent"])
             reasons = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in counts.items())
             found.append({"target": target, "text": f"no latent could be tested ({reasons}).", "tone": "none"})
             continue
@@ -36,12 +37,15 @@ def question_verdicts(run: Run) -> list[dict[str, str]]:
         text = f"{row['latent']}, {name} {style.number(row['estimate'])}"
         if pd.notna(row.get("ci_low")):
             text += f" (95 % CI {interval(row['ci_low'], row['ci_high'])})"
-        text += f", q = {style.p_value(row['q'])}"
+        if pd.notna(row["q"]):
+            text += f", q = {style.p_value(row['q'])}"
+        else:
+            text += f", no p-value ({str(row['status']).replace('_', ' ')})"
         if pd.notna(row.get("p_maxt", np.nan)):
             text += f", max-T p = {style.p_value(row['p_maxt'])}"
         text += f", n = {results.units_phrase(pd.DataFrame([row]))}. "
         passes = row["q"] <= ALPHA
-        if not passes:
+        if not passes and pd.notna(row["q"]):
             text = f"no latent reaches q ≤ {ALPHA:g}; the best is {text}"
         found.append({"target": target, "text": text + sae_adds(rows), "tone": "yes" if passes else "none"})
     return found
@@ -68,9 +72,9 @@ def sae_adds(rows: pd.DataFrame) -> str:
     if own <= top:
         judged = "the latent is no stronger than what the encoder gives without an SAE"
     elif lower > top:
-        judged = f"the latent is stronger by {style.number(own - top)}, beyond its confidence interval"
+        judged = f"the latent is stronger by {style.number(own - top)}, and its interval excludes the control"
     else:
-        judged = f"the latent is stronger by {style.number(own - top)}, within its confidence interval"
+        judged = f"the latent is stronger by {style.number(own - top)}, but its interval covers the control"
     return f"{said[0].upper()}{said[1:]}: {judged}."
 
 

@@ -1,0 +1,279 @@
+"""Figures: what they say is what the tables say."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_run import FakeSamples, make_associations, make_latents
+
+from biosae import pl
+from biosae.errors import InputError
+from biosae.pl import results, style
+from biosae.stats import summary
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return make_latents()
+
+
+@pytest.fixture(scope="module")
+def table(adata):
+    return make_associations(adata)
+
+
+@pytest.fixture(scope="module")
+def strata():
+    return pd.DataFrame(
+        {
+            "latent": "L0007", "target": "count_b", "stratum": ["AT2", "within", "pooled"],
+            "estimate": [0.0, 0.02, 0.4], "ci_low": [-0.2, -0.1, 0.3], "ci_high": [0.2, 0.14, 0.5],
+            "n_units": [10, 20, 20],
+        }
+    )  # fmt: skip
+
+
+def ticks(ax) -> list[str]:
+    return [t.get_text() for t in ax.get_yticklabels()]
+
+
+def test_volcano_puts_every_tested_latent_at_its_effect_and_p(table) -> None:
+    rows = table[(table["source"] == "latent") & (table["target"] == "count_a") & table["p"].notna()]
+    ax = pl.volcano(table, target="count_a")
+    drawn = np.vstack([c.get_offsets() for c in ax.collections])
+    wanted = np.column_stack([rows["estimate"], -np.log10(rows["p"])])
+    np.testing.assert_allclose(drawn[np.lexsort(drawn.T)], wanted[np.lexsort(wanted.T)], rtol=1e-9)
+
+
+def test_volcano_counts_tested_and_refused_in_its_title(table) -> None:
+    title = pl.volcano(table, target="count_a").get_title(loc="left").replace("\n", " ")
+    assert title == "58 latents tested in 20 patients (240 samples); not tested: dead 5, too sparse 1"
+
+
+def test_volcano_line_separates_what_passes_q_from_what_does_not(table) -> None:
+    rows = table[(table["source"] == "pca") & (table["target"] == "count_a")]
+    line = results.threshold_p(rows, alpha=0.05)
+    assert (rows.loc[rows["q"] <= 0.05, "p"] < line).all()
+    assert (rows.loc[rows["q"] > 0.05, "p"] > line).all()
+    assert results.threshold_p(rows.assign(q=1.0)) is None
+
+
+def test_volcano_of_several_targets_is_drawn_in_q(table) -> None:
+    assert "q" in pl.volcano(table).get_ylabel()
+
+
+def test_volcano_survives_p_of_zero_and_nothing_tested(table) -> None:
+    zero = table.assign(p=table["p"].where(table["latent"] != "L0003", 0.0))
+    assert np.isfinite(pl.volcano(zero, target="count_a").get_ylim()).all()
+    pl.volcano(table.assign(p=np.nan, q=np.nan), target="count_a").figure.draw_without_rendering()
+
+
+@pytest.mark.parametrize("wrong", [{"target": "count_c"}, {"source": "latents"}, {"y": "z"}])
+def test_volcano_names_the_valid_choices(table, wrong) -> None:
+    with pytest.raises(InputError, match="Valid"):
+        pl.volcano(table, **wrong)
+
+
+def test_table_without_a_needed_column_is_refused(table) -> None:
+    with pytest.raises(InputError, match="'q'"):
+        pl.volcano(table.drop(columns="q"))
+
+
+def test_best_is_the_strongest_tested_of_each_target_and_source(table) -> None:
+    best = results.best(table).set_index(["target", "source"])
+    assert best.loc[("count_a", "latent"), "latent"] == "L0003"
+    largest = table[table["p"].notna()].groupby(["target", "source"])["estimate"].agg(lambda r: r.abs().max())
+    pd.testing.assert_series_equal(best["estimate"].abs().sort_index(), largest.sort_index(), check_names=False)
+    assert list(best.index.get_level_values("source")[:3]) == ["latent", "raw", "pca"]
+
+
+def test_estimates_stand_in_where_groups_are_too_few(table) -> None:
+    untested = table.assign(p=np.nan, q=np.nan, status="too_few_groups")
+    assert results.best(untested).iloc[0]["latent"] == "L0003"
+    assert results.best(table.assign(p=np.nan, q=np.nan, status="one_class")).empty
+
+
+def test_best_agrees_with_the_summary_of_stats(table) -> None:
+    keys = ["target", "source", "latent"]
+    ours, theirs = results.best(table)[keys], summary(table)[keys]
+    assert set(map(tuple, ours.to_numpy())) == set(map(tuple, theirs.to_numpy()))
+
+
+def test_associations_stand_beside_their_controls(table) -> None:
+    names = ticks(pl.associations(table, target="count_a", n=4))
+    assert names[0] == "L0003"
+    assert len(names) == 6
+    assert "raw" in names[4] and "PCA" in names[5]
+
+
+def test_associations_without_any_p_say_so(table) -> None:
+    with pytest.raises(InputError, match="status"):
+        pl.associations(table.assign(p=np.nan, status="one_class"))
+
+
+def test_null_of_effects() -> None:
+    rows = pd.DataFrame(
+        {"effect": ["auroc", "odds_ratio", "odds_ratio", "pearson_r"], "estimate": [0.2, 0.5, 2.0, -0.4]}
+    )
+    np.testing.assert_allclose(results.strength(rows), [0.3, np.log(2), np.log(2), 0.4])
+
+
+def test_strata_put_pooled_first_and_within_second(strata) -> None:
+    assert ticks(pl.strata(strata)) == ["pooled (n = 20)", "within strata (n = 20)", "only AT2 (n = 10)"]
+
+
+def test_density_title_agrees_with_the_codes(adata) -> None:
+    dense = adata.X.toarray()
+    dead = int((dense > 0).sum(axis=0).__eq__(0).sum())
+    l0 = (dense > 0).sum(axis=1).mean()
+    ax = pl.density(adata)
+    title = ax.get_title(loc="left").replace("\n", " ")
+    assert f"{dead} dead" in title and f"L0 = {l0:.1f}" in title and "n = 240 rows" in title
+    assert sum(p.get_height() for p in ax.patches) == adata.n_vars
+
+
+def test_scanner_dots_are_patient_means(adata) -> None:
+    ax = pl.scanner(adata, "L0007")
+    values = pd.Series(adata[:, "L0007"].X.toarray().ravel(), index=adata.obs["patient"].astype(str).to_numpy())
+    drawn = np.sort(np.vstack([c.get_offsets() for c in ax.collections])[:, 1])
+    np.testing.assert_allclose(drawn, np.sort(values.groupby(level=0).mean()), rtol=1e-6)
+    labels = [t.get_text() for t in ax.get_xticklabels()]
+    assert labels == ["AT2\n10 patients", "GT450\n10 patients"]
+
+
+def test_scanner_refuses_unknown_columns(adata) -> None:
+    with pytest.raises(InputError, match="scanner"):
+        pl.scanner(adata, "L0007", by="scaner")
+
+
+def test_comparison_writes_each_value_in_its_cell() -> None:
+    table = pd.DataFrame(
+        {
+            "encoder": ["b", "b", "a"], "layer": ["1", "2", "1"], "target": ["t1", "t2", "t1"],
+            "source": "latent", "estimate": [0.5, -0.25, 0.1],
+        }
+    )  # fmt: skip
+    ax = pl.comparison(table)
+    cells = {(round(t.get_position()[0]), round(t.get_position()[1])): t.get_text() for t in ax.texts[:6]}
+    assert cells == {(0, 0): "0.50", (1, 0): "–", (2, 0): "0.10", (0, 1): "–", (1, 1): "−0.25", (2, 1): "–"}
+    with pytest.raises(InputError, match="two rows"):
+        pl.comparison(pd.concat([table, table]))
+
+
+def test_readout_asks_for_one_factor() -> None:
+    rows = pd.DataFrame(
+        {
+            "features": "raw",
+            "factor": ["site", "scanner"],
+            "encoder": "e",
+            "layer": "1",
+            "balanced_accuracy": [0.5, 0.9],
+        }
+    )
+    with pytest.raises(InputError, match="factor="):
+        pl.readout(rows)
+    assert "scanner" in pl.readout(rows, factor="scanner").get_ylabel()
+
+
+def test_every_axes_has_labels(adata, table, strata) -> None:
+    flags = pd.DataFrame({"latent": ["L0001"], "eta2_biology": [0.1], "eta2_technical": [0.5], "flag": ["technical"]})
+    drawn = [
+        pl.volcano(table), pl.associations(table), pl.strata(strata), pl.density(adata), pl.scanner(adata, "L0003"),
+        pl.confounders(flags),
+    ]  # fmt: skip
+    for ax in drawn:
+        assert ax.get_xlabel()
+        assert ax.get_ylabel()
+
+
+def test_given_axes_are_used_and_returned(table) -> None:
+    ax = style.figure((3, 3)).subplots()
+    assert pl.volcano(table, target="count_a", ax=ax) is ax
+
+
+# -- gallery ---------------------------------------------------------------------------------------------------------
+
+
+@given(n=st.integers(1, 30), cap=st.integers(1, 4), seed=st.integers(0, 5))
+def test_gallery_cap_order_and_controls(n, cap, seed) -> None:
+    adata = make_latents_once()
+    chosen = pl.select_tiles(adata, "L0003", n=n, cap_per_patient=cap, random_state=seed)
+    values = pd.Series(adata[:, "L0003"].X.toarray().ravel(), index=adata.obs_names)
+    assert chosen.groupby(["block", "patient"]).size().max() <= cap
+    assert chosen["sample_id"].is_unique
+    np.testing.assert_array_equal(chosen["activation"], values[chosen["sample_id"]])
+    by = dict(list(chosen.groupby("block")))
+    assert by["top"]["activation"].is_monotonic_decreasing
+    assert by["top"]["activation"].iloc[0] == values.max()
+    assert (by["inactive"]["activation"] == 0).all()
+    assert all(rows["activation"].gt(0).all() for block, rows in by.items() if block != "inactive")
+    assert all(len(rows) <= n for rows in by.values())
+
+
+_once: list = []
+
+
+def make_latents_once():
+    if not _once:
+        _once.append(make_latents())
+    return _once[0]
+
+
+def test_gallery_without_patients_has_no_cap(adata) -> None:
+    anonymous = adata.copy()
+    anonymous.obs = anonymous.obs.drop(columns="patient")
+    chosen = pl.select_tiles(anonymous, "L0003", n=12)
+    values = np.sort(adata[:, "L0003"].X.toarray().ravel())[::-1]
+    np.testing.assert_array_equal(chosen.loc[chosen["block"] == "top", "activation"], values[:12])
+
+
+def test_gallery_shows_the_reason_of_an_unreadable_tile_and_counts(adata) -> None:
+    top = pl.select_tiles(adata, "L0003", n=6)["sample_id"].iloc[0]
+    fig = pl.gallery(adata, "L0003", samples=FakeSamples(adata.obs, unreadable=(top,)), n=6)
+    texts = [t.get_text() for sub in fig.subfigs for ax in sub.axes for t in ax.texts]
+    assert texts == ["truncated"]
+    active = adata[:, "L0003"].X.nnz
+    assert f"active in {active} of 240 samples" in fig.get_suptitle()
+    assert sum(bool(ax.images) for sub in fig.subfigs for ax in sub.axes) == 17
+
+
+def test_gallery_of_a_dead_latent_has_only_silent_tiles(adata) -> None:
+    chosen = pl.select_tiles(adata, "L0012", n=5)
+    assert set(chosen["block"]) == {"inactive"}
+    with pytest.raises(InputError, match="L0012"):
+        pl.select_tiles(adata, "L12")
+
+
+# -- style -----------------------------------------------------------------------------------------------------------
+
+
+def test_save_writes_truetype_pdf_and_png_and_the_same_bytes_twice(table, tmp_path) -> None:
+    ax = pl.volcano(table, target="count_a")
+    first = pl.save(ax.figure, tmp_path / "a" / "figure", dpi=60)
+    assert [p.name for p in first] == ["figure.pdf", "figure.png"]
+    pdf = first[0].read_bytes()
+    assert pdf.startswith(b"%PDF") and b"/Type3" not in pdf and b"CreationDate" not in pdf
+    assert first[1].read_bytes().startswith(b"\x89PNG")
+    again = pl.save(ax.figure, tmp_path / "b" / "figure", dpi=60)
+    assert [p.read_bytes() for p in again] == [p.read_bytes() for p in first]
+
+
+def test_the_users_own_style_is_left_alone(table) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    pl.volcano(table, target="count_a")
+    assert dict(matplotlib.rcParams) == before
+
+
+@given(st.floats(1e-299, 1.0))
+def test_p_values_are_printed_to_within_rounding(p) -> None:
+    text = style.p_value(p)
+    plain = text.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
+    shown = float(re.sub(r"×10", "e", plain))
+    assert shown == pytest.approx(p, rel=0.5 if "×" in text else 0.06)
