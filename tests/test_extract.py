@@ -354,3 +354,36 @@ def test_killed_at_every_write(tmp_path: Path, uninterrupted: dict, after: bool)
         assert contents(out) == uninterrupted, kill_at
         kill_at += 1
     assert kill_at > 20
+
+
+# -- real tissue through a trained encoder -----------------------------------------------------------------------------
+
+
+def test_real_tiles_through_a_trained_encoder(shared: Path, tmp_path: Path) -> None:
+    import biosae as bs
+
+    table = pd.read_csv(shared / "data/her2st_spots/manifest.csv").head(6)
+    images = shared / "data/her2st_spots"
+    (tmp_path / "broken.jpg").write_bytes((images / table["path"][2]).read_bytes()[:2000])
+    table["path"] = [str(images / f) for f in table["path"]]
+    table.loc[2, "path"] = str(tmp_path / "broken.jpg")
+    table["sample_id"] = [f"tile{i}" for i in range(6)]
+    samples = bs.read.tiles(table, patient="patient_id", id="sample_id", mpp=0.5)
+    encoder = bs.encoders.load(shared / "weights/nic_histology_multitask4", device="cpu")
+    with pytest.warns(UserWarning, match="1 of 6"):
+        found = bs.encoders.embed(samples, encoder, layer=encoder.layers, pool="mean", out=tmp_path / "out",
+                                  batch_size=2, shard_samples=4, max_failures=0.2)  # fmt: skip
+    assert read_failures(tmp_path / "out/failures.csv")[["item", "reason"]].values.tolist() == [["tile2", "truncated"]]
+    scaled = encoder.at_mpp(0.5)
+    for i in (0, 1, 3, 4, 5):
+        one = scaled.forward(scaled.preprocess(samples[i])[None], encoder.layers, "mean")
+        for layer, emb in found.items():
+            np.testing.assert_allclose(emb.select([f"tile{i}"])[0], one[layer][0], rtol=1e-4, atol=1e-5)
+    tokens = bs.encoders.embed(samples.select([0, 1, 3]), encoder, pool="tokens", out=tmp_path / "tokens", batch_size=2)
+    assert tokens.tokens_per_sample == np.prod(tokens.grid) > 1
+    np.testing.assert_allclose(
+        tokens.pooled(),
+        found[encoder.resolve_layer(-1)].select(["tile0", "tile1", "tile3"]).array(),
+        rtol=1e-4,
+        atol=1e-5,
+    )
