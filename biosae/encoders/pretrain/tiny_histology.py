@@ -227,7 +227,7 @@ other scanners:
 
 def main() -> None:
     """Train, evaluate and write ``model.safetensors``, ``config.json`` and ``README.md``."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
@@ -243,7 +243,7 @@ def main() -> None:
     metrics = count_r2({"trained": model, "random_initialisation": untrained}, preprocess)
     weights = arguments.out / "model.safetensors"
     with atomic_path(weights) as temporary:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
+        temporary.write_bytes(save({k: v.contiguous() for k, v in model.state_dict().items()}))
     n_parameters = sum(p.numel() for p in model.parameters())
     config = {
         "name": "tiny-histology",
