@@ -481,3 +481,16 @@ def test_importing_the_room_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_scikit_learn_estimator_checks():
+    from sklearn.utils.estimator_checks import check_estimator
+
+    reasons = {"check_dtype_object": "a table of dicts raises InputError (a ValueError), not TypeError"}
+    with pytest.warns(UserWarning, match="does not inherit"):
+        results = check_estimator(
+            SAE(n_steps=10, device="cpu", random_state=0), on_fail=None, expected_failed_checks=reasons
+        )
+    assert {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"} == {}
+    assert sum(r["status"] == "passed" for r in results) > 40

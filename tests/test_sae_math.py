@@ -183,6 +183,18 @@ def test_initialisation_starts_at_the_input_norm(atoms):
     assert (model.W_dec @ model.W_dec.T - 2 * torch.eye(64)).max() < 1 - 1e-6  # no atom twice, though rows repeat
 
 
+@pytest.mark.parametrize("architecture", ["relu", "topk", "batchtopk"])
+def test_single_and_double_precision_agree(architecture):
+    g = torch.Generator().manual_seed(2)
+    rows = torch.randn(200, 16, generator=g)
+    model = SparseAutoencoder(16, 64, architecture=architecture, k=6)
+    model.initialise(rows, atoms="random", generator=g)
+    found = model(rows)
+    expected = model.double()(rows.double())
+    for single, double in zip(found, expected):
+        torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------ scaling
 
 

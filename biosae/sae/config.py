@@ -166,7 +166,9 @@ def resolve(config: SAEConfig, n_rows: int, n_features: int) -> Plan:
     """
     config.validate()
     if n_rows < MIN_ROWS:
-        raise InputError(f"{n_rows} training rows are too few: at least {MIN_ROWS} are needed, thousands to be useful")
+        raise InputError(
+            f"n_samples = {n_rows} training rows are too few: at least {MIN_ROWS} are needed, thousands to be useful"
+        )
     latents = config.n_latents
     if latents is None:
         latents = max(2, nearest_power_of_two(min(8 * n_features, n_rows * config.k / 50)))

@@ -94,7 +94,7 @@ class SAE(SAEConfig):
         held = hold_out(rows.n, labels, self.validation, np.random.default_rng(seed))
         train_rows = np.flatnonzero(~held)
         plan = resolve(self, len(train_rows), rows.d)
-        device = torch.device(resolve_device(self.device))
+        device = _device(self.device)
         generator = torch.Generator().manual_seed(seed)
 
         rowwise = self.normalise == "layernorm"
@@ -196,7 +196,7 @@ class SAE(SAEConfig):
     def evaluate(self, X: Any) -> dict[str, float]:
         """All quality numbers on X: see :meth:`biosae.sae.metrics.Quality.summary`."""
         rows = self._rows(X)
-        quality = Quality(self.bias_, self.n_latents_)
+        quality = self._quality()
         for _, x in rows.blocks():
             z = self._codes(x)
             quality.update(x, self._decode(z, x), z)
@@ -266,7 +266,7 @@ class SAE(SAEConfig):
         sae.density_ = tensors["density"]
         model = SparseAutoencoder(sae.n_features_in_, sae.n_latents_, architecture=sae.architecture, k=sae.k_)
         model.load_state_dict({k: torch.from_numpy(tensors[k].copy()) for k in model.state_dict()})
-        sae._keep_model(model.to(resolve_device(device)))
+        sae._keep_model(model.to(_device(device)))
         return sae
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -292,8 +292,12 @@ class SAE(SAEConfig):
         self.decoder_ = model.W_dec.detach().cpu().numpy().copy()
         self.bias_ = model.b_dec.detach().cpu().numpy().copy()
 
+    def _quality(self) -> Quality:
+        """Empty sums; the bias of a layer-normalised model is not in the space of the rows, 0 stands for it."""
+        return Quality(self.bias_ * (not self.normaliser_.rowwise), self.n_latents_)
+
     def _measure(self, rows: Rows, held: np.ndarray) -> None:
-        seen, unseen = Quality(self.bias_, self.n_latents_), Quality(self.bias_, self.n_latents_)
+        seen, unseen = self._quality(), self._quality()
         for start, x in rows.blocks():
             z = self._codes(x)
             x_hat, out = self._decode(z, x), held[start : start + len(x)]
@@ -353,6 +357,10 @@ class SAE(SAEConfig):
 
     def _hash_group(self, name: str) -> str:
         return hashlib.sha256(f"{self.groups_salt_}:{name}".encode()).hexdigest()
+
+
+def _device(name: str) -> torch.device:
+    return torch.device(resolve_device(None if name == "auto" else name))
 
 
 @torch.no_grad()

@@ -26,7 +26,8 @@ class Quality:
     Parameters
     ----------
     bias
-        The decoder bias b, (d,); cosine and shrinkage are taken about it, as a large common offset would hide them.
+        The decoder bias b, (d,), in the space of the rows; cosine and shrinkage are taken about it, as a large common
+        offset would hide them.
     n_latents
         Number of latents m.
     """

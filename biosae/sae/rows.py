@@ -27,16 +27,20 @@ class Rows:
     """
 
     def __init__(self, X: Any) -> None:
-        self.stored = hasattr(X, "blocks") and hasattr(X, "shape") and not isinstance(X, np.ndarray)
+        self.stored = callable(getattr(X, "blocks", None)) and hasattr(X, "shape")
         self.source = X if self.stored else _as_array(X)
         shape = tuple(self.source.shape)
         if len(shape) != 2:
-            hint = ": use X.reshape(-1, 1) for one feature or X.reshape(1, -1) for one row" if len(shape) == 1 else ""
+            hint = (
+                ". Reshape your data: X.reshape(-1, 1) for one feature, X.reshape(1, -1) for one row"
+                if len(shape) == 1
+                else ""
+            )
             raise InputError(f"expected a table (rows, features), found shape {shape}{hint}")
         self.n, self.d = int(shape[0]), int(shape[1])
         if self.n == 0 or self.d == 0:
             raise InputError(
-                f"found {self.n} row(s) and {self.d} feature(s) (shape={shape}); at least 1 of each is needed"
+                f"found {self.n} row(s) and {self.d} feature(s) (shape={shape}) while a minimum of 1 is required."
             )
         self.identity: dict[str, Any] | None = (getattr(X, "identity", None) if self.stored else None) or None
         self.fingerprint: str | None = getattr(X, "fingerprint", None) if self.identity else None
