@@ -12,7 +12,9 @@ import torch
 
 import biosae as bs
 from biosae.encoders.base import Encoder
+from biosae.encoders.tiny import TINY_FOLDER, load_tiny
 from biosae.errors import InputError, WeightsError
+from biosae.files import hash_file
 
 NIC = ("nic_histology_multitask4", "nic_histology_bigan")
 MOBILE = ("mobilenetv2_imagenet", "mobilenetv2_inat_bird")
@@ -152,9 +154,52 @@ def test_patch_stride_must_suit_the_convolutions(weights: Path) -> None:
     assert bs.encoders.fingerprint(a) != bs.encoders.fingerprint(b)
 
 
-def test_trained_beats_random_on_tissue_classes(weights: Path, shared: Path, nic: Encoder) -> None:
-    """The README of the weights: leave-one-out nearest neighbour 0.71 against 0.49 on tissue of nine classes."""
-    assert nic.info.pool == "mean"
-    random = bs.encoders.load(weights / NIC[0], weights="random")
-    assert random.weights_sha256 == "random:0"
-    assert not torch.allclose(random.forward(wave(64, 11, 7))["final"], nic.forward(wave(64, 11, 7))["final"])
+def test_trained_beats_random_on_tissue(weights: Path, shared: Path) -> None:
+    """Epithelial nuclei of a tile from its five nearest tiles of other images: trained beats random by far."""
+    import pandas as pd
+    from PIL import Image
+    from scipy.stats import spearmanr
+
+    folder = shared / "data" / "crc_histopheno"
+    table = pd.read_csv(folder / "manifest.csv").iloc[::3]
+    tiles = [np.asarray(Image.open(folder / p).convert("RGB")) for p in table["path"]]
+    count, image = table["count_epithelial"].to_numpy(), table["image_id"].to_numpy()
+    rho = {}
+    for control in (None, "random"):
+        encoder = bs.encoders.load(weights / NIC[0], weights=control, mpp=0.55)
+        X = np.concatenate([encoder.forward(encoder.preprocess(t)[None])["final"].numpy() for t in tiles])
+        X = (X - X.mean(0)) / X.std(0)
+        distance = np.square(X[:, None] - X[None]).sum(-1)
+        distance[image[:, None] == image[None]] = np.inf
+        rho[control] = spearmanr(count, count[distance.argsort(1)[:, :5]].mean(1)).statistic
+    assert rho[None] > 0.65 and rho[None] > rho["random"] + 0.15
+
+
+def test_bundled_tiny_encoder() -> None:
+    encoder = bs.encoders.load("tiny-histology")
+    config = json.loads((TINY_FOLDER / "config.json").read_text())
+    assert encoder.weights_sha256 == config["sha256"] == hash_file(TINY_FOLDER / "model.safetensors")
+    spec = encoder.preprocess.spec()
+    assert {k: spec[k] for k in ("mean", "std", "size", "interpolation")} == {
+        k: v for k, v in config["preprocess"].items() if k != "mpp"
+    }
+    assert encoder.info.mpp == config["preprocess"]["mpp"]
+    x = torch.randn(2, 3, 90, 96, generator=torch.Generator().manual_seed(0))
+    expected = load_tiny().forward_features(x)
+    tokens = encoder.forward(x, encoder.layers, "tokens")
+    for name in encoder.layers:
+        rows, columns = encoder.grid(name, (90, 96))
+        assert tokens[name].shape == (2, rows * columns, encoder.dim(name, "tokens"))
+        if name != "final":
+            torch.testing.assert_close(as_map(tokens[name]).reshape(expected[name].shape), expected[name])
+    torch.testing.assert_close(encoder.forward(x)["final"], expected["embedding"])
+    torch.testing.assert_close(tokens["final"].mean(1), expected["embedding"], atol=1e-5, rtol=1e-4)
+
+
+def test_random_control_of_a_folder_keeps_its_preprocessing(weights: Path) -> None:
+    for name in ("tiny-histology", weights / MOBILE[0]):
+        control, trained = bs.encoders.load(name, weights="random"), bs.encoders.load(name)
+        assert control.preprocess == trained.preprocess and control.layers == trained.layers
+        x = torch.ones(1, 3, 96, 96)
+        assert not torch.allclose(control.forward(x)["final"], trained.forward(x)["final"])
+        assert bs.encoders.fingerprint(control.identity()) != bs.encoders.fingerprint(trained.identity())

@@ -45,7 +45,9 @@ def _no_fit(facts: EncoderInfo, found: Weights, error: Exception) -> WeightsErro
     )
 
 
-def build_timm(facts: EncoderInfo, found: Weights | None, extra: Mapping[str, Any], resized: bool) -> Built:
+def build_timm(
+    facts: EncoderInfo, found: Weights | None, extra: Mapping[str, Any], *, resized: bool, random: bool
+) -> Built:
     """A timm network without classifier. ``resized``: the user chose an input size of their own."""
     import timm
 
@@ -68,9 +70,8 @@ def build_timm(facts: EncoderInfo, found: Weights | None, extra: Mapping[str, An
     fixed = own.get("fixed_input_size", cfg.fixed_input_size if cfg else False)
     if resized and fixed and not args.get("dynamic_img_size"):
         args["img_size"] = facts.size
-    overlay: dict[str, Any] = {}
-    if found is not None:
-        overlay = {k: own[k] for k in _FROM_CONFIG if k in own}
+    overlay = {k: own[k] for k in _FROM_CONFIG if k in own}
+    if not random:
         overlay |= {
             "num_classes": 0,
             "label_offset": 0,
@@ -78,12 +79,12 @@ def build_timm(facts: EncoderInfo, found: Weights | None, extra: Mapping[str, An
         }
     try:
         network = timm.create_model(
-            arch, pretrained=found is not None, pretrained_cfg_overlay=overlay, num_classes=0, **_classes(args)
+            arch, pretrained=not random, pretrained_cfg_overlay=overlay, num_classes=0, **_classes(args)
         )
     except TypeError as error:
         raise InputError(f"timm could not build {arch} for {facts.name}: {error}") from error
     except RuntimeError as error:
-        if found is None:
+        if random:
             raise
         raise _no_fit(facts, found, error) from error
     network.pretrained_cfg.pop("state_dict", None)
@@ -126,7 +127,9 @@ def _compare(facts: EncoderInfo, seen: Mapping[str, int | None]) -> None:
             )
 
 
-def build_open_clip(facts: EncoderInfo, found: Weights | None, extra: Mapping[str, Any], resized: bool) -> Built:
+def build_open_clip(
+    facts: EncoderInfo, found: Weights | None, extra: Mapping[str, Any], *, resized: bool, random: bool
+) -> Built:
     """An open_clip model; the image tower is what is used. ``resized``: the user chose an input size of their own."""
     import open_clip
 
@@ -138,7 +141,8 @@ def build_open_clip(facts: EncoderInfo, found: Weights | None, extra: Mapping[st
     if found is None:
         name, options = facts.arch, {"pretrained_text": False}
     elif found.config is not None:
-        name, options = f"local-dir:{found.file.parent}", {"require_pretrained": True}
+        name = f"local-dir:{found.file.parent}"
+        options = {"load_weights": False, "pretrained_text": False} if random else {"require_pretrained": True}
         if not extra:
             args = {k: v for k, v in args.items() if k == "force_image_size"}
     else:
@@ -155,14 +159,16 @@ def build_open_clip(facts: EncoderInfo, found: Weights | None, extra: Mapping[st
     except ImportError as error:
         raise MissingExtraError(f"the text tower of {facts.name} needs a package that is absent ({error})") from error
     except (RuntimeError, ValueError) as error:
-        if found is None:
+        if random:
             raise
         raise _no_fit(facts, found, error) from error
     arch = dict(found.config["model_cfg"]) if found is not None and found.config else facts.arch
     return Built(network, network.visual, ClipEncoder, facts, _described(facts, arch, args, extra))
 
 
-def build_own(facts: EncoderInfo, found: Weights | None, extra: Mapping[str, Any], resized: bool) -> Built:
+def build_own(
+    facts: EncoderInfo, found: Weights | None, extra: Mapping[str, Any], *, resized: bool, random: bool
+) -> Built:
     """A network of biosae itself; the input size is free."""
     from biosae.encoders.nic import NicEncoder, NicNet, TinyEncoder
     from biosae.encoders.tiny import TinyHistologyNet
@@ -176,7 +182,7 @@ def build_own(facts: EncoderInfo, found: Weights | None, extra: Mapping[str, Any
         network = make(**args)
     except TypeError as error:
         raise InputError(f"{facts.name} could not be built: {error}") from error
-    if found is not None:
+    if not random:
         state = StateFile(found.file)
         try:
             network.load_state_dict({k: state[k] for k in state})
@@ -188,7 +194,7 @@ def build_own(facts: EncoderInfo, found: Weights | None, extra: Mapping[str, Any
     return Built(network, network, adapter, facts, {"arch": facts.arch, "args": described})
 
 
-BUILDERS: dict[str, Callable[[EncoderInfo, Weights | None, Mapping[str, Any], bool], Built]] = {
+BUILDERS: dict[str, Callable[..., Built]] = {
     "timm": build_timm,
     "open_clip": build_open_clip,
     "biosae": build_own,

@@ -87,7 +87,8 @@ def load(
     _refuse_unsupported(facts)
     random = weights == RANDOM
     if random:
-        found = None
+        if found is None and facts.source.startswith("bundled:"):
+            found = find(facts, None)  # for its configuration only
     elif found is None or weights is not None:
         found = find(facts, weights)
     facts, found = _agree(facts, found)
@@ -103,8 +104,8 @@ def load(
         _warn_of_version(facts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random_state)
-        built = BUILDERS[facts.library](facts, found, extra, "size" in overrides)
-    if found is not None:
+        built = BUILDERS[facts.library](facts, found, extra, resized="size" in overrides, random=random)
+    if not random:
         check_loaded(built.network, StateFile(found.file))
     preprocess = Preprocess(
         mean=facts.mean,
@@ -121,8 +122,8 @@ def load(
         built.facts,
         preprocess,
         architecture=built.architecture,
-        weights_sha256=f"random:{random_state}" if found is None else found.sha256,
-        source="random weights (control)" if found is None else found.label,
+        weights_sha256=f"random:{random_state}" if random else found.sha256,
+        source="random weights (control)" if random else found.label,
         device=device,
         precision=precision,
         channels_last=channels_last,

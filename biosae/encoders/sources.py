@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,10 @@ class Weights:
     config: Mapping[str, Any] | None = None
 
 
-def _describe(folder: Path) -> tuple[str | None, str | None, Mapping[str, Any] | None]:
-    """Library, architecture and configuration that a folder's own files state."""
-    if (folder / "open_clip_config.json").is_file():
+def _describe(folder: Path, library: str | None) -> tuple[str | None, str | None, Mapping[str, Any] | None]:
+    """Library, architecture and configuration that a folder's own files state; ``library`` decides where it holds both
+    kinds."""
+    if library != "timm" and (folder / "open_clip_config.json").is_file():
         return "open_clip", None, read_json(folder / "open_clip_config.json")
     if not (folder / "config.json").is_file():
         return None, None, None
@@ -111,7 +113,7 @@ def from_folder(folder: Path, *, library: str | None = None) -> Weights:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
-    found, arch, config = _describe(folder)
+    found, arch, config = _describe(folder, library)
     names = FILES.get(found or library or "timm", FILES["timm"])
     files = [folder / n for n in names if (folder / n).is_file()]
     files = files or sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES)
@@ -142,7 +144,24 @@ def find_folder(name: str) -> Path | None:
     return None
 
 
-def _fetch(repository: str, filename: str, info: EncoderInfo) -> Path | None:
+def _first(repository: str, names: tuple[str, ...], info: EncoderInfo) -> Path | None:
+    """The first of several files that a hub repository has (without a network: that the cache has); None if it has
+    none of them."""
+    offline = None
+    for name in names:
+        try:
+            path = _fetch(repository, name, info, local=settings.offline or offline is not None)
+        except OfflineError as error:
+            offline = offline or error
+            continue
+        if path is not None:
+            return path
+    if offline is not None:
+        raise offline
+    return None
+
+
+def _fetch(repository: str, filename: str, info: EncoderInfo, *, local: bool) -> Path | None:
     """One file of a hub repository (from the cache where it is there); None if the repository has no such file."""
     from huggingface_hub import errors as hub
     from huggingface_hub import hf_hub_download
@@ -152,7 +171,7 @@ def _fetch(repository: str, filename: str, info: EncoderInfo) -> Path | None:
     place = f"put the folder {info.name!r} into one of settings.weights_dirs, or pass weights='<folder>'"
     gate = f"accept the licence at https://huggingface.co/{repo} and set HF_TOKEN to your access token"
     try:
-        return Path(hf_hub_download(repo, filename, revision=revision or None, local_files_only=settings.offline))
+        return Path(hf_hub_download(repo, filename, revision=revision or None, local_files_only=local))
     except hub.GatedRepoError as error:
         raise GatedError(f"the weights of {info.name} are gated: {gate}. Or get them once and {place}") from error
     except hub.RepositoryNotFoundError as error:
@@ -186,18 +205,19 @@ def from_hub(repository: str, info: EncoderInfo) -> Weights:
     WeightsError
         If the repository holds no configuration or weights of a known kind.
     """
-    names = ("open_clip_config.json",) if info.library == "open_clip" else ("config.json", "open_clip_config.json")
-    config_file = next((path for n in names if (path := _fetch(repository, n, info))), None)
+    configs = {"timm": ("config.json",), "open_clip": ("open_clip_config.json",)}
+    names = configs.get(info.library, ("open_clip_config.json", "config.json"))
+    config_file = _first(repository, names, info)
     if config_file is None:
         raise WeightsError(f"{repository} holds none of {', '.join(names)}, so biosae cannot tell its architecture")
-    library, arch, config = _describe(config_file.parent)
-    if config_file.name == "open_clip_config.json":
-        library, arch, config = "open_clip", None, read_json(config_file)
-    file = next((path for n in FILES[library] if (path := _fetch(repository, n, info))), None)
+    library, arch, config = _describe(config_file.parent, info.library)
+    file = _first(repository, FILES[library], info)
     if file is None:
         raise WeightsError(f"{repository} holds no weight file; looked for {', '.join(FILES[library])}")
     commit = file.parent.name
     sha = _hashed(file, config)
+    stored = file.resolve().name  # the cache names large files by the hash that the hub states
+    expect_hash(file, sha, stored if re.fullmatch("[0-9a-f]{64}", stored) else None)
     return Weights(file, sha, f"hf-hub:{repository.partition('@')[0]}@{commit}", library, arch, config)
 
 
