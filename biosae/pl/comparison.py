@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+_FEATURES = {
+    "raw": (style.PALETTE["orange"], "s"),
+    "latents": (style.PALETTE["blue"], "o"),
+    "latents_filtered": (style.PALETTE["green"], "^"),
+}
+
+
 def comparison(table: pd.DataFrame, *, source: str = "latent", value: str = "estimate", ax: Axes | None = None) -> Axes:
     """Heat map of the best effect: targets down, encoder and layer across, the value written in each cell.
 
@@ -114,14 +121,14 @@ def readout(table: pd.DataFrame, *, factor: str | None = None, ax: Axes | None =
         ax = style.axes(ax, (1.5 + 0.75 * len(places), 2.4))
         for k, kind in enumerate(kinds):
             part = rows[rows["features"].astype(str) == kind]
-            colour = {"latents": style.PALETTE["blue"], "raw": style.PALETTE["orange"]}.get(kind, style.COLOURS[k + 2])
+            colour = _FEATURES.get(kind, (style.PALETTE["purple"], "D"))[0]
             shift = (k - (len(kinds) - 1) / 2) * 0.14
             x = np.array([places.index((str(e), str(v))) for e, v in zip(part["encoder"], part["layer"])]) + shift
             y = part["balanced_accuracy"].to_numpy(float)
             if {"ci_low", "ci_high"} <= set(part):
                 ax.vlines(x, part["ci_low"], part["ci_high"], color=colour, linewidth=1.3)
-            marker = {"latents": "o", "raw": "s"}.get(kind, "D")
-            ax.plot(x, y, marker, color=colour, markersize=5, label=kind)
+            marker = _FEATURES.get(kind, (style.PALETTE["purple"], "D"))[1]
+            ax.plot(x, y, marker, color=colour, markersize=5, label=kind.replace("_", " "))
         if "chance" in rows:
             ax.hlines(rows["chance"].dropna().unique(), -0.5, len(places) - 0.5, color=style.INK, linestyle=(0, (4, 3)),
                       linewidth=0.8, label="chance")  # fmt: skip

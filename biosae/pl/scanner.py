@@ -116,8 +116,8 @@ def confounders(table: pd.DataFrame, *, n_labels: int = 6, ax: Axes | None = Non
     Parameters
     ----------
     table : DataFrame
-        Columns ``latent, eta2_biology, eta2_technical, flag`` with flag ``biology``, ``technical``, ``mixed`` or
-        ``not_separable``.
+        Columns ``latent, eta2_biology, eta2_technical, flag`` as :func:`biosae.stats.confounders` returns
+        for one technical factor.
     n_labels : int
         How many of the technical latents are named, the largest technical share first.
     ax : matplotlib.axes.Axes, optional
@@ -137,7 +137,7 @@ def confounders(table: pd.DataFrame, *, n_labels: int = 6, ax: Axes | None = Non
     rows = table.dropna(subset=["eta2_biology", "eta2_technical"])
     with style.paper():
         ax = style.axes(ax, (3.3, 3.0))
-        for flag, marker in zip(style.FLAG_COLOURS, "os^x"):
+        for flag, marker in zip(style.FLAG_COLOURS, "os^xo."):
             part = rows[rows["flag"] == flag]
             if len(part):
                 ax.scatter(

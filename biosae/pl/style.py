@@ -36,6 +36,8 @@ FLAG_COLOURS = {
     "technical": PALETTE["vermilion"],
     "mixed": PALETTE["orange"],
     "not_separable": "#767676",
+    "neither": "#B4B4B4",
+    "undetermined": "#D0D0D0",
 }
 MUTED = "#B4B4B4"
 INK = "#333333"

@@ -11,8 +11,15 @@ from biosae import pl
 from biosae.pl import style
 from biosae.reports.run import Run
 from biosae.reports.sections import file_name, unit_first
-from biosae.reports.tables import Figures, table
+from biosae.reports.tables import Figures, table, without_constants
 from biosae.reports.verdicts import strata_verdicts
+
+_FLAGS = {
+    "latent": "latent", "factor": "technical factor", "biology": "biology", "eta2_biology": "η² biology",
+    "eta2_technical": "η² technical", "unique_biology": "unique biology", "unique_technical": "unique technical",
+    "q_biology": "q biology", "q_technical": "q technical", "p": "p", "flag": "flag", "n_units": "units",
+    "n_groups": "groups",
+}  # fmt: skip
 
 
 def confounding(run: Run, figures: Figures, latents: list[str]) -> dict[str, Any]:
@@ -35,10 +42,12 @@ def confounding(run: Run, figures: Figures, latents: list[str]) -> dict[str, Any
                 )
             )
         shown = table_[table_["latent"].isin(latents) | (table_["flag"] == "technical")]
-        shown = shown.sort_values("eta2_technical", ascending=False).head(20)
+        total = len(table_)
+        shown, same = without_constants(shown.sort_values("eta2_technical", ascending=False).head(20))
         out["flags"] = table(
             shown,
-            caption=f"Latents named in this report and those flagged technical ({len(shown)} of {len(table_):,} rows).",
+            _FLAGS,
+            caption=f"Latents of this report and those flagged technical ({len(shown)} of {total:,} rows).{same}",
         )
     by = next((r for r in ("scanner", "site") if run.role(r) is not None and run.role(r).nunique() <= 12), None)
     if by is None:
@@ -73,7 +82,10 @@ def _readout(run: Run, figures: Figures, out: dict[str, Any]) -> None:
     if frame is None:
         out["missing"].append("no readout of the technical factor from the embeddings")
         return
-    out["readout"].append(table(unit_first(frame), caption="How well a factor can be read out, patients kept apart."))
+    shown, same = without_constants(frame)
+    out["readout"].append(
+        table(unit_first(shown), caption=f"How well a factor can be read out, patients kept apart.{same}")
+    )
     for factor in pd.unique(frame["factor"].astype(str)) if "factor" in frame else ():
         views = frame.groupby(["encoder", "layer"]).ngroups if {"encoder", "layer"} <= set(frame) else 1
         picture = figures.add(
@@ -97,20 +109,17 @@ def _strata(run: Run, figures: Figures, out: dict[str, Any]) -> None:
         names = {"target": "target", "latent": "latent", "pooled": "pooled", "within": "within strata", "n": "units",
                  "verdict": "verdict"}  # fmt: skip
         out["strata"] = table(rows, names, caption="The same effect pooled over everything and within strata.")
-    levels = (
-        frame[~frame["stratum"].astype(str).isin(["pooled", "within"])]["stratum"].nunique()
-        if "stratum" in frame
-        else 0
-    )
-    few = frame if levels <= 8 else frame[frame["stratum"].isin(["pooled", "within"])]
-    lines = len(few) + 1.3 * few.groupby(["target", "latent"]).ngroups
-    out["pictures"].append(
-        figures.add(
-            "within_strata",
-            pl.strata,
-            few,
-            size=(4.6, 0.7 + 0.19 * lines),
+    if not {"stratum", "target", "latent"} <= set(frame):
+        out["missing"].append("the table within_strata.csv lacks the column stratum, target or latent")
+        return
+    whole = frame["stratum"].astype(str).isin(["pooled", "within"])
+    few = frame if frame.loc[~whole, "stratum"].nunique() <= 8 else frame[whole]
+    few = few.assign(effect=few.get("effect", "effect"))
+    for effect, rows in few.groupby("effect", sort=False):
+        picture = figures.add(
+            f"within_strata_{file_name(str(effect))}", pl.strata, rows,
+            size=(4.6, 0.7 + 0.19 * (len(rows) + 1.3 * rows.groupby(["target", "latent"]).ngroups)),
             alt="Effects pooled, within strata, and in each stratum, with confidence intervals.",
             caption="Pooled (black), within strata (blue diamond), in each stratum (open); n stands beside each line.",
-        )
-    )
+        )  # fmt: skip
+        out["pictures"].append(picture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from biosae.pl import results, style
@@ -63,15 +64,19 @@ def _dictionary(run: Run) -> str:
     if not sae:
         return ""
     config = {**sae, **(sae.get("config") or sae.get("settings") or {})}
-    metrics = {**{k: v for k, v in sae.items() if not isinstance(v, dict)}, **(sae.get("metrics") or {})}
+    metrics = {
+        **{k: v for k, v in sae.items() if not isinstance(v, dict)},
+        **(run.facts.get("metrics") or sae.get("metrics") or {}),
+    }
     text = f"A sparse autoencoder ({config.get('architecture', 'architecture not recorded')}"
     text += f", {run.adata.n_vars:,} latents"
     text += f", k = {config['k']}" if config.get("k") is not None else ""
     text += ") was trained on these embeddings"
     text += f" with seed {config['random_state']}" if config.get("random_state") is not None else ""
-    fvu = metrics.get("fvu_val", metrics.get("fvu"))
-    if isinstance(fvu, (int, float)):
-        where = "held-out rows" if "fvu_val" in metrics else "the training rows"
+    fvu = next((metrics[k] for k in ("fvu_val", "fvu") if isinstance(metrics.get(k), (int, float))), np.nan)
+    fvu = metrics.get("fvu", np.nan) if np.isnan(fvu) else fvu
+    if not np.isnan(fvu):
+        where = "held-out rows" if fvu == metrics.get("fvu_val") else "the training rows"
         text += f"; it left a fraction {fvu:.3f} of the variance of {where} unexplained"
     l0 = metrics.get("l0")
     text += f", with {l0:.1f} latents active a row" if isinstance(l0, (int, float)) else ""

@@ -98,7 +98,9 @@ def _failures(run: Run) -> dict[str, Any] | None:
 def quality(run: Run, figures: Figures) -> dict[str, Any]:
     """FVU, L0, dead latents, whatever baseline the run recorded, and the density figure."""
     sae = run.facts.get("sae", {})
-    metrics = flat(sae.get("metrics") or {k: v for k, v in sae.items() if isinstance(v, float)})
+    metrics = flat(
+        run.facts.get("metrics") or sae.get("metrics") or {k: v for k, v in sae.items() if isinstance(v, float)}
+    )
     settings = flat({k: v for k, v in sae.items() if k != "metrics"})
     share = firing_share(run.adata)
     dead = int((share == 0).sum())
@@ -140,7 +142,7 @@ def _metric_word(key: str) -> str:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
 
 def _metric(value: float) -> str:
@@ -155,23 +157,27 @@ def associations(run: Run, figures: Figures) -> dict[str, Any]:
         "target": "target", "source": "source", "latent": "feature", "effect": "effect", "estimate": "estimate",
         "ci": "95 % CI", "p": "p", "q": "q", "p_maxt": "p (max-T)", "n_units": "units", "n_samples": "samples",
     }  # fmt: skip
-    phrase = results.units_phrase(best) if len(best) else ""
     out: dict[str, Any] = {
         "best": None,
         "sentences": [results.sentence(latents)] if len(latents := result[result["source"] == "latent"]) else [],
-        "overview": None,
+        "overview": [],
         "targets": [],
     }
     if best.empty:
         return out
-    shorter, same = without_constants(best)
+    contrast = best["contrast"] if "contrast" in best else pd.Series(index=best.index, dtype=object)
+    named = best["effect"].map(results.effect_name) + contrast.map(lambda c: f", {c}" if isinstance(c, str) else "")
+    shorter, same = without_constants(best.assign(effect=named))
     out["best"] = table(shorter, columns, caption=f"Best feature of each source and target.{same}")
-    lines = len(best) + 1.3 * best["target"].nunique()
-    out["overview"] = figures.add(
-        "best_per_target", pl.associations, result, size=(5.0, 0.7 + 0.2 * lines),
-        alt="Best latent, raw dimension and component of each target, with confidence intervals.",
-        caption=f"Best of each source per target; n = {phrase}. Filled marks have q ≤ 0.05 within their family.",
-    )  # fmt: skip
+    for effect, rows in best.groupby("effect", sort=False):
+        part = result[result["target"].isin(rows["target"])]
+        lines = len(rows) + 1.3 * rows["target"].nunique()
+        picture = figures.add(
+            f"best_per_target_{file_name(str(effect))}", pl.associations, part, size=(5.0, 0.7 + 0.2 * lines),
+            alt=f"{results.effect_name(effect)} of the best latent, raw dimension and component of each target.",
+            caption=f"Best of each source per target; n = {results.units_phrase(rows)}. Filled: q ≤ 0.05.",
+        )  # fmt: skip
+        out["overview"] += [picture] if picture else []
     for target in result["target"].astype(str).unique():
         rows = results.choose(result, target=target)
         latents = rows[rows["source"] == "latent"]

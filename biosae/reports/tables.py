@@ -17,9 +17,11 @@ from biosae.pl import results, style
 
 HEADINGS = {
     "target": "target", "latent": "feature", "source": "source", "estimate": "estimate", "n_units": "units",
-    "n_samples": "samples", "p": "p", "q": "q", "p_maxt": "p (max-T)", "status": "status", "stratum": "stratum",
+    "n_samples": "samples", "n_groups": "groups", "p": "p", "q": "q", "p_maxt": "p (max-T)", "status": "status",
+    "stratum": "stratum", "groups_shared": "patients in both",
     "ci": "95 % CI", "flag": "flag", "eta2_biology": "η² biology", "eta2_technical": "η² technical",
     "balanced_accuracy": "balanced accuracy", "chance": "chance", "unit": "unit", "method": "method",
+    "n_units_discovery": "discovery units", "n_units_replication": "replication units",
 }  # fmt: skip
 
 
@@ -58,15 +60,23 @@ def table(frame: pd.DataFrame, columns: Mapping[str, str] | None = None, *, capt
     return Table(list(held.values()), [list(row) for row in zip(*cells)], numeric, caption)
 
 
+_MAY_BE_SAID_ONCE = (
+    "effect", "unit", "method", "status", "status_replication", "biology", "chance", "n_units", "n_groups", "n_samples",
+    "n_classes", "n_splits", "n_units_discovery", "n_units_replication", "groups_shared",
+)  # fmt: skip
+
+
 def without_constants(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Drop columns that say the same in every row (effect, unit, method, status) and put them into a sentence."""
+    """Drop columns that say the same in every one of several rows, and put them into a sentence."""
     said = []
-    for column in ("effect", "unit", "method", "correction", "status"):
+    for column in _MAY_BE_SAID_ONCE if len(frame) > 1 else ():
         if column in frame and len(set(frame[column].astype(str))) == 1 and frame[column].notna().all():
             value = frame[column].iloc[0]
             frame = frame.drop(columns=column)
             if value != "ok":
-                said.append(f"{column} {cell(column, value)}")
+                said.append(
+                    f"{HEADINGS.get(column, column.removeprefix('n_'))} {cell(column, value)}".replace("_", " ")
+                )
     return frame, f" In every row: {', '.join(said)}." if said else ""
 
 

@@ -10,6 +10,14 @@ from biosae.reports.run import Run
 from biosae.reports.tables import interval
 
 ALPHA = 0.05
+_FLAGS = {  # the gravest first
+    "technical": "technical",
+    "not_separable": "where biology and the technical factor cannot be told apart",
+    "mixed": "mixed",
+    "undetermined": "undetermined",
+    "neither": "with neither shown beyond chance",
+    "biology": "biology",
+}
 
 
 def best_rows(run: Run) -> pd.DataFrame:
@@ -44,6 +52,8 @@ def question_verdicts(run: Run) -> list[dict[str, str]]:
         if pd.notna(row.get("p_maxt", np.nan)):
             text += f", max-T p = {style.p_value(row['p_maxt'])}"
         text += f", n = {results.units_phrase(pd.DataFrame([row]))}. "
+        if isinstance(row.get("contrast"), str) and row["contrast"]:
+            text = text.replace(", q =", f" for {row['contrast']}, q =", 1)
         passes = row["q"] <= ALPHA
         if not passes and pd.notna(row["q"]):
             text = f"no latent reaches q ≤ {ALPHA:g}; the best is {text}"
@@ -108,11 +118,10 @@ def confounding_verdict(run: Run, latents: list[str]) -> str | None:
     rows = table[table["latent"].isin(latents)]
     if rows.empty:
         return None
-    order = ("technical", "not_separable", "mixed", "biology")
-    worst = rows.groupby("latent")["flag"].agg(lambda f: next((o for o in order if o in set(f)), "unknown"))
+    worst = rows.groupby("latent")["flag"].agg(lambda f: next((o for o in _FLAGS if o in set(f)), "undetermined"))
     counts = worst.value_counts()
-    said = ", ".join(f"{counts[f]} {f.replace('_', ' ')}" for f in reversed(order) if f in counts)
-    return f"Of the {len(worst)} latents with the best association of a target, by what they follow: {said}."
+    said = ", ".join(f"{counts[f]} {_FLAGS[f]}" for f in reversed(_FLAGS) if f in counts)
+    return f"Of the {style.count(len(worst), 'latent')} with the best association of a target: {said}."
 
 
 def strata_verdicts(run: Run) -> list[dict[str, str]]:
