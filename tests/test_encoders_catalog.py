@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -83,3 +85,13 @@ def test_the_catalogue_needs_no_torch(module: str) -> None:
 
     code = f"import sys, {module} as m; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_page_lists_every_entry_with_its_licence() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "encoders.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 14}
+    assert set(rows) == set(catalogue())
+    for name, row in rows.items():
+        entry = catalogue()[name]
+        assert f"| {entry.licence}" in row and ("derivatives" in row) == entry.derivatives_restricted
+        assert ("gated" in row) == entry.gated
