@@ -29,8 +29,8 @@ def encode(sae: Any, emb: Any, *, tokens: str | None = "mean", keep_embedding: b
     emb
         :class:`biosae.Embeddings` of the encoder, layer and preprocessing that the SAE was trained on. Read in blocks.
     tokens
-        How the codes of a sample's tokens are pooled: ``"mean"``, ``"max"``, ``"fraction_active"`` (share of tokens in which
-        the latent fires), or None to keep a row a token. No effect where a sample has one row, except that
+        How the codes of a sample's tokens are pooled: ``"mean"``, ``"max"``, ``"fraction_active"`` (share of tokens in
+        which the latent fires), or None to keep a row a token. No effect where a sample has one row, except that
         ``fraction_active`` is then 0 or 1.
     keep_embedding
         Also keep the embeddings in ``obsm["embedding"]`` (float32; mean over tokens where these are pooled).
@@ -38,11 +38,12 @@ def encode(sae: Any, emb: Any, *, tokens: str | None = "mean", keep_embedding: b
     Returns
     -------
     AnnData
-        ``X`` csr_matrix float32 (n, m), in units of the embedding; ``obs`` the samples (with tokens kept, also ``sample_id``,
-        ``token_row``, ``token_col``), plus ``sae_trained_on`` where the patients that the SAE was trained on are known; ``var``
-        ``L0000`` ... with ``density`` (share of rows active), ``n_active``, ``n_active_patients`` (with a patient column),
-        ``mean_active`` (mean over active rows), ``max``; ``varm["decoder"]`` (m, d) float32; ``uns["biosae"]`` plain
-        dictionary: identity, sae, metrics, roles, tokens, provenance.
+        ``X`` csr_matrix float32 (n, m), in units of the embedding; ``obs`` the samples (with tokens kept, also
+        ``sample_id``, ``token_row``, ``token_col``), plus ``sae_trained_on`` where the patients that the SAE was
+        trained on are known; ``var`` ``L0000`` ... with ``density`` (share of rows active), ``n_active``,
+        ``n_active_patients`` (with a patient column), ``mean_active`` (mean over active rows), ``max``;
+        ``varm["decoder"]`` (m, d) float32; ``uns["biosae"]`` plain dictionary: identity, sae, metrics, roles, tokens,
+        provenance.
 
     Raises
     ------
@@ -174,7 +175,9 @@ def _plain_table(obs: pd.DataFrame) -> pd.DataFrame:
 
 
 def plain(value: Any) -> Any:
-    """Only dictionaries with text keys, text, numbers and lists: what ``.h5ad`` holds and gives back. None is left out."""
+    """Only dictionaries with text keys, text, numbers and lists: what ``.h5ad`` holds and gives back. None is left
+    out.
+    """
     if isinstance(value, Mapping):
         kept = {str(k).replace("/", "_"): plain(v) for k, v in value.items()}
         return {k: v for k, v in kept.items() if v is not None}

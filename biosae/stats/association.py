@@ -53,8 +53,8 @@ def associate(
         Columns of ``obs``: numbers, or labels (text, category, boolean; numbers that are all 0 or 1 count as a label).
         Rows without a value are left out for that target alone.
     unit
-        ``"sample"``, or a column of ``obs`` (patient, slide, ...): latents are pooled to it by ``aggregate``, numbers by
-        mean; a label must be constant within the unit. Units of the same patient are never taken as independent.
+        ``"sample"``, or a column of ``obs`` (patient, slide, ...): latents are pooled to it by ``aggregate``, numbers
+        by mean; a label must be constant within the unit. Units of the same patient are never taken as independent.
     method
         ``"auto"`` (numbers: Spearman; two classes: AUROC; more: Kruskal-Wallis; with covariates: Spearman, two classes
         coded 0/1), ``pearson``, ``spearman``, ``auroc``, ``wilcoxon``, ``welch``, ``fisher``, ``kruskal`` or ``ols``.
@@ -85,11 +85,11 @@ def associate(
     Returns
     -------
     DataFrame
-        One row a (source, feature, target): ``latent, target, method, unit, estimate, ci_low, ci_high, statistic, p, q,
-        n_units, n_samples, status, effect, source, n_groups, contrast, inference``, with ``p_maxt`` if asked for and, with
-        strata, ``n_strata, n_same_sign, q_heterogeneity, p_heterogeneity, i2``. ``contrast`` says which class is higher when
-        the effect is positive. What is not tested has its ``status`` (:data:`biosae.stats.STATUS`) and NaN. Choices and
-        family sizes are in ``attrs["biosae"]``.
+        One row a (source, feature, target): ``latent, target, method, unit, estimate, ci_low, ci_high, statistic, p,
+        q, n_units, n_samples, status, effect, source, n_groups, contrast, inference``, with ``p_maxt`` if asked for
+        and, with strata, ``n_strata, n_same_sign, q_heterogeneity, p_heterogeneity, i2``. ``contrast`` says which
+        class is higher when the effect is positive. What is not tested has its ``status``
+        (:data:`biosae.stats.STATUS`) and NaN. Choices and family sizes are in ``attrs["biosae"]``.
 
     Raises
     ------
@@ -126,6 +126,7 @@ def associate(
             "classes": target.classes,
             "n_units": target.n_units,
             "n_groups": target.groups.n,
+            "strata_left_out": target.strata_left_out,
         }
         for source in features:
             columns, cache = frame.columns(source, target)
@@ -206,7 +207,7 @@ def _one(
     table = dict.fromkeys(("estimate", "ci_low", "ci_high", "statistic", "p", "p_maxt"), none)
     inference, extra = "", {}
     hopeless = np.isin(status, ("one_class", "too_small")).all()
-    if not hopeless and _has_strata(problem):
+    if not hopeless:
         found: Result = METHODS[method].run(problem)
         with_ci = ~np.isin(status, ("too_few_groups",))
         identified = status != "unidentifiable"
@@ -233,8 +234,6 @@ def _one(
             f"; max-T: {found.inference.how_maxt}" if n_permutations and found.inference.how_maxt else ""
         )
         extra = found.extra
-    elif not hopeless:
-        status = np.full(m, "one_class", dtype=object)  # the target is constant within every stratum
     out = pd.DataFrame({"latent": source.names, "method": method, **table, **extra})
     out["status"] = status
     out["n_units"], out["n_samples"], out["n_groups"] = target.n_units, len(target.samples), target.groups.n
@@ -243,12 +242,6 @@ def _one(
     out["contrast"] = f"{target.classes[1]} over {target.classes[0]}" if two else ""
     out["inference"] = np.where(out["p"].notna(), inference, "")
     return out
-
-
-def _has_strata(problem: Problem) -> bool:
-    return problem.strata is None or any(
-        (problem.strata == s).sum() >= 4 and np.ptp(problem.y[problem.strata == s]) for s in np.unique(problem.strata)
-    )
 
 
 def _status(
@@ -314,9 +307,9 @@ def summary(result: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a (target, source), rows of ``result`` with the largest effect among those tested; where none of a target
-        was tested (too few groups) among those with an estimate. ``n_tested``: the size of that family. The best of many is
-        biased upwards; :func:`replicate` estimates it on other rows.
+        One row a (target, source), rows of ``result`` with the largest effect among those tested; where none of a
+        target was tested (too few groups) among those with an estimate. ``n_tested``: the size of that family. The
+        best of many is biased upwards; :func:`replicate` estimates it on other rows.
 
     Raises
     ------

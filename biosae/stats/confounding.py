@@ -28,18 +28,18 @@ def confounders(
 ) -> pd.DataFrame:  # fmt: skip
     """Share of each latent's variance that goes with biology and with each technical factor.
 
-    Latents are averaged over the samples of a patient that share all labels (cells), so that tiles do not vote. ``eta2_*`` is
-    ``1 - SS_residual / SS_total`` of the factor alone, ``unique_*`` what it explains beyond the other side. p by permuting
-    patients (the factor's residual on the other side; Draper-Stoneman), or by flipping the signs of patients' scores where a
-    patient has several cells.
+    Latents are averaged over the samples of a patient that share all labels (cells), so that tiles do not vote.
+    ``eta2_*`` is ``1 - SS_residual / SS_total`` of the factor alone, ``unique_*`` what it explains beyond the other
+    side. p by permuting patients (the factor's residual on the other side; Draper-Stoneman), or by flipping the signs
+    of patients' scores where a patient has several cells.
 
     Parameters
     ----------
     adata
         Latents.
     biology, technical
-        Columns of ``obs``; numbers enter linearly, labels as dummies. All of ``biology`` is one side; each technical factor
-        is judged on its own.
+        Columns of ``obs``; numbers enter linearly, labels as dummies. All of ``biology`` is one side; each technical
+        factor is judged on its own.
     groups
         Column of independent groups; without it (and without ``assume_independent``) shares are given and no p.
     n_permutations
@@ -50,10 +50,10 @@ def confounders(
     Returns
     -------
     DataFrame
-        One row a (factor, latent): ``latent, factor, biology, eta2_biology, eta2_technical, unique_biology, unique_technical,
-        log2_ratio, p_biology, q_biology, p_technical, q_technical, flag, n_units, n_groups, n_samples, status``. ``flag``:
-        ``biology``, ``technical``, ``mixed``, ``neither``, ``not_separable`` (design: one side determines the other) or
-        ``undetermined`` (no p).
+        One row a (factor, latent): ``latent, factor, biology, eta2_biology, eta2_technical, unique_biology,
+        unique_technical, log2_ratio, p_biology, q_biology, p_technical, q_technical, flag, n_units, n_groups,
+        n_samples, status``. ``flag``: ``biology``, ``technical``, ``mixed``, ``neither``, ``not_separable`` (design:
+        one side determines the other) or ``undetermined`` (no p).
 
     Raises
     ------
@@ -217,8 +217,8 @@ def readout(
 ) -> pd.DataFrame:  # fmt: skip
     """How well a factor (scanner, site) can be read from raw embeddings and from latents, on patients left out.
 
-    Logistic regression (L2, features scaled on the training folds) in group-wise cross-validation; every sample is predicted
-    by a model that has not seen its patient. A fold below chance is kept as it is.
+    Logistic regression (L2, features scaled on the training folds) in group-wise cross-validation; every sample is
+    predicted by a model that has not seen its patient. A fold below chance is kept as it is.
 
     Parameters
     ----------
@@ -227,8 +227,8 @@ def readout(
     factors
         Categorical columns of ``obs``.
     groups
-        Column whose groups are never split. Without it folds cut across patients, slides and near-duplicates, so that the
-        result is too high; it then carries status ``no_groups`` and no interval.
+        Column whose groups are never split. Without it folds cut across patients, slides and near-duplicates, so that
+        the result is too high; it then carries status ``no_groups`` and no interval.
     without
         Latents to leave out, as a third set of features (those that :func:`confounders` flags technical).
     n_splits
@@ -241,8 +241,8 @@ def readout(
     Returns
     -------
     DataFrame
-        ``features`` (``raw``, ``latents``, ``latents_filtered``), ``factor, balanced_accuracy, ci_low, ci_high, chance, n_classes,
-        n_units, n_groups, n_splits, status``. ``chance`` is one over the number of classes.
+        ``features`` (``raw``, ``latents``, ``latents_filtered``), ``factor, balanced_accuracy, ci_low, ci_high,
+        chance, n_classes, n_units, n_groups, n_splits, status``. ``chance`` is one over the number of classes.
 
     Raises
     ------

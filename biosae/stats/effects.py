@@ -1,4 +1,6 @@
-"""Effect sizes of two or more groups, with intervals: AUROC (DeLong), Cliff's delta, Hedges g, odds ratio, eta squared."""
+"""Effect sizes of two or more groups, with intervals: AUROC (DeLong), Cliff's delta, Hedges g, odds ratio, eta
+squared.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +139,9 @@ def hedges_g(
 def odds_ratio(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, *, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``ad / (bc)`` of firing with Woolf's interval; 0.5 is added to all four cells where any is 0 (Haldane-Anscombe)."""
+    """``ad / (bc)`` of firing with Woolf's interval; 0.5 is added to all four cells where any is 0
+    (Haldane-Anscombe).
+    """
     shift = 0.5 * (np.minimum(np.minimum(a, b), np.minimum(c, d)) == 0)
     a, b, c, d = a + shift, b + shift, c + shift, d + shift
     log_or = np.log(a) + np.log(d) - np.log(b) - np.log(c)

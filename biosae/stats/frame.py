@@ -69,6 +69,7 @@ class Target:
     strata: np.ndarray | None
     units_blocks: np.ndarray | None
     key: bytes
+    strata_left_out: int = 0
 
 
 @dataclass
@@ -113,14 +114,36 @@ class Frame:
             )
 
     def target(self, name: str) -> Target:
-        """The target on units that have it, with everything else cut to the same rows."""
+        """The target on units that have it, with everything else cut to the same rows.
+
+        With strata, those with fewer than 4 units or a single value of the target are left out: they carry no
+        information on an association within strata.
+        """
         obs = self.adata.obs
         if name not in obs:
             raise InputError(f"target {name!r} is not a column of obs; columns: {', '.join(map(str, obs.columns))}")
         column = obs[name]
         if not is_categorical(column) and np.isinf(column.to_numpy(np.float64, na_value=np.nan)).any():
             raise InputError(f"target {name!r} holds infinite values")
-        samples = np.flatnonzero(column.notna().to_numpy())
+        target = self._target(name, np.flatnonzero(column.notna().to_numpy()))
+        if target.strata is None:
+            return target
+        names = np.unique(target.strata)
+        useful = [s for s in names if (target.strata == s).sum() >= 4 and np.ptp(target.y[target.strata == s])]
+        if len(useful) == len(names):
+            return target
+        kept = np.isin(target.strata, useful)
+        samples = target.samples[kept if target.unit_codes is None else kept[target.unit_codes]]
+        if len(samples):
+            shorter = self._target(name, samples)
+            shorter.strata_left_out = len(names) - len(useful)
+            return shorter
+        target.y, target.strata_left_out = np.zeros_like(target.y), len(names)  # nothing varies within any stratum
+        return target
+
+    def _target(self, name: str, samples: np.ndarray) -> Target:
+        obs = self.adata.obs
+        column = obs[name]
         part, column = obs.iloc[samples], column.iloc[samples]
         if self.unit_of is None:
             unit_codes, n_units = None, len(samples)
@@ -174,7 +197,9 @@ class Frame:
         )
 
     def columns(self, source: Source, target: Target) -> Columns:
-        """Features of a source on the target's units, pooled if units are not samples; kept for targets with equal rows."""
+        """Features of a source on the target's units, pooled if units are not samples; kept for targets with equal
+        rows.
+        """
         key = (source.name, target.key)
         if key not in self._pooled:
             self._pooled = {k: v for k, v in self._pooled.items() if k[0] != source.name}

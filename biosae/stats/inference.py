@@ -1,7 +1,7 @@
 """p-values of a linear score: independent units, groups of dependent units, strata, covariates, permutations.
 
-Every supported method but Kruskal-Wallis tests ``U = sum_i x~_i y~_i`` with its own x (values, ranks or firing) and y (values,
-ranks or 0/1), centred or residual. One machine therefore gives all their p-values:
+Every supported method but Kruskal-Wallis tests ``U = sum_i x~_i y~_i`` with its own x (values, ranks or firing) and y
+(values, ranks or 0/1), centred or residual. One machine therefore gives all their p-values:
 
 * independent units: ``t = R sqrt(df / (1 - R^2))``; normal for rank-sum methods; permutation below 20 units;
 * dependent units: the wider of two standard errors, (a) cluster-robust over groups under the null hypothesis, t with
@@ -112,15 +112,17 @@ def linear(
     n_permutations: int,
     random_state: int,
     testable: np.ndarray,
+    permute: bool = False,
 ) -> Inference:
     """Test the score of every column; columns outside ``testable`` are NaN and stay out of the max-T.
 
-    ``units_blocks``: integer exchangeability block of each unit, or None.
+    ``units_blocks``: integer exchangeability block of each unit, or None. ``permute`` forces the permutation p of
+    independent units whatever their number. With covariates and few units the p is the larger of t and Freedman-Lane.
     """  # fmt: skip
     R, weight = combined(blocks)
     R = np.where(testable, R, np.nan)
     if groups.codes is None:
-        return _independent(blocks, R, weight, rank_sum, units_blocks, n_permutations, random_state)
+        return _independent(blocks, R, weight, rank_sum, units_blocks, n_permutations, random_state, permute)
     return _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_state)
 
 
@@ -131,7 +133,7 @@ def _t_of_R(R: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return t, p
 
 
-def _independent(blocks, R, weight, rank_sum, units_blocks, n_permutations, random_state) -> Inference:
+def _independent(blocks, R, weight, rank_sum, units_blocks, n_permutations, random_state, permute) -> Inference:
     n = sum(b.n for b in blocks)
     k = max(b.k for b in blocks)
     if rank_sum:
@@ -142,7 +144,7 @@ def _independent(blocks, R, weight, rank_sum, units_blocks, n_permutations, rand
         statistic, p = _t_of_R(R, weight)
         how = f"t, {int(np.nanmax(weight, initial=1)) - 1} df"
     p_maxt, how_maxt = np.full_like(p, np.nan), ""
-    small = n < FEW and k == 0
+    small = n < FEW or permute
     if small or n_permutations:
         strata = np.empty(n, dtype=np.int64)
         e = np.empty(n)
@@ -167,7 +169,9 @@ def _independent(blocks, R, weight, rank_sum, units_blocks, n_permutations, rand
 
         own, p_maxt = null_counts(np.abs(R), draws, statistic_of)
         scheme = "permutation" + ("" if one else " within blocks") + f", {draws.describe}"
-        if small:
+        if small and k:
+            p, how = np.fmax(p, own), f"larger of {how} and Freedman-Lane {scheme}"
+        elif small:
             p, how = own, scheme
         how_maxt = scheme + (" (Freedman-Lane)" if k else "")
         p_maxt = np.maximum(p_maxt, p)

@@ -23,10 +23,11 @@ def kruskal(
 ) -> Inference:
     """``H = (n - 1) SS_between / SS_total`` of the ranks, ties corrected.
 
-    Independent units: chi-squared with C - 1 degrees of freedom, permutation below 20 units. Grouped units: the larger p of
-    Hotelling's T2 over the groups' score vectors and of the free rearrangement (of samples, or of groups where the class is
-    constant within groups); permutation of groups below 20 groups if the class is constant within them. Max-T permutes
-    units or groups, or flips the signs of the groups' score vectors where the class varies within groups.
+    Independent units: chi-squared with C - 1 degrees of freedom, permutation below 20 units. Grouped units: the larger
+    p of Hotelling's T2 over the groups' score vectors and of the free rearrangement (of samples, or of groups where
+    the class is constant within groups); permutation of groups below 20 groups if the class is constant within them.
+    Max-T permutes units or groups, or flips the signs of the groups' score vectors where the class varies within
+    groups.
     """  # fmt: skip
     n, size = len(codes), np.bincount(codes).astype(np.float64)
     C = len(size)

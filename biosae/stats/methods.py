@@ -45,13 +45,11 @@ class Problem:
         return self.cache[key]
 
     def blocks(self, *, rank: bool) -> list[Block]:
-        """One block a stratum that can carry the test; ranks are taken within the stratum."""
+        """One block a stratum; ranks are taken within the stratum."""
         out = []
         for s in [None] if self.strata is None else np.unique(self.strata):
             rows = np.arange(len(self.y)) if s is None else np.flatnonzero(self.strata == s)
             y = self.y[rows].astype(np.float64)
-            if s is not None and (len(rows) < 4 or not np.ptp(y)):
-                continue
             V = self.V if s is None else effects.rows_of(self.V, rows)
             if rank:
                 V, y = self.ranked(f"rank {s}", V), rank_target(y)
@@ -80,16 +78,16 @@ def _critical(groups: Groups) -> float:
 def _correlation(problem: Problem, *, rank: bool) -> Result:
     blocks = problem.blocks(rank=rank)
     inference = linear(blocks, problem.groups, rank_sum=False, **problem.options())
-    if len(blocks) == 1:
+    extra = {}
+    if problem.strata is None:
         b = blocks[0]
         estimate = b.r
         low, high = fisher_interval(estimate, n_effective=b.n - b.k, rank=rank)
-        z = np.arctanh(np.clip(estimate, -0.999999, 0.999999))
-        weight, extra = np.full_like(z, 1.0), {}
     else:
         r = np.stack([b.r for b in blocks])
         w = np.where(np.isnan(r), 0.0, np.array([max(b.n - 3 - b.k, 0) for b in blocks], float)[:, None])
-        z_each = np.arctanh(np.clip(np.nan_to_num(r), -0.999999, 0.999999))
+        most = np.array([1 - 1 / b.n if b.n < 10 else 0.999999 for b in blocks])[:, None]  # r = 1 of 5 rows says little
+        z_each = np.arctanh(np.clip(np.nan_to_num(r), -most, most))
         weight = w.sum(axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
             z = np.where(weight > 0, (w * z_each).sum(axis=0) / weight, np.nan)
@@ -200,7 +198,8 @@ def welch(problem: Problem) -> Result:
     m1, ss1, m0, ss0 = effects.class_moments(problem.V, positive)
     g, low, high = effects.hedges_g(m1, ss1, n1, m0, ss0, n0)
     b = problem.blocks(rank=False)[0]
-    inference = linear([b], problem.groups, rank_sum=False, **problem.options())
+    few = min(n1, n0) < 10  # Welch's t does not hold its level for skewed columns and a small class
+    inference = linear([b], problem.groups, rank_sum=False, permute=few, **problem.options())
     codes, G = problem.groups.codes, problem.groups.n
     if codes is None:
         with np.errstate(divide="ignore", invalid="ignore"):

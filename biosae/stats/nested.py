@@ -1,9 +1,9 @@
 """Samples inside slides inside patients: aggregation to units, and inference that counts groups, not samples.
 
-The cluster test used for p-values adds up a target's score within each group, ``s_g = sum_{i in g} x~_i y~_i`` (x~, y~ the
-centred or residual values), under the hypothesis of no association. ``t = mean(s) / (sd(s) / sqrt(G))`` with ``G - 1``
-degrees of freedom is the cluster-robust score test; a Wald test with CR1 errors rejects true nulls far too often for
-latents that fire in few groups (see docs/statistics.md) and is used for intervals only.
+The cluster test used for p-values adds up a target's score within each group, ``s_g = sum_{i in g} x~_i y~_i`` (x~, y~
+the centred or residual values), under the hypothesis of no association. ``t = mean(s) / (sd(s) / sqrt(G))`` with ``G -
+1`` degrees of freedom is the cluster-robust score test; a Wald test with CR1 errors rejects true nulls far too often
+for latents that fire in few groups (see docs/statistics.md) and is used for intervals only.
 """
 
 from __future__ import annotations
@@ -102,8 +102,9 @@ def aggregate(adata: Any, by: str = "patient", how: str = "mean") -> Any:
     Returns
     -------
     AnnData
-        One row a unit, in sorted order: ``X`` (CSR float32), ``obs["n_samples"]``, means of numeric columns over samples
-        that have a value, other columns where they are constant within every unit; ``obsm`` arrays pooled by mean.
+        One row a unit, in sorted order: ``X`` (CSR float32), ``obs["n_samples"]``, means of numeric columns over
+        samples that have a value, other columns where they are constant within every unit; ``obsm`` arrays pooled by
+        mean.
 
     Raises
     ------
@@ -199,8 +200,8 @@ def score_t(S: np.ndarray) -> np.ndarray:
 def ols_cluster(X: Any, y: np.ndarray, groups: np.ndarray, *, C: np.ndarray | None = None) -> pd.DataFrame:
     """Slope of y on every column of X (n, m) with CR1 cluster-robust standard errors.
 
-    ``V = c (X'X)^-1 (sum_g X_g' u_g u_g' X_g) (X'X)^-1``, ``c = G/(G-1) (N-1)/(N-K)`` (Liang and Zeger 1986; the factor is
-    that of Stata and statsmodels), t with ``G - 1`` degrees of freedom. Returns columns slope, se, t, p, df.
+    ``V = c (X'X)^-1 (sum_g X_g' u_g u_g' X_g) (X'X)^-1``, ``c = G/(G-1) (N-1)/(N-K)`` (Liang and Zeger 1986; the
+    factor is that of Stata and statsmodels), t with ``G - 1`` degrees of freedom. Returns columns slope, se, t, p, df.
     With fewer than about 50 groups, or a column that differs from its mean in few groups, the se is too small.
     """
     from biosae.stats.adjust import basis, projected, residual

@@ -61,13 +61,13 @@ def replicate(
     Returns
     -------
     DataFrame
-        One row a (target, source): ``target, source, latent, method, effect, contrast, estimate_discovery, estimate_replication,
-        ci_low, ci_high`` (replication, 95 % two-sided), ``p_discovery, q_discovery, p_maxt_discovery, p_replication``
-        (one-sided in the direction found), ``p_holm`` (over the targets of a source), ``sign_agrees, replicated``
-        (``p_holm < 0.05``; missing where nothing could be tested), ``shrinkage`` (replication over discovery effect),
-        ``n_units_*, n_groups_*, n_samples_*, status_discovery, status_replication, groups_shared, inference``. With strata
-        ``n_strata, n_same_sign``. ``groups_shared`` counts patients that are in both parts: above 0 the second part is not
-        independent, only held out.
+        One row a (target, source): ``target, source, latent, method, effect, contrast, estimate_discovery,
+        estimate_replication, ci_low, ci_high`` (replication, 95 % two-sided), ``p_discovery, q_discovery,
+        p_maxt_discovery, p_replication`` (one-sided in the direction found), ``p_holm`` (over the targets of a
+        source), ``sign_agrees, replicated`` (``p_holm < 0.05``; missing where nothing could be tested), ``shrinkage``
+        (replication over discovery effect), ``n_units_*, n_groups_*, n_samples_*, status_discovery,
+        status_replication, groups_shared, inference``. With strata ``n_strata, n_same_sign``. ``groups_shared`` counts
+        patients that are in both parts: above 0 the second part is not independent, only held out.
 
     Raises
     ------
@@ -108,10 +108,6 @@ def replicate(
         n_permutations=n_permutations, **how,
     )  # fmt: skip
     best = summary(found)
-    gate = {
-        "min_active": 1,
-        "min_active_groups": 1,
-    }  # one feature, chosen elsewhere: the gate against sparse screens is off
     chosen_method = dict(zip(best["target"], best["method"]))
     again = {
         target: associate(
@@ -119,7 +115,7 @@ def replicate(
             unit=replication_unit or unit, groups=replication_groups or groups,
             strata=replication_strata if second else strata,
             assume_independent=assume_independent if replication_assume_independent is None else replication_assume_independent,
-            **{**how, **gate, "method": _method_for(other, target, chosen_method[target], covariates)},
+            **{**how, "method": _method_for(other, target, chosen_method[target], covariates)},
         )
         for target in targets
         if (best.loc[best["target"] == target, "latent"] != "").any()

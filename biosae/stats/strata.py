@@ -36,9 +36,9 @@ def within_strata(
     Returns
     -------
     DataFrame
-        Columns of :func:`associate` after ``stratum``: ``pooled`` (all rows), ``within`` (strata combined, fixed effect)
-        and the value of each stratum; heterogeneity columns are filled for ``within``. A stratum in which the label is
-        constant is a row with status ``one_class``.
+        Columns of :func:`associate` after ``stratum``: ``pooled`` (all rows), ``within`` (strata combined, fixed
+        effect) and the value of each stratum; heterogeneity columns are filled for ``within``. A stratum in which the
+        label is constant is a row with status ``one_class``.
 
     Raises
     ------
