@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import warnings
@@ -124,6 +125,8 @@ def embed(
     ):
         if int(value) != value or value < least:
             raise InputError(f"{name}={value} must be a whole number of at least {least}")
+    if not 0 <= max_failures <= 1:
+        raise InputError(f"max_failures={max_failures} must be a share between 0 and 1 (0.05 allows 5 %)")
     several = isinstance(layer, Sequence) and not isinstance(layer, str)
     if several and not layer:
         raise InputError("layer=[] names no layer")
@@ -161,7 +164,7 @@ def _ready(encoder: Any, mpp: float | None, *, device: str, precision: str | Non
     if device != "auto":
         encoder = encoder.to(device)
     known = encoder.preprocess.tile_mpp
-    if mpp is None or known == mpp:
+    if mpp is None or (known is not None and math.isclose(known, mpp, rel_tol=1e-3)):
         return encoder
     if known is not None:
         raise InputError(
