@@ -210,6 +210,8 @@ class _Log:
 
     def __init__(self, path: Path, stage: str, samples: Any, max_failures: float) -> None:
         self.path, self._stage, self._samples, self._max = path, stage, samples, max_failures
+        for leftover in path.parent.glob(f".{path.name}.*.tmp*"):  # of a killed job
+            leftover.unlink(missing_ok=True)
 
     def restart(self, opened: Sequence[_Open]) -> None:
         """Write the failures of all committed shards anew, ordered as the samples are."""
