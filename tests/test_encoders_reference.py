@@ -98,6 +98,16 @@ def test_bare_mobilenet_file_gives_the_folders_numbers(weights: Path, name: str)
     assert bs.encoders.fingerprint(drifted.identity()) != bs.encoders.fingerprint(whole.identity())
 
 
+def test_a_folder_of_another_name_is_the_same_network(weights: Path, tmp_path: Path) -> None:
+    for name in (NIC[1], MOBILE[1]):
+        shutil.copytree(weights / name, tmp_path / f"my_{name}", copy_function=shutil.copyfile)
+        mine, known = bs.encoders.load(tmp_path / f"my_{name}"), bs.encoders.load(weights / name)
+        x = torch.ones(1, 3, 96, 96)
+        torch.testing.assert_close(mine.forward(x)["final"], known.forward(x)["final"])
+        assert mine.preprocess.min_size == known.preprocess.min_size
+        assert mine.info.licence == "unknown" and mine.info.width == known.info.width
+
+
 def test_changed_weights_are_refused(weights: Path, tmp_path: Path) -> None:
     copy = tmp_path / NIC[0]
     shutil.copytree(weights / NIC[0], copy, copy_function=shutil.copyfile)

@@ -240,6 +240,7 @@ def test_offline_says_what_to_get_and_where_to_put_it(monkeypatch: pytest.Monkey
     [
         (lambda p: bs.encoders.load("MahmoodLab/uni"), InputError, "hf-hub:MahmoodLab/uni"),
         (lambda p: bs.encoders.load("timm:test_vitt"), InputError, "test_vit"),
+        (lambda p: bs.encoders.load("hf-hub:org/x", weights="random"), InputError, "no random control"),
         (lambda p: bs.encoders.load("open_clip:ViT-B-33", weights="random", **PLAIN), InputError, "ViT-B-32"),
         (lambda p: bs.encoders.load("uni", weights=p / "nothing"), WeightsError, "does not exist"),
         (lambda p: bs.encoders.load("uni", weights="random", sizes=3), InputError, "'size'"),

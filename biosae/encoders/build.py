@@ -170,11 +170,11 @@ def build_own(
     facts: EncoderInfo, found: Weights | None, extra: Mapping[str, Any], *, resized: bool, random: bool
 ) -> Built:
     """A network of biosae itself; the input size is free."""
-    from biosae.encoders.nic import NicEncoder, NicNet, TinyEncoder
+    from biosae.encoders.nic import PATCH, NicEncoder, NicNet, TinyEncoder
     from biosae.encoders.tiny import TinyHistologyNet
 
     args = dict(extra)
-    if facts.arch == "tiny" and found is not None:
+    if facts.arch == "tiny" and found is not None and found.config is not None:
         shape = found.config["architecture"]
         args = {"stage_widths": tuple(shape["stage_widths"]), "width": shape["width"], **args}
     make, adapter = {"nic": (NicNet, NicEncoder), "tiny": (TinyHistologyNet, TinyEncoder)}[facts.arch]
@@ -188,10 +188,11 @@ def build_own(
             network.load_state_dict({k: state[k] for k in state})
         except RuntimeError as error:
             raise _no_fit(facts, found, error) from error
-    if facts.width is None:
-        facts = replace(facts, width=network.width, depth=len(network.widths) - 1, prefix=0)
-    described = {"patch_stride": network.patch_stride} if facts.arch == "nic" else args
-    return Built(network, network, adapter, facts, {"arch": facts.arch, "args": described})
+    if facts.arch == "nic":
+        facts, described = replace(facts, width=128, depth=4, patch=PATCH), {"patch_stride": network.patch_stride}
+    else:
+        facts, described = replace(facts, width=network.width, depth=len(network.layers) - 1), network.widths
+    return Built(network, network, adapter, facts, {"arch": facts.arch, "args": dict(described)})
 
 
 BUILDERS: dict[str, Callable[..., Built]] = {

@@ -89,6 +89,11 @@ def load(
     if random:
         if found is None and facts.source.startswith("bundled:"):
             found = find(facts, None)  # for its configuration only
+        elif not facts.library:
+            raise InputError(
+                f"the architecture of {facts.name} is not known without its configuration, so it has no random control; "
+                "use a folder that holds its config.json"
+            )
     elif found is None or weights is not None:
         found = find(facts, weights)
     facts, found = _agree(facts, found)
@@ -115,7 +120,7 @@ def load(
         crop_pct=facts.crop_pct,
         resize=resize,
         target_mpp=facts.mpp,
-        min_size=facts.patch if facts.arch == "nic" else 1,
+        min_size=built.facts.patch if facts.arch == "nic" else 1,
     )
     encoder = built.adapter(
         built.tower,
