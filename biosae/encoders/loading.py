@@ -91,7 +91,7 @@ def load(
             found = find(facts, None)  # for its configuration only
         elif not facts.library:
             raise InputError(
-                f"the architecture of {facts.name} is not known without its configuration, so it has no random control; "
+                f"the architecture of {facts.name} is not known without its configuration: no random control; "
                 "use a folder that holds its config.json"
             )
     elif found is None or weights is not None:
