@@ -21,23 +21,23 @@ class SAEConfig:
     architecture: str = "topk"
     """``relu`` (L1 penalty), ``topk`` (k latents a row) or ``batchtopk`` (k latents a row on average)."""
     n_latents: int | None = None
-    """Number of latents m. None: the power of two nearest to min(8 d, n k / 50), at least 2."""
-    k: int = 32
-    """Active latents a row; unused by ``relu``; clipped to the number of latents."""
+    """Number of latents m. None: the power of two nearest to min(8 d, max(4 k, n k / 200)), at least 2."""
+    k: int | None = None
+    """Active latents a row; unused by ``relu``; clipped to the number of latents. None: d / 8, between 4 and 32."""
     _: KW_ONLY
     batch_size: int = 4096
     """Largest batch in rows; the batch used is min(batch_size, max(256, n / 16))."""
     n_steps: int | None = None
     """Optimiser steps. None: see ``max_epochs``."""
     max_epochs: float | None = None
-    """Passes over the training rows when ``n_steps`` is None. None: 100 passes, between 1,000 and 20,000 steps."""
+    """Passes over the training rows when ``n_steps`` is None. None: 60 passes, between 400 and 20,000 steps."""
     learning_rate: float | None = None
-    """Adam step size. None: 2e-4 / sqrt(m / 2**14), at most 2e-3."""
+    """Adam step size. None: 1e-3 / sqrt(m / 2**14), at most 4e-3."""
     warmup: float = 0.05
     """Share of the steps over which the learning rate rises from 0."""
     decay: float = 0.2
     """Share of the steps, at the end, over which the learning rate falls to 0."""
-    l1: float = 0.05
+    l1: float = 0.2
     """Weight of the L1 penalty of ``relu``, in the units of the normalised rows."""
     l1_warmup: float = 0.1
     """Share of the steps over which the L1 weight rises from 0."""
@@ -47,7 +47,7 @@ class SAEConfig:
     """Atoms start as training rows minus the bias (``data``) or as random directions (``random``)."""
     aux_k: int | None = None
     """Dead latents that model the residual in AuxK. None: the power of two nearest to d / 2; 0 switches AuxK off."""
-    aux_alpha: float = 1 / 32
+    aux_alpha: float = 1 / 8
     """Weight of the AuxK loss."""
     dead_after: int | None = None
     """Rows without firing after which a latent counts as dead. None: min(10,000,000, training rows)."""
@@ -107,7 +107,7 @@ class SAEConfig:
             ("random_state", 0),
         ):  # fmt: skip
             value = getattr(self, name)
-            optional = value is None and name not in ("k", "batch_size")
+            optional = value is None and name != "batch_size"
             if not optional and not (_is_whole(value) and value >= least):
                 raise InputError(f"{name}={value!r} must be a whole number >= {least}")
         for name, low, high in (
@@ -169,9 +169,10 @@ def resolve(config: SAEConfig, n_rows: int, n_features: int) -> Plan:
         raise InputError(
             f"n_samples = {n_rows} training rows are too few: at least {MIN_ROWS} are needed, thousands to be useful"
         )
+    k = min(32, max(n_features // 8, min(4, n_features))) if config.k is None else int(config.k)
     latents = config.n_latents
     if latents is None:
-        latents = max(2, nearest_power_of_two(min(8 * n_features, n_rows * config.k / 50)))
+        latents = max(2, nearest_power_of_two(min(8 * n_features, max(4 * k, n_rows * k / 200))))
     latents = int(latents)
     batch = min(config.batch_size, max(256, n_rows // 16), n_rows)
     per_epoch = max(1, n_rows // batch)
@@ -180,15 +181,15 @@ def resolve(config: SAEConfig, n_rows: int, n_features: int) -> Plan:
         if config.max_epochs is not None:
             steps = max(1, math.ceil(config.max_epochs * per_epoch))
         else:
-            steps = min(max(100 * per_epoch, 1000), 20_000)
+            steps = min(max(60 * per_epoch, 400), 20_000)
     steps = int(steps)
     rate = config.learning_rate
     if rate is None:
-        rate = min(2e-4 / math.sqrt(latents / 2**14), 2e-3)
+        rate = min(1e-3 / math.sqrt(latents / 2**14), 4e-3)
     aux = config.aux_k if config.aux_k is not None else nearest_power_of_two(n_features / 2)
     return Plan(
         n_latents=latents,
-        k=min(int(config.k), latents),
+        k=min(k, latents),
         batch_size=int(batch),
         n_steps=steps,
         learning_rate=float(rate),
