@@ -13,6 +13,6 @@ from biosae.stats.status import STATUS
 from biosae.stats.strata import within_strata
 
 __all__ = [
-    "STATUS", "aggregate", "associate", "bh", "bonferroni", "by", "confounders", "correlate", "holm", "overlap", "readout",
-    "replicate", "summary", "within_strata",
+    "STATUS", "aggregate", "associate", "bh", "bonferroni", "by", "confounders", "correlate", "holm", "overlap",
+    "readout", "replicate", "summary", "within_strata",
 ]  # fmt: skip

@@ -182,7 +182,7 @@ def _choose(method: str, target: Target, name: str, covariates: list[str], strat
     if covariates and not chosen.covariates:
         able = [m for m, row in METHODS.items() if row.covariates]
         raise InputError(
-            f"method {method!r} takes no covariates; with them use {', '.join(able)} (labels of two classes are coded 0/1)"
+            f"method {method!r} takes no covariates; with them use {', '.join(able)} (two classes are coded 0/1)"
         )
     if strata and not chosen.strata:
         able = [m for m, row in METHODS.items() if row.strata]

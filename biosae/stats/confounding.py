@@ -159,8 +159,8 @@ def _beyond(C: np.ndarray, Q: np.ndarray) -> np.ndarray:
 
 
 def _pvalue(
-    V: Columns, D: np.ndarray, Q: np.ndarray, ss: np.ndarray, codes: np.ndarray, G: int, testable: np.ndarray, n_draws: int,
-    random_state: int,
+    V: Columns, D: np.ndarray, Q: np.ndarray, ss: np.ndarray, codes: np.ndarray, G: int, testable: np.ndarray,
+    n_draws: int, random_state: int,
 ) -> np.ndarray:  # fmt: skip
     n = len(codes)
     coefficient = dot(V, Q).T
@@ -212,8 +212,8 @@ def _flags(out: pd.DataFrame, alpha: float) -> np.ndarray:
 
 
 def readout(
-    adata: Any, factors: str | Sequence[str], *, groups: str = "patient", without: Sequence[str] = (), n_splits: int = 5,
-    max_rows: int = 5000, n_bootstrap: int = 1000, random_state: int = 0,
+    adata: Any, factors: str | Sequence[str], *, groups: str = "patient", without: Sequence[str] = (),
+    n_splits: int = 5, max_rows: int = 5000, n_bootstrap: int = 1000, random_state: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """How well a factor (scanner, site) can be read from raw embeddings and from latents, on patients left out.
 

@@ -108,9 +108,9 @@ class Frame:
             raise InputError(f"groups={self.groups!r} is not a column of obs")
         elif self.unit == "sample":
             raise StatisticsError(
-                "obs has no 'patient' column, so nothing says which samples are independent. Name the patient column when "
-                "reading the table, give unit= or groups= a column whose values are independent (slide, donor, ...), or "
-                "pass assume_independent=True, which is written into the result"
+                "obs has no 'patient' column, so nothing says which samples are independent. Name the patient column "
+                "when reading the table, give unit= or groups= a column whose values are independent (slide, donor), "
+                "or pass assume_independent=True, which is written into the result"
             )
 
     def target(self, name: str) -> Target:
@@ -175,8 +175,8 @@ class Frame:
         if units_blocks is not None and groups.codes is not None:
             if not groups.constant:
                 raise StatisticsError(
-                    f"blocks={self.blocks!r}: target {name!r} varies within {self.groups}s, whose signs are flipped as wholes, "
-                    "so blocks have no part in it; leave blocks out"
+                    f"blocks={self.blocks!r}: target {name!r} varies within {self.groups}s, whose signs are flipped as "
+                    "wholes, so blocks have no part in it; leave blocks out"
                 )
             if not _nested(groups.codes, units_blocks):
                 raise StatisticsError(
@@ -192,8 +192,8 @@ class Frame:
         if _nested(group_of, unit_codes):
             return None  # units are larger than groups
         raise StatisticsError(
-            f"units {self.unit!r} cut across {self.groups}s: some {self.groups}s have rows in several units and some units hold "
-            f"several {self.groups}s. Use unit='sample' or unit={self.groups!r}"
+            f"units {self.unit!r} cut across {self.groups}s: some {self.groups}s have rows in several units and some "
+            f"units hold several {self.groups}s. Use unit='sample' or unit={self.groups!r}"
         )
 
     def columns(self, source: Source, target: Target) -> Columns:

@@ -116,7 +116,8 @@ def _flipped(
     def statistic_of(Y: np.ndarray) -> np.ndarray:
         return sum((S[..., c].T @ Y) ** 2 for c in range(C)) / np.where(scale > 0, scale, np.inf)[:, None]
 
-    observed = np.where(testable, statistic_of(np.ones((len(S), 1)))[:, 0], np.nan)
+    shrink = (1 - 1 / len(S)) ** 2  # centring made the scores smaller than they were: as in CR3
+    observed = np.where(testable, shrink * statistic_of(np.ones((len(S), 1)))[:, 0], np.nan)
     p_maxt = np.maximum(null_counts(observed, draws, statistic_of)[1], p)
     scheme = f"sign flips of {len(S)} group scores, {draws.describe}"
     return Inference(H, np.where(testable, p, np.nan), p_maxt, how, scheme)

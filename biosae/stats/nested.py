@@ -157,8 +157,8 @@ def unit_values(column: pd.Series, codes: np.ndarray, n_units: int, *, name: str
     varying = per_unit.index[per_unit["nunique"] > 1]
     if len(varying):
         raise StatisticsError(
-            f"{name!r} has several values within {len(varying)} of the {n_units} units {unit!r}, so a {unit} has no {name}. "
-            f"Use unit='sample' (or a finer unit), or give a numeric column such as the share of samples with the label"
+            f"{name!r} has several values within {len(varying)} of the {n_units} units {unit!r}, so a {unit} has no "
+            f"{name}. Use unit='sample' (or a finer unit), or give a number, such as the share of samples with it"
         )
     out = np.full(n_units, None, dtype=object)
     out[per_unit.index] = per_unit["first"].to_numpy()
@@ -212,6 +212,7 @@ def ols_cluster(X: Any, y: np.ndarray, groups: np.ndarray, *, C: np.ndarray | No
     Q = basis(C, len(y))
     e = residual(y, Q)
     coefficient, _, ss = projected(V, Q)
+    ss = np.where(ss > 0, ss, np.nan)
     slope = dot(V, e) / ss
     S = group_scores(V, e, Q, coefficient, codes, G) - slope * group_squares(V, Q, coefficient, codes, G)
     N, K = len(y), Q.shape[1] + 1
@@ -221,7 +222,7 @@ def ols_cluster(X: Any, y: np.ndarray, groups: np.ndarray, *, C: np.ndarray | No
 
 
 def intraclass_correlation(y: np.ndarray, groups: np.ndarray) -> float:
-    """One-way ICC by analysis of variance, ``(MSB - MSW) / (MSB + (n0 - 1) MSW)``; may be negative; NaN if undefined."""
+    """One-way ICC by analysis of variance, ``(MSB - MSW) / (MSB + (n0 - 1) MSW)``; may be negative; else NaN."""
     y, codes = np.asarray(y, np.float64), pd.factorize(groups)[0]
     size = np.bincount(codes)
     G, N = len(size), len(y)

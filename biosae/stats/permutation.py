@@ -42,7 +42,8 @@ def permutations(y: np.ndarray, *, blocks: np.ndarray | None, n_draws: int, rand
     """
     n = len(y)
     grain = 1e-10 * max(float(np.abs(y).max()), 1e-300)  # equal values that rounding has parted are one value
-    values, place = np.unique(np.round(y / grain) * grain, return_inverse=True)
+    _, first, place = np.unique(np.round(y / grain), return_index=True, return_inverse=True)
+    values = y[first]
     y = values[place.ravel()]
     if blocks is None and len(values) == 2:
         k = int((y == values[1]).sum())

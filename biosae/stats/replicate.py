@@ -108,13 +108,14 @@ def replicate(
         n_permutations=n_permutations, **how,
     )  # fmt: skip
     best = summary(found)
+    claimed = assume_independent if replication_assume_independent is None else replication_assume_independent
     chosen_method = dict(zip(best["target"], best["method"]))
     again = {
         target: associate(
             _only(other, best.loc[(best["target"] == target) & (best["latent"] != ""), ["source", "latent"]]), target,
             unit=replication_unit or unit, groups=replication_groups or groups,
             strata=replication_strata if second else strata,
-            assume_independent=assume_independent if replication_assume_independent is None else replication_assume_independent,
+            assume_independent=claimed,
             **{**how, "method": _method_for(other, target, chosen_method[target], covariates)},
         )
         for target in targets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 STATUS: dict[str, str] = {
     "ok": "tested",
-    "few_groups": "tested; 3 to 19 independent groups, so permutation or t with groups - 1 degrees of freedom was forced",
+    "few_groups": "tested; 3 to 19 independent groups, so permutation or t with groups - 1 df was forced",
     "one_class": "the target has one value after rows without a label are left out: nothing to estimate",
     "dead": "the latent never fires in these rows",
     "constant": "the latent has one non-zero value in all rows",

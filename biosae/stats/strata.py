@@ -1,4 +1,4 @@
-"""One target, pooled and within every stratum, side by side: does the association survive inside each site or source?"""
+"""One target, pooled and within every stratum, side by side: does the association survive inside each site?"""
 
 from __future__ import annotations
 
