@@ -1,4 +1,4 @@
-"""What a study reads: samples as a section describes them, parts of a split, and the content that decides on skipping."""
+"""What a study reads: samples as a section describes them, parts of a split, and the content that skipping hangs on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_samples(section: SamplesConfig, *, base: Path, random_state: int) -> Sa
 
 
 def in_split(obs: Any, part: str) -> Any:
-    """Boolean mask (Series) of the rows of ``obs`` whose ``split`` is ``part``; an :class:`InputError` where none is."""
+    """Boolean mask (Series) of the rows whose ``split`` is ``part``; an :class:`InputError` where there is none."""
     if "split" not in obs:
         raise InputError(
             f"the samples have no split, so {part!r} cannot be taken; name split= or give [samples.split_by]"

@@ -175,6 +175,7 @@ class Study:
             out=self.folder / prefix / "embeddings",
             batch_size=encoder.batch_size,
             max_failures=self.config.max_failures,
+            failures=self.folder / prefix / "failures.csv",
         )
 
     def _fit_on(self) -> str | None:
