@@ -381,6 +381,8 @@ def test_round_trip_keeps_every_bit(fitted, tmp_path):
     np.testing.assert_array_equal(copy.transform(X).toarray(), first.toarray())
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {"model.safetensors", "config.json"}
+    modes = {p.name: p.stat().st_mode for p in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]  # readable in a shared folder
 
 
 def test_saved_bytes_repeat_and_carry_licence_and_groups(tmp_path):

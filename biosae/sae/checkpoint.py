@@ -26,7 +26,9 @@ def write(folder: str | os.PathLike, tensors: dict[str, np.ndarray], config: dic
     folder.mkdir(parents=True, exist_ok=True)
     model = folder / "model.safetensors"
     with atomic_path(model) as temporary:
+        mode = temporary.stat().st_mode  # the library makes a new file that only its owner may read
         safetensors.numpy.save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, temporary)
+        temporary.chmod(mode)
     write_json(folder / "config.json", {"format": FORMAT, "version": VERSION, "sha256": hash_file(model), **config})
 
 
