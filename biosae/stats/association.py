@@ -209,7 +209,6 @@ def _one(
     hopeless = np.isin(status, ("one_class", "too_small")).all()
     if not hopeless:
         found: Result = METHODS[method].run(problem)
-        with_ci = ~np.isin(status, ("too_few_groups",))
         identified = status != "unidentifiable"
         estimate = np.where(identified, found.estimate, np.nan)
         if method == "auroc":
@@ -218,7 +217,7 @@ def _one(
             estimate = np.where(status == "dead", np.nan, np.where(status == "constant", 0.0, estimate))
         else:
             estimate = np.where(np.isin(status, ("dead", "constant")), np.nan, estimate)
-        varies = with_ci & identified & ~np.isin(status, ("dead", "constant"))
+        varies = (not too_few) & identified & ~np.isin(status, ("dead", "constant"))
         p = found.inference.p
         tested = np.isin(status, TESTED)
         status = np.where(tested & np.isnan(p), "too_sparse", status)  # no variance between groups to test with
@@ -267,7 +266,7 @@ def _status(
         status[sparse] = "too_sparse"
     too_few = G < 3
     if too_few:
-        status[:] = "too_few_groups"
+        status[status != "too_sparse"] = "too_few_groups"
     if C is not None:
         Q = basis(C, n)
         y = rank_target(target.y) if method == "spearman" else target.y

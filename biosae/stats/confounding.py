@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from scipy import stats
 
 from biosae.errors import InputError
-from biosae.stats.adjust import basis, design, is_categorical, residual
+from biosae.stats.adjust import basis, design, residual
 from biosae.stats.correlation import Columns, as_columns, dot, moments
 from biosae.stats.multiplicity import bh
-from biosae.stats.nested import codes_of, indicator, pool, unit_values
-from biosae.stats.permutation import null_counts, permutations, sign_flips
+from biosae.stats.nested import codes_of, hotelling_pvalue, indicator
+from biosae.stats.permutation import Draws, null_counts, permutations, sign_flips
 
 DOMINANCE = 2.0
 """A latent is called after a factor whose unique variance share is at least this many times that of the other."""
@@ -28,10 +29,10 @@ def confounders(
 ) -> pd.DataFrame:  # fmt: skip
     """Share of each latent's variance that goes with biology and with each technical factor.
 
-    Latents are averaged over the samples of a patient that share all labels (cells), so that tiles do not vote.
-    ``eta2_*`` is ``1 - SS_residual / SS_total`` of the factor alone, ``unique_*`` what it explains beyond the other
-    side. p by permuting patients (the factor's residual on the other side; Draper-Stoneman), or by flipping the signs
-    of patients' scores where a patient has several cells.
+    Shares are of samples: ``eta2_*`` is ``1 - SS_residual / SS_total`` of one side alone, ``unique_*`` what it explains
+    beyond the other. p count patients: signs of patients' scores are flipped (samples are permuted where they are
+    independent; Draper and Stoneman 1966), with the wider of two spreads as in :func:`associate`; where no random draw
+    reaches the observed share, the p of Hotelling's T2 or of the F test, whichever is larger, takes over.
 
     Parameters
     ----------
@@ -83,22 +84,10 @@ def _one_factor(
     if not known.any():
         raise InputError(f"no row has a value of {factor!r} and of {', '.join(biology)}")
     obs, X = obs[known], adata.X[known]
-    labels = [c for c in [*biology, factor] if is_categorical(obs[c])]
-    if grouped:
-        key = obs[[groups, *labels]].astype(str).agg("\x1f".join, axis=1)
-        codes, levels = pd.factorize(key, sort=True)
-        n = len(levels)
-        table = pd.DataFrame(
-            {c: unit_values(obs[c], codes, n, name=c, unit=groups) for c in dict.fromkeys([*biology, factor])}
-        )
-        cell_group = np.zeros(n, dtype=np.int64)
-        cell_group[codes] = codes_of(obs, groups)[0]
-        V = as_columns(pool(X, codes, n))
-    else:
-        table, n, V = obs.reset_index(drop=True), len(obs), as_columns(sp.csr_matrix(X))
-        cell_group = np.arange(n)
-    G = len(np.unique(cell_group))
-    B, T = design(table, biology), design(table, [factor])
+    n, V = len(obs), as_columns(sp.csr_matrix(X))
+    codes = codes_of(obs, groups)[0] if grouped else np.arange(n)
+    G = int(codes.max()) + 1
+    B, T = design(obs, biology), design(obs, [factor])
     Qb, Qt = basis(B, n), basis(T, n)
     ss = moments(V)[1]
     ss = np.where(ss > 0, ss, np.nan)
@@ -120,17 +109,18 @@ def _one_factor(
         status = "too_few_groups"
     elif status == "ok" and G < 20:
         status = "few_groups"
-    testable = np.isfinite(ss) & (np.asarray((V != 0).sum(axis=0)).ravel() >= min(5, G)) & separable
+    active = np.diff(V.indptr)
+    fired = np.asarray(((indicator(codes, G) @ (V != 0).astype(np.float64)) > 0).sum(axis=0)).ravel()
+    testable = np.isfinite(ss) & (active >= 10) & (fired >= min(5, G)) & separable
     testable &= status in ("ok", "few_groups")
     for side, D, other in (("biology", own_b, Qt), ("technical", own_t, Qb)):
         p = np.full(len(out), np.nan)
         if testable.any() and D.shape[1]:
-            p = _pvalue(V, D, other, ss, cell_group, G, testable, n_permutations, random_state)
+            p = _pvalue(V, D, other, ss, codes, G, testable, n_permutations, random_state)
         out[f"p_{side}"], out[f"q_{side}"] = p, bh(p)
     out["flag"] = _flags(out, alpha) if separable or one_class else "not_separable"
     out["n_units"], out["n_groups"], out["n_samples"] = n, G if declared else 0, int(known.sum())
     out["status"] = status if separable or one_class else "unidentifiable"
-    active = np.asarray((V != 0).sum(axis=0)).ravel()
     out.loc[active == 0, "status"] = "dead"
     out.loc[(active > 0) & ~np.isfinite(ss), "status"] = "constant"
     out.loc[(active > 0) & np.isfinite(ss) & ~testable & out["status"].isin(["ok", "few_groups"]), "status"] = (
@@ -162,40 +152,60 @@ def _pvalue(
     V: Columns, D: np.ndarray, Q: np.ndarray, ss: np.ndarray, codes: np.ndarray, G: int, testable: np.ndarray,
     n_draws: int, random_state: int,
 ) -> np.ndarray:  # fmt: skip
-    n = len(codes)
+    """p of ``SS`` on the columns of D beyond Q: rearrangement, and beyond its resolution the larger parametric p."""
+    n, q = D.shape
     coefficient = dot(V, Q).T
     left = ss - (coefficient[1:] ** 2).sum(axis=0)
-    left = np.where(left > 1e-10 * ss, left, np.nan)
-    observed = np.where(testable, (dot(V, D) ** 2).sum(axis=1) / left, np.nan)
+    left = np.where(testable & (left > 1e-10 * ss), left, np.nan)
+    share = (dot(V, D) ** 2).sum(axis=1) / left
+    model = _f_pvalue(share, q, n - Q.shape[1] - q)
     if n == G:
         draws = permutations(np.arange(n, dtype=np.float64), blocks=None, n_draws=n_draws, random_state=random_state)
 
-        def statistic_of(Y: np.ndarray) -> np.ndarray:
+        def rearranged(Y: np.ndarray) -> np.ndarray:
             index = np.round(Y).astype(np.int64)
-            total = np.zeros((V.shape[1], Y.shape[1]))
-            scale = np.zeros(Y.shape[1])
-            for k in range(D.shape[1]):
-                moved = residual(D[index, k], Q)
-                total += dot(V, moved) ** 2
-                scale += (moved**2).sum(axis=0)
-            return total / left[:, None] / (scale / D.shape[1])
+            moved = [residual(D[index, k], Q) for k in range(q)]
+            scale = sum((v**2).sum(axis=0) for v in moved) / q
+            return sum(dot(V, v) ** 2 for v in moved) / left[:, None] / scale
 
-        return null_counts(observed, draws, statistic_of)[0]
-    draws = sign_flips(G, n_draws=n_draws, random_state=random_state)
+        return _tail(null_counts(share, draws, rearranged)[0], model, draws)
     A = indicator(codes, G)
     S = []
-    for k in range(D.shape[1]):
+    for k in range(q):
         weighted = A @ sp.diags(D[:, k])
         own = weighted @ V
         S.append((own.toarray() if sp.issparse(own) else own) - (weighted @ Q) @ coefficient)
-    # the wider of two spreads (see biosae.stats.inference): the groups' own, and that of freely rearranged cells
-    own = sum((s**2).sum(axis=0) for s in S)
-    shrink = np.fmin(1.0, own / (left * D.shape[1] / max(n - Q.shape[1], 1)))
+    expected = left * q / (n - Q.shape[1])
+    if all(np.ptp(D[codes == g], axis=0).max() < 1e-9 for g in range(G)):  # one value a group: groups are rearranged
+        totals = A @ V
+        totals = (totals.toarray() if sp.issparse(totals) else totals) - (A @ Q) @ coefficient
+        totals = totals - totals.mean(axis=0)
+        level = (A @ D) / np.bincount(codes)[:, None]
+        level = level - level.mean(axis=0)
+        expected = (level**2).sum() * (totals**2).sum(axis=0) / (G - 1)
+        u, size, _ = np.linalg.svd(level, full_matrices=False)
+        u = u[:, size > 1e-9]
+        between = ((u.T @ totals) ** 2).sum(axis=0) / (totals**2).sum(axis=0)
+        model = _f_pvalue(between, u.shape[1], G - Q.shape[1] - u.shape[1])
+    # the wider of two spreads, and scores made smaller by centring: see biosae.stats.inference
+    shrink = np.fmin(1.0, sum((s**2).sum(axis=0) for s in S) / expected) * (1 - 1 / G) ** 2
+    draws = sign_flips(G, n_draws=n_draws, random_state=random_state)
+    flipped = null_counts(share * shrink, draws, lambda Y: sum((s.T @ Y) ** 2 for s in S) / left[:, None])[0]
+    return _tail(flipped, np.fmax(model, hotelling_pvalue(np.stack(S, axis=-1))), draws)
 
-    def statistic_of(Y: np.ndarray) -> np.ndarray:
-        return sum((s.T @ Y) ** 2 for s in S) / left[:, None]
 
-    return null_counts(observed * shrink, draws, statistic_of)[0]
+def _f_pvalue(share: np.ndarray, q: int, df: int) -> np.ndarray:
+    """p of the F test of a share of variance on q columns."""
+    if df < 1:
+        return np.ones_like(share)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return stats.f.sf(share / (1 - share) * df / q, q, df)
+
+
+def _tail(p: np.ndarray, parametric: np.ndarray, draws: Draws) -> np.ndarray:
+    """Random draws cannot tell p below ``1 / (B + 1)`` apart; there the parametric p takes over if it is smaller."""
+    unresolved = (p <= 1.5 / (draws.n_draws + 1)) & (not draws.exact)
+    return np.where(unresolved, np.fmin(p, parametric), np.fmax(p, np.where(np.isnan(p), np.nan, parametric)))
 
 
 def _flags(out: pd.DataFrame, alpha: float) -> np.ndarray:

@@ -7,7 +7,8 @@ Every supported method but Kruskal-Wallis tests ``U = sum_i x~_i y~_i`` with its
 * dependent units: the wider of two standard errors, (a) cluster-robust over groups under the null hypothesis, t with
   G - 1 degrees of freedom, and (b) that of free rearrangement (of samples if the target varies within groups, else of
   groups), because (a) alone is too small when a rare label meets a rare latent;
-* dependent units, target constant within groups, fewer than 20 groups: permutation of groups.
+* dependent units, target constant within groups, fewer than 20 groups: permutation of groups;
+* dependent units otherwise, fewer than 10 groups: not below the p of flipping the signs of the groups' scores.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from biosae.stats.nested import group_scores, indicator, score_t
 from biosae.stats.permutation import null_counts, permutations, sign_flips
 
 FEW = 20
+"""Below this many units or groups, permutation or t with groups - 1 degrees of freedom."""
+VERY_FEW = 10
+"""Below this many groups no p falls under what rearranging the groups can give."""
 MIN_DRAWS = 9999
 
 
@@ -224,7 +228,8 @@ def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_sta
 
     plain = groups.constant and len(blocks) == 1 and blocks[0].k == 0
     small = G < FEW and plain
-    if G >= 3 and (small or n_permutations):
+    very_few = G < VERY_FEW and not plain
+    if G >= 3 and (small or very_few or n_permutations):
         n_draws = max(n_permutations, MIN_DRAWS if small else 1)
         if plain:
             X, mean = group_totals(blocks[0], codes, G)
@@ -254,5 +259,7 @@ def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_sta
         how_maxt = f"{scheme}, {draws.describe}"
         if small:
             p, how = own, how_maxt
+        elif very_few:
+            p, how = np.maximum(p, own), f"larger of {how} and {how_maxt}"
         p_maxt = np.maximum(p_maxt, p)
     return Inference(statistic, p, p_maxt, how, how_maxt, se)

@@ -6,8 +6,8 @@ import numpy as np
 from scipy import stats
 
 from biosae.stats.correlation import Columns, dot, moments
-from biosae.stats.inference import FEW, MIN_DRAWS, Groups, Inference
-from biosae.stats.nested import indicator
+from biosae.stats.inference import FEW, MIN_DRAWS, VERY_FEW, Groups, Inference
+from biosae.stats.nested import hotelling_pvalue, indicator
 from biosae.stats.permutation import null_counts, permutations, sign_flips
 
 
@@ -55,7 +55,7 @@ def kruskal(
                 by[groups.codes] = units_blocks
             observed = np.where(testable, _between(X, own, C), np.nan)
             small_arrangement = (X - X.mean(axis=0), own, by, observed, G < FEW, f"permutation of {G} groups")
-        elif not groups.constant and n_permutations and G >= 3:
+        elif not groups.constant and (n_permutations or G < VERY_FEW) and G >= 3:
             return _flipped(S / np.sqrt(size), H, ss / (n - 1), p, how, testable, n_permutations, random_state)
     p_maxt, how_maxt = np.full_like(p, np.nan), ""
     if small_arrangement is not None:
@@ -118,8 +118,11 @@ def _flipped(
 
     shrink = (1 - 1 / len(S)) ** 2  # centring made the scores smaller than they were: as in CR3
     observed = np.where(testable, shrink * statistic_of(np.ones((len(S), 1)))[:, 0], np.nan)
-    p_maxt = np.maximum(null_counts(observed, draws, statistic_of)[1], p)
+    own, joint = null_counts(observed, draws, statistic_of)
     scheme = f"sign flips of {len(S)} group scores, {draws.describe}"
+    if len(S) < VERY_FEW:
+        p, how = np.maximum(p, own), f"larger of {how} and {scheme}"
+    p_maxt = np.maximum(joint, p)
     return Inference(H, np.where(testable, p, np.nan), p_maxt, how, scheme)
 
 
@@ -131,15 +134,7 @@ def _grouped(
     if q >= G:
         return np.full_like(H, np.nan), ""
     A, mean = indicator(groups.codes, G), moments(ranks)[0]
-    centre = S.mean(axis=0)
-    D = S - centre
-    cov = np.einsum("gmi,gmj->mij", D, D) / (G - 1)
-    trace = np.trace(cov, axis1=1, axis2=2)
-    fine = (np.linalg.matrix_rank(cov, hermitian=True) == q) & (trace > 0) & ~np.isnan(H)
-    p_hotelling = np.full_like(H, np.nan)
-    if fine.any():
-        T2 = G * np.einsum("mi,mi->m", centre[fine], np.linalg.solve(cov[fine], centre[fine][..., None])[..., 0])
-        p_hotelling[fine] = stats.f.sf(T2 * (G - q) / (q * (G - 1)), q, G - q)
+    p_hotelling = hotelling_pvalue(np.where(np.isnan(H)[None, :, None], np.nan, S))
     if groups.constant:
         own = np.zeros(G, dtype=np.int64)
         own[groups.codes] = codes

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from scipy import stats
 
 from biosae.errors import InputError, StatisticsError, nearest
 from biosae.stats.adjust import is_categorical
@@ -195,6 +196,23 @@ def score_t(S: np.ndarray) -> np.ndarray:
     sd = S.std(axis=0, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(sd > 0, S.mean(axis=0) * np.sqrt(G) / sd, np.nan)
+
+
+def hotelling_pvalue(S: np.ndarray) -> np.ndarray:
+    """p of Hotelling's one-sample T2 over groups of score vectors (G, m, q), ``F(q, G - q)``; NaN where singular."""
+    G, m, q = S.shape
+    p = np.full(m, np.nan)
+    if q >= G or q == 0:
+        return p
+    centre = S.mean(axis=0)
+    D = S - centre
+    cov = np.einsum("gmi,gmj->mij", D, D) / (G - 1)
+    fine = np.isfinite(cov).all(axis=(1, 2))
+    fine[fine] = (np.linalg.matrix_rank(cov[fine], hermitian=True) == q) & (np.trace(cov[fine], axis1=1, axis2=2) > 0)
+    if fine.any():
+        T2 = G * np.einsum("mi,mi->m", centre[fine], np.linalg.solve(cov[fine], centre[fine][..., None])[..., 0])
+        p[fine] = stats.f.sf(T2 * (G - q) / (q * (G - 1)), q, G - q)
+    return p
 
 
 def ols_cluster(X: Any, y: np.ndarray, groups: np.ndarray, *, C: np.ndarray | None = None) -> pd.DataFrame:
