@@ -105,6 +105,8 @@ class AssociateConfig(_Section):
     controls: bool = True
     n_permutations: int = Field(0, ge=0)
     aggregate: str = "mean"
+    groups: str = "patient"
+    """Column of independent groups; where patients are not known, the nearest thing to them."""
     assume_independent: bool = False
     on: str | None = None
     """Split to test in (default: every sample)."""
@@ -133,6 +135,7 @@ class TransferConfig(_Section):
     targets: dict[str, str]
     unit: str = "sample"
     strata: str | None = None
+    groups: str = "patient"
     assume_independent: bool = False
 
 

@@ -227,6 +227,7 @@ class Study:
             controls=c.controls,
             n_permutations=c.n_permutations,
             aggregate=c.aggregate,
+            groups=c.groups,
             assume_independent=c.assume_independent,
             random_state=self.config.random_state,
         )
@@ -250,7 +251,7 @@ class Study:
 
     def _how(self) -> dict[str, Any]:
         a = self.config.associate
-        names = ("unit", "method", "strata", "controls", "assume_independent", "aggregate")
+        names = ("unit", "method", "strata", "controls", "groups", "assume_independent", "aggregate")
         return {**{n: getattr(a, n) for n in names}, "random_state": self.config.random_state}
 
     def _within_strata(self, view: View) -> None:
@@ -270,6 +271,7 @@ class Study:
                 strata=a.strata,
                 unit=a.unit,
                 method=a.method,
+                groups=a.groups,
                 assume_independent=a.assume_independent,
             )
             for row in latents.itertuples()
@@ -281,12 +283,13 @@ class Study:
 
         c = self.config
         adata = self._latents(view.place("latents.h5ad"))
-        how = {"random_state": c.random_state}
+        how = {"random_state": c.random_state, "groups": c.associate.groups}
         table = confounders(
             adata,
             biology=c.confounders.biology,
             technical=c.confounders.technical,
             n_permutations=c.confounders.n_permutations,
+            assume_independent=c.associate.assume_independent,
             **how,
         )
         self._write(view.place("tables/confounders.csv"), table)
@@ -313,6 +316,7 @@ class Study:
             replication=second,
             replication_unit=t.unit,
             replication_strata=t.strata,
+            replication_groups=t.groups,
             replication_assume_independent=t.assume_independent,
             n_permutations=self.config.replicate.n_permutations if self.config.replicate else 0,
             **self._how(),

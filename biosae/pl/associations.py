@@ -117,7 +117,10 @@ def strata(table: pd.DataFrame, *, target: str | None = None, ax: Axes | None = 
             colour, marker, filled = looks.get(str(row["stratum"]), (style.PALETTE["sky"], "o", False))
             _interval(ax, row, place, colour=colour, marker=marker, filled=filled)
         names = [
-            {"pooled": "pooled", "within": "within strata"}.get(str(r["stratum"]), f"only {r['stratum']}") + _n(r)
+            style.wrap(
+                {"pooled": "pooled", "within": "within strata"}.get(str(r["stratum"]), f"only {r['stratum']}") + _n(r),
+                width=32,
+            )
             for _, r in rows.iterrows()
         ]
         _finish(ax, rows, positions, names, marks)

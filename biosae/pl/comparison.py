@@ -118,7 +118,7 @@ def readout(table: pd.DataFrame, *, factor: str | None = None, ax: Axes | None =
     kinds = list(dict.fromkeys(rows["features"].astype(str)))
     several = len({encoder for encoder, _ in places}) > 1
     with style.paper():
-        ax = style.axes(ax, (1.5 + 0.75 * len(places), 2.4))
+        ax = style.axes(ax, (1.5 + 0.9 * len(places), 2.6))
         for k, kind in enumerate(kinds):
             part = rows[rows["features"].astype(str) == kind]
             colour = _FEATURES.get(kind, (style.PALETTE["purple"], "D"))[0]
@@ -132,7 +132,7 @@ def readout(table: pd.DataFrame, *, factor: str | None = None, ax: Axes | None =
         if "chance" in rows:
             ax.hlines(rows["chance"].dropna().unique(), -0.5, len(places) - 0.5, color=style.INK, linestyle=(0, (4, 3)),
                       linewidth=0.8, label="chance")  # fmt: skip
-        ax.set_xticks(range(len(places)), [f"{v}\n{e}" if several else v for e, v in places])
+        ax.set_xticks(range(len(places)), [f"{v}\n{style.wrap(e, width=13)}" if several else v for e, v in places])
         ax.set_xlim(-0.5, len(places) - 0.5)
         ax.set_ylim(0, 1.02)
         ax.set_xlabel("layer" if not several else "layer and encoder")

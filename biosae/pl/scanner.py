@@ -71,7 +71,7 @@ def scanner(
     width = 0.8 / len(groups)
     rng = np.random.default_rng(random_state)
     with style.paper():
-        ax = style.axes(ax, (max(2.4, 0.8 + 0.8 * len(factors)) + (0.9 if label is not None else 0.0), 2.5))
+        ax = style.axes(ax, (max(2.4, 0.8 + 0.95 * len(factors)) + (0.9 if label is not None else 0.0), 2.6))
         for g, group in enumerate(groups):
             colour = style.COLOURS[g] if label is not None else style.PALETTE["blue"]
             for i, factor in enumerate(factors):
@@ -91,7 +91,9 @@ def scanner(
                 ax.plot([centre - 0.42 * width, centre + 0.42 * width], [median] * 2, color=style.INK, linewidth=1.6)
         noun = "patient" if per_patient else "row"
         dots = points.groupby("factor")["patient"].nunique() if per_patient else points["factor"].value_counts()
-        ax.set_xticks(range(len(factors)), [f"{f}\n{style.count(dots[f], noun)}" for f in factors])
+        ax.set_xticks(
+            range(len(factors)), [f"{style.wrap(f, width=14)}\n{style.count(dots[f], noun)}" for f in factors]
+        )
         ax.set_xlim(-0.6, len(factors) - 0.4)
         ax.set_xlabel(by)
         unit = "embedding units, mean a patient" if per_patient else "embedding units"
