@@ -169,9 +169,9 @@ def _independent(blocks, R, weight, rank_sum, units_blocks, n_permutations, rand
                 norm = np.sqrt((Yb**2).sum(axis=0)) if b.k else 1.0
                 r = dot(b.V, Yb) / np.where(b.ss > 0, np.sqrt(b.ss), np.inf)[:, None] / norm
                 total = total + b.weight[:, None] * r
-            return np.abs(total) / np.maximum(weight, 1.0)[:, None]
+            return np.abs(total) / np.sqrt(np.maximum(weight, 1.0))[:, None]  # columns may be constant in strata
 
-        own, p_maxt = null_counts(np.abs(R), draws, statistic_of)
+        own, p_maxt = null_counts(np.abs(R) * np.sqrt(weight), draws, statistic_of)
         scheme = "permutation" + ("" if one else " within blocks") + f", {draws.describe}"
         if small and k:
             p, how = np.fmax(p, own), f"larger of {how} and Freedman-Lane {scheme}"
