@@ -249,7 +249,7 @@ def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_sta
         else:
             draws = sign_flips(G, n_draws=n_draws, random_state=random_state)
             shrink = (G - 1 - blocks[0].k) / G  # centring made the scores smaller than they were: as in CR3
-            observed = np.where(tested, shrink * np.abs(S.sum(axis=0)) / wide, np.nan)
+            observed = np.where(tested, shrink * np.abs(S.sum(axis=0)) / np.where(wide > 0, wide, np.inf), np.nan)
 
             def statistic_of(Y: np.ndarray) -> np.ndarray:
                 return np.abs(S.T @ Y) / np.where(wide > 0, wide, np.inf)[:, None]
