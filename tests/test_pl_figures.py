@@ -15,6 +15,7 @@ from biosae import pl
 from biosae.errors import InputError
 from biosae.pl import results, style
 from biosae.stats import summary
+from biosae.stats.ranking import strength
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_null_of_effects() -> None:
     rows = pd.DataFrame(
         {"effect": ["auroc", "odds_ratio", "odds_ratio", "pearson_r"], "estimate": [0.2, 0.5, 2.0, -0.4]}
     )
-    np.testing.assert_allclose(results.strength(rows), [0.3, np.log(2), np.log(2), 0.4])
+    np.testing.assert_allclose(strength(rows), [-0.3, -np.log(2), np.log(2), -0.4])
 
 
 def test_strata_put_pooled_first_and_within_second(strata) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from biosae.errors import InputError, StatisticsError
-from biosae.stats import STATUS, aggregate, associate, summary, within_strata
+from biosae.stats import STATUS, aggregate, associate, ranked, summary, within_strata
 from biosae.stats.association import COLUMNS
 
 FREE = {"unit": "sample", "assume_independent": True, "controls": False}
@@ -444,3 +444,38 @@ def test_wide_tables_are_quick_and_stay_sparse():
     start = time.process_time()
     found = associate(adata, "count", unit="sample")
     assert found["p"].notna().all() and time.process_time() - start < 20
+
+
+def test_ranking_goes_by_evidence_and_n_counts_contributing_strata():
+    """A latent that fires in one stratum may have the largest estimate; it is not the best, and its n is that one's."""
+    rng = np.random.default_rng(0)
+    n = 400
+    site = np.repeat(["a", "b", "c", "d"], n // 4)
+    y = rng.normal(size=n)
+    common = np.where(rng.random(n) < 0.7, np.exp(0.45 * y + rng.normal(size=n)), 0.0)
+    rare = np.where((site == "a") & (rng.random(n) < 0.15), np.exp(1.5 * y), 0.0)
+    rare[(site == "a") & (y < 0.8)] = 0.0
+    adata = anndata.AnnData(
+        X=sp.csr_matrix(np.column_stack([common, rare]).astype(np.float32)),
+        obs=pd.DataFrame({"y": y, "site": site}, index=[f"s{i}" for i in range(n)]),
+        var=pd.DataFrame(index=["common", "rare"]),
+    )
+    result = associate(
+        adata,
+        "y",
+        unit="sample",
+        method="spearman",
+        strata="site",
+        assume_independent=True,
+        controls=False,
+        min_active=3,
+    ).set_index("latent")
+    assert result.loc["common", "n_units"] == n and result.loc["common", "n_strata"] == 4
+    assert (
+        result.loc["rare", "n_units"] == result.loc["rare", "n_samples"] == 100 and result.loc["rare", "n_strata"] == 1
+    )
+    result.loc["rare", "estimate"] = 0.9
+    result.loc["rare", "p"] = max(result.loc["rare", "p"], 0.01)
+    assert summary(result.reset_index())["latent"].tolist() == ["common"]
+    no_p = result.reset_index().assign(p=np.nan, status="too_few_groups", estimate=[0.4, 0.6])
+    assert ranked(no_p)["latent"].tolist() == ["common", "rare"]

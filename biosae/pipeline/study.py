@@ -14,6 +14,9 @@ from biosae.pipeline.inputs import content, in_split, read_samples
 from biosae.pipeline.stages import Stage
 from biosae.provenance import record
 
+N_STRATA = 3
+"""Latents of a target that the table of strata takes from the pooled analysis, and from the stratified one."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -133,7 +136,7 @@ class Study:
             output = (view.place("tables/replication.csv"),)
             stages.append(Stage(f"replicate/{name}", inputs, output, lambda: self._replicate(view)))
         if c.associate.strata is not None:
-            inputs = {"associate": associate.key}
+            inputs = {"associate": associate.key, "n": N_STRATA}
             output = (view.place("tables/within_strata.csv"),)
             stages.append(Stage(f"strata/{name}", inputs, output, lambda: self._within_strata(view)))
         if c.confounders is not None:
@@ -255,27 +258,27 @@ class Study:
         return {**{n: getattr(a, n) for n in names}, "random_state": self.config.random_state}
 
     def _within_strata(self, view: View) -> None:
+        """Pooled and within strata, for the latents that either analysis would name first."""
         import pandas as pd
 
-        from biosae.stats import within_strata
+        from biosae.stats import ranked, within_strata
 
         a = self.config.associate
-        best = pd.read_csv(self.folder / view.place("tables/summary.csv"))
-        latents = best.loc[best["source"] == "latent"].dropna(subset=["latent"])
         adata = self._latents(view.place("latents.h5ad"))
-        parts = [
-            within_strata(
+        parts = []
+        for target in a.targets:
+            table = within_strata(
                 adata,
-                row.target,
-                latents=[row.latent],
+                target,
                 strata=a.strata,
                 unit=a.unit,
                 method=a.method,
                 groups=a.groups,
+                aggregate=a.aggregate,
                 assume_independent=a.assume_independent,
             )
-            for row in latents.itertuples()
-        ]
+            first = [ranked(table[table["stratum"] == s])["latent"].head(N_STRATA) for s in ("pooled", "within")]
+            parts.append(table[table["latent"].isin(pd.concat(first))])
         self._write(view.place("tables/within_strata.csv"), pd.concat(parts, ignore_index=True))
 
     def _confounders(self, view: View) -> None:

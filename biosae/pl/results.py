@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from biosae import stats
 from biosae.errors import InputError, nearest
 from biosae.pl.style import count
-from biosae.stats.status import TESTED
 
 REQUIRED = ("latent", "target", "estimate", "p", "q", "status")
 
@@ -104,28 +104,10 @@ def null_value(effect: object) -> float:
     return 1.0 if "ratio" in name or name in ("irr", "hr", "or", "rr") else 0.0
 
 
-def strength(result: pd.DataFrame) -> pd.Series:
-    """Distance of each estimate from no association (ratios on the log scale)."""
-    null = result["effect"].map(null_value).astype(float)
-    estimate = pd.to_numeric(result["estimate"], errors="coerce")
-    ratio = null == 1.0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (estimate - null).abs().where(~ratio, np.abs(np.log(estimate.where(estimate > 0))))
-
-
 def ranked(result: pd.DataFrame) -> pd.DataFrame:
-    """Rows with a tested effect, the strongest first.
-
-    Where nothing of a target and source could be tested for want of independent groups, its estimates stand in,
-    as in :func:`biosae.stats.summary`.
-    """
+    """Rows that can be shown, the strongest evidence first, as :func:`biosae.stats.ranked` orders them."""
     result = check(result)
-    tested = result["status"].isin(TESTED) & result["estimate"].notna()
-    key = result["target"].astype(str) + "\0" + result["source"].astype(str)
-    alone = ~tested.groupby(key).transform("any")
-    stand_in = alone & (result["status"] == "too_few_groups") & result["estimate"].notna()
-    result = result[tested | stand_in]
-    return result.loc[(-strength(result)).sort_values(kind="stable").index]
+    return stats.ranked(result) if len(result) else result
 
 
 def best(result: pd.DataFrame) -> pd.DataFrame:

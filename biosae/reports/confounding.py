@@ -65,7 +65,7 @@ def confounding(run: Run, figures: Figures, latents: list[str]) -> dict[str, Any
                     latent,
                     by=by,
                     label=label,
-                    size=(max(3.4, 1.2 + 0.8 * levels) + (0.9 if label else 0), 2.7),
+                    size=(max(3.4, 1.2 + 1.0 * levels) + (0.9 if label else 0), 2.7),
                     alt=f"Level of {latent} by {by}.",
                     caption=f"{latent} by {by}; one dot a {'patient' if run.role('patient') is not None else 'row'}"
                     f"{' and label' if label else ''}, bar: median; n = {style.count(run.adata.n_obs, 'row')}.",
@@ -84,13 +84,13 @@ def _readout(run: Run, figures: Figures, out: dict[str, Any]) -> None:
         return
     shown, same = without_constants(frame)
     out["readout"].append(
-        table(unit_first(shown), caption=f"How well a factor can be read out, patients kept apart.{same}")
+        table(unit_first(shown), caption=f"How well a factor can be read out, groups kept apart.{same}")
     )
     for factor in pd.unique(frame["factor"].astype(str)) if "factor" in frame else ():
         views = frame.groupby(["encoder", "layer"]).ngroups if {"encoder", "layer"} <= set(frame) else 1
         picture = figures.add(
             f"readout_{file_name(factor)}", pl.readout, frame.assign(factor=frame["factor"].astype(str)), factor=factor,
-            size=(2.2 + 0.7 * views, 2.6),
+            size=(2.2 + 0.95 * views, 2.8),
             alt=f"Balanced accuracy of reading {factor} from embeddings and latents, by layer, with chance.",
             caption=f"Readout of {factor} by layer; dashed: chance; bars: confidence interval.",
         )  # fmt: skip

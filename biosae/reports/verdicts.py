@@ -8,6 +8,7 @@ import pandas as pd
 from biosae.pl import results, style
 from biosae.reports.run import Run
 from biosae.reports.tables import interval
+from biosae.stats.ranking import strength
 
 ALPHA = 0.05
 _FLAGS = {  # the gravest first
@@ -89,7 +90,7 @@ def sae_adds(rows: pd.DataFrame) -> str:
 
 
 def _strength(row: pd.Series) -> float:
-    return float(results.strength(pd.DataFrame([row])).iloc[0])
+    return abs(float(strength(pd.DataFrame([row])).iloc[0]))
 
 
 def _first(rows: pd.DataFrame, source: str) -> pd.Series:
@@ -127,8 +128,8 @@ def confounding_verdict(run: Run, latents: list[str]) -> str | None:
 def strata_verdicts(run: Run) -> list[dict[str, str]]:
     """For each target and latent: does the pooled association survive within strata of the confounder?
 
-    It survives when the within-strata estimate has the sign of the pooled one and its interval excludes no
-    association (or, where there is no interval, its p is at most 0.05).
+    An estimate is clear when its interval excludes no association (or, where there is no interval, its p is at most
+    0.05). A clear pooled association survives when the estimate within strata is clear too and has its sign.
     """
     table = run.tables.get("within_strata")
     if table is None or not {"stratum", "target", "latent", "estimate"} <= set(table):
@@ -141,18 +142,9 @@ def strata_verdicts(run: Run) -> list[dict[str, str]]:
         pooled, within = by.loc["pooled"], by.loc["within"]
         null = results.null_value(within.get("effect", "effect"))
         same = np.sign(within["estimate"] - null) == np.sign(pooled["estimate"] - null)
-        if pd.notna(within.get("ci_low", np.nan)):
-            clear = within["ci_low"] > null or within["ci_high"] < null
-        else:
-            clear = within.get("p", np.nan) <= ALPHA
+        verdict = _STRATA[_clear(pooled, null), _clear(within, null) and (bool(same) or "reversed")]
         if pd.isna(within["estimate"]):
             verdict = "cannot be judged within strata"
-        elif same and clear:
-            verdict = "survives within strata"
-        elif clear:
-            verdict = "reverses within strata"
-        else:
-            verdict = "does not survive within strata"
         n = within.get("n_units", within.get("n", np.nan))
         found.append(
             {
@@ -161,3 +153,19 @@ def strata_verdicts(run: Run) -> list[dict[str, str]]:
             }
         )  # fmt: skip
     return found
+
+
+_STRATA = {  # (pooled is clear, within is clear and of the same sign) -> verdict
+    (True, True): "survives within strata",
+    (True, False): "does not survive within strata",
+    (True, "reversed"): "reverses within strata",
+    (False, True): "seen only within strata",
+    (False, "reversed"): "seen only within strata",
+    (False, False): "seen neither pooled nor within strata",
+}
+
+
+def _clear(row: pd.Series, null: float) -> bool:
+    if pd.notna(row.get("ci_low", np.nan)):
+        return bool(row["ci_low"] > null or row["ci_high"] < null)
+    return bool(row.get("p", np.nan) <= ALPHA)

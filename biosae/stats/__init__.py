@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from biosae.stats.adjust import overlap
-from biosae.stats.association import associate, summary
+from biosae.stats.association import associate
 from biosae.stats.confounding import confounders, readout
 from biosae.stats.correlation import correlate
 from biosae.stats.multiplicity import bh, bonferroni, by, holm
 from biosae.stats.nested import aggregate
+from biosae.stats.ranking import ranked, summary
 from biosae.stats.replicate import replicate
 from biosae.stats.status import STATUS
 from biosae.stats.strata import within_strata
 
 __all__ = [
     "STATUS", "aggregate", "associate", "bh", "bonferroni", "by", "confounders", "correlate", "holm", "overlap",
-    "readout", "replicate", "summary", "within_strata",
+    "ranked", "readout", "replicate", "summary", "within_strata",
 ]  # fmt: skip

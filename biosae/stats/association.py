@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from biosae.errors import InputError, StatisticsError, nearest
+from biosae.errors import InputError, nearest
 from biosae.stats import multiplicity
 from biosae.stats.adjust import MAX_R2, MAX_VIF, basis, projected, share_explained
 from biosae.stats.correlation import Columns, moments, n_active, rank_columns, rank_target
 from biosae.stats.frame import Frame, Source, Target, sources
 from biosae.stats.inference import FEW
-from biosae.stats.methods import EFFECT_NULL, METHODS, Problem, Result
+from biosae.stats.methods import METHODS, Problem, Result
 from biosae.stats.nested import indicator
 from biosae.stats.status import TESTED
 
@@ -235,7 +235,11 @@ def _one(
         extra = found.extra
     out = pd.DataFrame({"latent": source.names, "method": method, **table, **extra})
     out["status"] = status
-    out["n_units"], out["n_samples"], out["n_groups"] = target.n_units, len(target.samples), target.groups.n
+    out["n_samples"], out["n_groups"] = len(target.samples), target.groups.n
+    if "n_units" not in out:
+        out["n_units"] = target.n_units
+    elif target.unit_codes is None:
+        out["n_samples"] = out["n_units"]
     out["effect"], out["source"] = METHODS[method].effect, source.name
     two = len(target.classes) == 2
     out["contrast"] = f"{target.classes[1]} over {target.classes[0]}" if two else ""
@@ -284,50 +288,3 @@ def _status(
     if n < 3 or (C is not None and n - basis(C, n).shape[1] - 1 < 1):
         status[:] = "too_small"
     return status, np.isin(status, TESTED), too_few
-
-
-def strength(table: pd.DataFrame) -> pd.Series:
-    """How far each estimate lies from no effect: ``|estimate - null|``, odds ratios on the log scale."""
-    null = table["effect"].map(EFFECT_NULL).astype(float)
-    ratio = table["effect"] == "odds_ratio"
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = np.where(ratio, np.log(table["estimate"].astype(float)), table["estimate"].astype(float) - null)
-    return pd.Series(value, index=table.index)
-
-
-def summary(result: pd.DataFrame) -> pd.DataFrame:
-    """The strongest feature of each source for each target: what the latents add to the raw embedding and its PCA.
-
-    Parameters
-    ----------
-    result
-        Table of :func:`associate`.
-
-    Returns
-    -------
-    DataFrame
-        One row a (target, source), rows of ``result`` with the largest effect among those tested; where none of a
-        target was tested (too few groups) among those with an estimate. ``n_tested``: the size of that family. The
-        best of many is biased upwards; :func:`replicate` estimates it on other rows.
-
-    Raises
-    ------
-    StatisticsError
-        If the table has no rows.
-    """
-    if len(result) == 0:
-        raise StatisticsError("the table of associations is empty")
-    rows = []
-    for (_, _), part in result.groupby(["target", "source"], sort=False):
-        usable = part[part["status"].isin(TESTED)]
-        if usable.empty:
-            usable = part[(part["status"] == "too_few_groups") & part["estimate"].notna()]
-        n_tested = int(part["p"].notna().sum())
-        if usable.empty:
-            best = part.iloc[[0]].copy()
-            best[["latent"]] = ""
-            best[["estimate", "ci_low", "ci_high", "statistic", "p", "q"]] = np.nan
-        else:
-            best = usable.loc[[strength(usable).abs().idxmax()]].copy()
-        rows.append(best.assign(n_tested=n_tested))
-    return pd.concat(rows, ignore_index=True)

@@ -95,7 +95,9 @@ def _correlation(problem: Problem, *, rank: bool) -> Result:
             half = special.ndtri(0.975) * np.sqrt((1 + estimate**2 / 2 if rank else 1.0) / weight)
             Q = (w * (z_each - z) ** 2).sum(axis=0) / (1 + estimate**2 / 2 if rank else 1.0)
             used = (w > 0).sum(axis=0)
+            contributing = np.where(w > 0, np.array([b.n for b in blocks])[:, None], 0).sum(axis=0)
             extra = {
+                "n_units": np.where(used > 0, contributing, sum(b.n for b in blocks)),
                 "n_strata": used, "q_heterogeneity": np.where(used > 1, Q, np.nan),
                 "p_heterogeneity": np.where(used > 1, stats.chi2.sf(Q, np.maximum(used - 1, 1)), np.nan),
                 "i2": np.where(used > 1, np.clip(1 - (used - 1) / Q, 0, 1), np.nan),

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from biosae.errors import InputError, StatisticsError
-from biosae.stats.association import associate, strength, summary
+from biosae.stats.association import associate
 from biosae.stats.frame import principal_components
 from biosae.stats.multiplicity import holm
+from biosae.stats.ranking import strength, summary
 from biosae.stats.status import TESTED
 
 
