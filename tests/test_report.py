@@ -267,7 +267,8 @@ def test_verdict_compares_with_the_better_control(made) -> None:
         ((0.1, -0.1, 0.3), "does not survive within strata"),
         ((-0.1, -0.3, 0.1), "does not survive within strata"),
         ((-0.4, -0.6, -0.2), "reverses within strata"),
-        ((np.nan, np.nan, np.nan), "cannot be judged within strata"),
+        ((np.nan, np.nan, np.nan), "cannot be judged"),
+        ((0.4, np.nan, np.nan), "cannot be judged"),
     ],
 )
 def test_what_survives_within_strata(made, within, verdict) -> None:

@@ -12,7 +12,7 @@ from biosae.pl import style
 from biosae.reports.run import Run
 from biosae.reports.sections import file_name, unit_first
 from biosae.reports.tables import Figures, table, without_constants
-from biosae.reports.verdicts import strata_verdicts
+from biosae.reports.verdicts import best_rows, strata_verdicts
 
 _FLAGS = {
     "latent": "latent", "factor": "technical factor", "biology": "biology", "eta2_biology": "η² biology",
@@ -114,12 +114,14 @@ def _strata(run: Run, figures: Figures, out: dict[str, Any]) -> None:
         return
     whole = frame["stratum"].astype(str).isin(["pooled", "within"])
     few = frame if frame.loc[~whole, "stratum"].nunique() <= 8 else frame[whole]
+    best = best_rows(run).query("source == 'latent'")[["target", "latent"]]
+    few = few.merge(best, on=["target", "latent"]) if len(best) else few
     few = few.assign(effect=few.get("effect", "effect"))
     for effect, rows in few.groupby("effect", sort=False):
         picture = figures.add(
             f"within_strata_{file_name(str(effect))}", pl.strata, rows,
             size=(4.6, 0.7 + 0.19 * (len(rows) + 1.3 * rows.groupby(["target", "latent"]).ngroups)),
             alt="Effects pooled, within strata, and in each stratum, with confidence intervals.",
-            caption="Pooled (black), within strata (blue diamond), in each stratum (open); n stands beside each line.",
+            caption="Best latent of each target: pooled (black), within strata (blue diamond), in each stratum (open).",
         )  # fmt: skip
         out["pictures"].append(picture)

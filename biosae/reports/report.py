@@ -19,7 +19,7 @@ from biosae.reports.verdicts import (
     confounding_verdict,
     question_verdicts,
     replication_verdict,
-    strata_verdicts,
+    strata_sentences,
 )
 
 
@@ -82,11 +82,7 @@ def _context(run: Run, figures: Figures, *, title: str | None, max_latents: int)
     best = best_rows(run)
     leading = list(dict.fromkeys(best.loc[best["source"] == "latent", "latent"].astype(str)))
     general = [replication_verdict(run), confounding_verdict(run, leading)]
-    general += [
-        f"{v['target']} with {v['latent']}: the pooled association {v['verdict']} "
-        f"({sections.cell('estimate', v['pooled'])} pooled, {sections.cell('estimate', v['within'])} within)."
-        for v in strata_verdicts(run)
-    ]
+    general += strata_sentences(run)
     identity = run.facts.get("identity", {})
     return {
         "title": run.redact(title or run.study.get("title") or run.study.get("name") or "Report"),

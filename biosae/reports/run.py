@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from biosae.errors import BiosaeError, FormatError
-from biosae.files import read_json
+from biosae.files import read_h5ad, read_json
 from biosae.pl import results
 
 if TYPE_CHECKING:
@@ -101,16 +101,12 @@ def load(folder: str | os.PathLike, *, samples: Any = None, show_ids: bool = Fal
     FormatError
         If one of the two is absent or unreadable.
     """
-    import anndata
-
     folder = Path(folder)
-    path = folder / "latents.h5ad"
-    if not path.is_file():
-        raise FormatError(f"{path} does not exist; run the stages up to 'encode' first, or pass the run folder")
-    try:
-        adata = anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
-        raise FormatError(f"{path} is not a readable .h5ad file ({error}); encode again") from None
+    if not (folder / "latents.h5ad").is_file():
+        raise FormatError(
+            f"{folder} holds no latents.h5ad; run the stages up to 'encode' first, or pass the run folder"
+        )
+    adata = read_h5ad(folder / "latents.h5ad")
     associations = _csv(folder / "associations.csv")
     if associations is None:
         raise FormatError(f"{folder / 'associations.csv'} does not exist or is empty; run the stage 'associate' first")

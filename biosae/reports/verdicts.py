@@ -143,8 +143,8 @@ def strata_verdicts(run: Run) -> list[dict[str, str]]:
         null = results.null_value(within.get("effect", "effect"))
         same = np.sign(within["estimate"] - null) == np.sign(pooled["estimate"] - null)
         verdict = _STRATA[_clear(pooled, null), _clear(within, null) and (bool(same) or "reversed")]
-        if pd.isna(within["estimate"]):
-            verdict = "cannot be judged within strata"
+        if not (_known(pooled) and _known(within)):
+            verdict = "cannot be judged"
         n = within.get("n_units", within.get("n", np.nan))
         found.append(
             {
@@ -159,9 +159,9 @@ _STRATA = {  # (pooled is clear, within is clear and of the same sign) -> verdic
     (True, True): "survives within strata",
     (True, False): "does not survive within strata",
     (True, "reversed"): "reverses within strata",
-    (False, True): "seen only within strata",
-    (False, "reversed"): "seen only within strata",
-    (False, False): "seen neither pooled nor within strata",
+    (False, True): "is seen only within strata",
+    (False, "reversed"): "is seen only within strata",
+    (False, False): "is seen neither pooled nor within strata",
 }
 
 
@@ -169,3 +169,29 @@ def _clear(row: pd.Series, null: float) -> bool:
     if pd.notna(row.get("ci_low", np.nan)):
         return bool(row["ci_low"] > null or row["ci_high"] < null)
     return bool(row.get("p", np.nan) <= ALPHA)
+
+
+def _known(row: pd.Series) -> bool:
+    return pd.notna(row["estimate"]) and (pd.notna(row.get("ci_low", np.nan)) or pd.notna(row.get("p", np.nan)))
+
+
+def strata_sentences(run: Run) -> list[str]:
+    """For each target: what becomes of its best latent, and of all that a pooled analysis would name, within strata."""
+    found = pd.DataFrame(strata_verdicts(run))
+    best = best_rows(run).query("source == 'latent'").set_index("target")["latent"]
+    said = []
+    for target, rows in found.groupby("target", sort=False) if len(found) else ():
+        if (rows["verdict"] == "cannot be judged").all():
+            continue
+        counts = rows["verdict"].value_counts()
+        pooled = int(counts.reindex([v for (seen, _), v in _STRATA.items() if seen]).sum())
+        kept = int(counts.get(_STRATA[True, True], 0))
+        named = style.count(pooled, "latent")
+        text = f"{target}: of {named} associated with it over all strata, {kept} survive within them"
+        for row in rows[rows["latent"] == best.get(target)].itertuples():
+            text += (
+                f"; {row.latent}, the best, {row.verdict} "
+                f"({style.number(row.pooled)} pooled, {style.number(row.within)} within)"
+            )
+        said.append(text + ".")
+    return said
