@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,8 +118,8 @@ def embed(
     from biosae.embeddings.extract import embed as run_embed
     from biosae.encoders import load
 
-    roles = _roles(patient, patient_unknown, slide=slide, site=site, scanner=scanner, label=label, split=split)
-    samples = _samples(table, {**roles, "mpp": mpp})
+    roles = {"slide": slide, "site": site, "scanner": scanner, "label": label, "split": split}
+    samples = _samples(table, patient, patient_unknown, **roles, mpp=mpp)
     made = run_embed(
         samples,
         load(encoder, weights=weights),
@@ -136,20 +138,19 @@ def train(
     embeddings: Annotated[Path, typer.Argument(help="Embeddings folder.")],
     out: Out,
     architecture: Annotated[str, typer.Option(help="relu, topk or batchtopk.")] = "topk",
-    n_latents: int | None = None,
-    k: int = 32,
+    n_latents: Annotated[int | None, typer.Option(help="Latents (default: chosen by the data).")] = None,
+    k: Annotated[int | None, typer.Option(help="Active latents a row (default: chosen by the width).")] = None,
     split: Annotated[str | None, typer.Option(help="Fit on this split only.")] = None,
     random_state: Seed = 0,
 ) -> None:
     """Fit a sparse autoencoder to an embeddings folder."""
     from biosae.embeddings.store import Embeddings
+    from biosae.pipeline.inputs import in_split
     from biosae.sae import SAE
 
     emb = Embeddings.open(embeddings)
     if split is not None:
-        if "split" not in emb.obs:
-            raise InputError("these embeddings have no split; name the split column when embedding")
-        emb = emb.select((emb.obs["split"].astype(str) == split).to_numpy())
+        emb = emb.select(in_split(emb.obs, split))
     sae = SAE(architecture, n_latents=n_latents, k=k, random_state=random_state).fit(emb)
     sae.save(out)
     for name, value in sae.metrics_.items():
@@ -165,13 +166,12 @@ def encode(
 ) -> None:
     """Codes of every sample as AnnData (.h5ad)."""
     from biosae.embeddings.store import Embeddings
-    from biosae.files import atomic_path
+    from biosae.files import write_h5ad
     from biosae.latents import encode as run_encode
     from biosae.sae import SAE
 
     adata = run_encode(SAE.load(sae), Embeddings.open(embeddings), tokens=tokens)
-    with atomic_path(out) as temporary:
-        adata.write_h5ad(temporary)
+    write_h5ad(out, adata)
     _say(f"{out}: {adata.n_obs} samples x {adata.n_vars} latents")
 
 
@@ -191,14 +191,12 @@ def associate(
     random_state: Seed = 0,
 ) -> None:
     """Test every latent against every target; raw dimensions and principal components as controls."""
-    import anndata
-
-    from biosae.files import write_table
+    from biosae.files import read_h5ad, write_table
     from biosae.stats import associate as run_associate
     from biosae.stats import summary
 
     result = run_associate(
-        anndata.read_h5ad(latents),
+        read_h5ad(latents),
         targets,
         unit=unit,
         method=method,
@@ -226,7 +224,7 @@ def report(
 
 @data_app.command("audit")
 def data_audit(
-    table: Annotated[Path, typer.Argument(help="CSV, Parquet or folder.")],
+    table: Annotated[Path, typer.Argument(help="CSV, Parquet, folder of images, or a samples.parquet of biosae.")],
     patient: Patient = None,
     patient_unknown: Unknown = False,
     slide: Role = None,
@@ -237,8 +235,8 @@ def data_audit(
     read: Annotated[bool, typer.Option(help="Open every file: finds unreadable ones and duplicates.")] = True,
 ) -> None:
     """Patients, sites, labels, duplicates, unreadable files, label-by-confounder overlap, leakage across splits."""
-    roles = _roles(patient, patient_unknown, slide=slide, site=site, scanner=scanner, label=label, split=split)
-    _say(str(_samples(table, roles).audit(read=read)))
+    roles = {"slide": slide, "site": site, "scanner": scanner, "label": label, "split": split}
+    _say(str(_samples(table, patient, patient_unknown, **roles).audit(read=read)))
 
 
 @data_app.command("phantom")
@@ -264,16 +262,18 @@ def data_phantom(
     _say(f"{out}: {samples!r}")
 
 
-def _roles(patient: str | None, patient_unknown: bool, **roles: str | None) -> dict[str, Any]:
+def _samples(table: Path, patient: str | None, patient_unknown: bool, **options: Any) -> Any:
+    """Samples of a table or folder; a saved ``samples.parquet`` knows its roles, so none are given."""
+    options = {name: value for name, value in options.items() if value is not None}
+    if table.suffix == ".parquet" and patient is None and not patient_unknown and not options:
+        from biosae.data import Samples
+
+        return Samples.load(table)
     if (patient is None) != patient_unknown:
         raise InputError("name the column of patients with --patient, or say --patient-unknown")
-    return {"patient": patient, **{r: c for r, c in roles.items() if c is not None}}
-
-
-def _samples(table: Path, options: dict[str, Any]) -> Any:
     from biosae.read import tiles
 
-    return tiles(table, **options)
+    return tiles(table, patient=patient, **options)
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -291,12 +291,29 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    """Entry point: users' errors become one message and exit status 2, without a traceback."""
+    """Entry point: users' errors and the file system's become one message and exit status 2, without a traceback."""
+    warnings.showwarning = lambda message, *_: typer.echo(f"biosae: note: {message}", err=True)
     try:
         app()
+    except SystemExit as end:
+        if end.code == 130:  # Ctrl-C
+            typer.echo("biosae: stopped. Give the same command again to go on: what is finished is kept", err=True)
+        raise
     except BiosaeError as error:
         typer.echo(f"biosae: {error}", err=True)
         sys.exit(2)
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"biosae: {what}{error.strerror or error}. {_ADVICE.get(error.errno, _OTHER_ADVICE)}", err=True)
+        sys.exit(2)
+
+
+_ADVICE = {
+    errno.ENOSPC: "Free some space and give the same command again: what is finished is kept",
+    errno.EACCES: "Choose a place that you may read and write",
+    errno.EROFS: "Choose a place that can be written to",
+}
+_OTHER_ADVICE = "Check the paths of the command: a file may stand where a folder is needed, or the other way round"
 
 
 if __name__ == "__main__":

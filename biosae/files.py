@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,10 +102,45 @@ def read_json(path: str | os.PathLike) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FormatError(f"{os.fspath(path)} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"{os.fspath(path)} is not valid JSON ({error}); it may be truncated or not ours") from None
+
+
+def read_h5ad(path: str | os.PathLike) -> Any:
+    """Read latents (AnnData) that :func:`biosae.encode` made, or raise :class:`FormatError` that names the file.
+
+    Raises
+    ------
+    FormatError
+        If the file is absent or damaged, or is no ``.h5ad`` file.
+    """
+    import anndata
+
+    path = Path(path)
+    if not path.is_file():
+        raise FormatError(f"{path} does not exist; run 'encode' first, or name the .h5ad file that it wrote")
+    try:
+        return anndata.read_h5ad(path)
+    except Exception as error:  # h5py and anndata have many
+        raise FormatError(f"{path} is not a readable .h5ad file ({error}); encode again") from None
+
+
+def write_h5ad(path: str | os.PathLike, adata: Any) -> None:
+    """Write latents (AnnData) atomically.
+
+    Raises
+    ------
+    OSError
+        If the disk has no room for them. This is looked up before writing, because HDF5 can crash on a full disk.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if adata.__sizeof__() > shutil.disk_usage(path.parent).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
+    with atomic_path(path) as temporary:
+        adata.write_h5ad(temporary)
 
 
 def write_table(path: str | os.PathLike, table: Any) -> None:

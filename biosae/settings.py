@@ -50,7 +50,8 @@ class Settings:
         if name in ("cache_dir", "data_dir"):
             value = Path(value).expanduser()
         if name == "weights_dirs":
-            value = tuple(Path(p).expanduser() for p in value)
+            folders = [value] if isinstance(value, str | os.PathLike) else value
+            value = tuple(Path(p).expanduser() for p in folders)
         object.__setattr__(self, name, value)
 
     @classmethod
@@ -79,14 +80,24 @@ settings = Settings.from_environment()
 
 
 def resolve_device(device: str | None = None) -> str:
-    """Turn ``"auto"``/None into ``"cuda"``, ``"mps"`` or ``"cpu"``; other strings pass through."""
-    device = device or settings.device
-    if device != "auto":
-        return str(device)
+    """A torch device that can be used: None and ``"auto"`` mean ``settings.device``, and if that too is ``"auto"``,
+    ``"cuda"``, ``"mps"`` or ``"cpu"``, whichever is there first.
+
+    Raises
+    ------
+    InputError
+        If there is no such device on this machine.
+    """
     import torch
 
-    if torch.cuda.is_available():
-        return "cuda"
-    if torch.backends.mps.is_available():
-        return "mps"
-    return "cpu"
+    device = str(settings.device if device in (None, "auto") else device)
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(kind for kind, usable in present.items() if usable)
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise InputError(f"device={device!r}; {nearest(device, ('auto', *present, 'cuda:0'))}") from None
+    if not present.get(kind, True):
+        raise InputError(f"device={device!r}, but torch finds no usable {kind} device here; use 'auto' or 'cpu'")
+    return device

@@ -408,7 +408,7 @@ def test_layernorm_model_round_trip(tmp_path):
 
 def test_broken_folders_are_refused_by_name(tmp_path):
     sae = SAE(**SMALL | {"n_steps": 2}).fit(X)
-    with pytest.raises(FormatError, match=r"config\.json does not exist"):
+    with pytest.raises(FormatError, match=r"holds no SAE"):
         SAE.load(tmp_path)
 
     def folder(name, **changes):
@@ -444,7 +444,7 @@ def test_broken_folders_are_refused_by_name(tmp_path):
     with pytest.raises(FormatError, match="not valid JSON"):
         SAE.load(path)
     model.unlink()
-    with pytest.raises(FormatError, match="does not exist"):
+    with pytest.raises(FormatError, match="holds no SAE"):
         SAE.load(folder("gone").parent / "nowhere")
 
 

@@ -213,7 +213,7 @@ class Samples:
             return self._like(self.obs.iloc[array.astype(int)])
         absent = pd.Index(array).difference(self.ids)
         if len(absent):
-            raise InputError(f"{len(absent)} ids are not among the samples, e.g. {absent[0]!r}")
+            raise InputError(f"{len(absent)} ids are not among the samples, e.g. {str(absent[0])!r}")
         return self._like(self.obs.loc[array])
 
     def with_obs(self, **columns: Any) -> Samples:
@@ -291,7 +291,9 @@ class Samples:
             raise FormatError(f"{path} is not a readable Parquet file ({error})") from None
         stored = (table.schema.metadata or {}).get(b"biosae")
         if stored is None:
-            raise FormatError(f"{path} is a plain Parquet table; read it with bs.read.tiles or bs.read.images")
+            raise FormatError(
+                f"{path} is a plain Parquet table; read it with bs.read.tiles or bs.read.images, naming patient="
+            )
         record = json.loads(stored)
         if record.get("format") != "biosae.samples" or record["version"] > FORMAT_VERSION:
             raise FormatError(f"{path} is {record.get('format')} version {record.get('version')}; update biosae")

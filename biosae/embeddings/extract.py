@@ -111,8 +111,12 @@ def embed(
     TooManyFailuresError
         If more than ``max_failures`` of the samples fail; finished shards and ``failures.csv`` stay.
     """
+    if not hasattr(samples, "roles"):
+        raise InputError(
+            f"samples is a {type(samples).__name__}; read it first: embed(bs.read.tiles(table, patient=...), ...)"
+        )
     if len(samples) == 0:
-        raise InputError("there are no samples to embed")
+        raise InputError("there are no samples to embed; the table or the selection is empty")
     if dtype not in shards.DTYPES:
         raise InputError(f"dtype={dtype!r}; {nearest(dtype, shards.DTYPES)}")
     if shard_samples is None:

@@ -250,7 +250,11 @@ def _provenance(folder: Path) -> dict[str, Any]:
     if not path.exists():
         if (folder / "plan.json").exists():
             raise FormatError(f"{folder} is unfinished; run embed() again with the same arguments to complete it")
-        raise FormatError(f"{folder} holds no embeddings (no provenance.json); give the folder of one encoder layer")
+        below = [p.parent.relative_to(folder).as_posix() for p in sorted(folder.glob("*/*/provenance.json"))]
+        hint = f", such as {folder / below[0]}" if below else " (<out>/<encoder>/<layer>)"
+        raise FormatError(
+            f"{folder} holds no embeddings (no provenance.json); give the folder of one encoder layer{hint}"
+        )
     facts = read_json(path)
     _check_format(facts, folder)
     return facts

@@ -360,5 +360,5 @@ class Embeddings:
             return np.where(at < 0, at + len(ids), at)
         at = ids.get_indexer(array)
         if (at < 0).any():
-            raise InputError(f"{(at < 0).sum()} ids are not among the samples, e.g. {array[at < 0][0]!r}")
+            raise InputError(f"{(at < 0).sum()} ids are not among the samples, e.g. {str(array[at < 0][0])!r}")
         return at

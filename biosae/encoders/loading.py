@@ -108,7 +108,7 @@ def load(
     if facts.timm_pinned and not random:
         _warn_of_version(facts)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random_state)
+        torch.default_generator.manual_seed(random_state)  # torch.manual_seed would also reset the GPUs' generators
         built = BUILDERS[facts.library](facts, found, extra, resized="size" in overrides, random=random)
     if not random:
         check_loaded(built.network, StateFile(found.file))
@@ -211,7 +211,10 @@ def _agree(facts: EncoderInfo, found: Weights | None) -> tuple[EncoderInfo, Weig
         return replace(facts, library=found.library, arch=found.arch), found
     if found.library != facts.library or (facts.library == "biosae" and found.arch != facts.arch):
         kind = found.arch if found.library == "biosae" else found.library
-        raise InputError(f"{found.file.parent.name} holds a {kind} network, but {facts.name} is another kind")
+        raise InputError(
+            f"{found.file.parent.name} holds a {kind} network, but {facts.name} is another kind; give the weights of "
+            f"{facts.name}, or load the folder by its path alone"
+        )
     return facts, found
 
 

@@ -251,7 +251,7 @@ def find(info: EncoderInfo, weights: str | Path | None) -> Weights:
     name = info.source.removeprefix("local:") or info.name
     raise WeightsError(
         f"the weights of {info.name} are not on any hub: put the folder {name!r} into one of settings.weights_dirs "
-        f"(BIOSAE_WEIGHTS_DIRS; now {searched}), or pass weights='<folder or file>'"
+        f"(BIOSAE_WEIGHTS_DIRS, --weights-dir; now {searched}), or pass weights='<folder or file>'"
     )
 
 

@@ -103,7 +103,7 @@ def axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
 
 
 def save(
-    fig: Figure, path: str | os.PathLike, *, formats: Sequence[str] = ("pdf", "png"), dpi: int = 300
+    fig: Figure | Axes, path: str | os.PathLike, *, formats: Sequence[str] = ("pdf", "png"), dpi: int = 300
 ) -> list[Path]:
     """Write a figure to ``path.pdf`` and ``path.png``, each atomically, and return the paths.
 
@@ -112,7 +112,8 @@ def save(
 
     Parameters
     ----------
-    fig : matplotlib.figure.Figure
+    fig : matplotlib.figure.Figure or matplotlib.axes.Axes
+        Of axes the whole figure is written.
     path : path-like
         Target without a suffix; the folder is made.
     formats : sequence of str
@@ -120,7 +121,7 @@ def save(
     dpi : int
         Dots per inch of raster formats and rasterised parts.
     """
-    written = []
+    written, fig = [], getattr(fig, "figure", fig)
     for kind in formats:
         target = Path(f"{os.fspath(path)}.{kind}")
         with paper(), atomic_path(target) as temporary:

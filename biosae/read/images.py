@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def images(
     source: str | os.PathLike | pd.DataFrame,
     *,
-    patient: str | None,
+    patient: str | None = ...,
     slide: str | None = None,
     site: str | None = None,
     scanner: str | None = None,
@@ -40,8 +40,8 @@ def images(
         CSV, TSV or Parquet file, DataFrame, or a folder, which is searched with its subfolders and gives the columns
         ``path`` and ``folder`` (name of the file's own folder; pass ``label="folder"`` if that is the class).
     patient
-        Column of the patient (animal, plant, donor): the unit that is independent of the others. ``None`` says that
-        it is unknown.
+        Column of the patient (animal, plant, donor): the unit that is independent of the others. Must be given;
+        ``None`` says that it is unknown.
     slide, site, scanner, label, split
         Columns of these roles, if there are such. Columns of roles other than ``label`` are read as text.
     path

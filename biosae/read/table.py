@@ -32,8 +32,15 @@ def image_samples(
     """Samples of image files; what :func:`biosae.read.tiles` and :func:`biosae.read.images` share."""
     if isinstance(mpp, str):
         roles, mpp = {**roles, "mpp": mpp}, None
+    if roles["patient"] is ...:
+        raise InputError(
+            "say which column names the patients: patient='<column>'; or patient=None if nobody knows (then no "
+            "patient-level test is possible)"
+        )
     named = [column for role, column in roles.items() if role in ID_ROLES and column]
     obs, home = load_table(source, text=[*ID_ROLES, *named, id or "sample_id"])
+    if obs.empty:
+        raise InputError("the table has no rows; check the file, or the filter that made it")
     root = Path(home if root is None else root).absolute()
     path = roles["path"]
     if path not in obs:
@@ -57,6 +64,8 @@ def load_table(source: str | os.PathLike | pd.DataFrame, *, text: list[str]) -> 
     if isinstance(source, pd.DataFrame):
         named_index = source.index.name is not None and source.index.name not in source.columns
         return source.reset_index() if named_index else source.reset_index(drop=True), Path()
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"source is a {type(source).__name__}; pass a file, a folder or a pandas DataFrame")
     source = Path(source)
     if source.is_dir():
         return _list_folder(source), source
@@ -64,13 +73,29 @@ def load_table(source: str | os.PathLike | pd.DataFrame, *, text: list[str]) -> 
         raise InputError(f"no file or folder {source}; relative names start from {Path.cwd()}")
     suffixes = [s.lower() for s in source.suffixes]
     if suffixes[-1:] in ([".parquet"], [".pq"]):
-        return pd.read_parquet(source).reset_index(drop=False).drop(columns="index", errors="ignore"), source.parent
+        return _read_parquet(source), source.parent
     separator = next((_SEPARATORS[s] for s in reversed(suffixes) if s in _SEPARATORS), None)
     if separator is None:
         raise InputError(
             f"{source.name} is not .csv, .tsv, .txt or .parquet; read it with pandas and pass the DataFrame"
         )
     return _read_text(source, separator, text), source.parent
+
+
+def _read_parquet(source: Path) -> pd.DataFrame:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(source)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{source} is not a readable Parquet file ({error}); write or copy it again") from None
+    if b"biosae" in (table.schema.metadata or {}):
+        raise InputError(
+            f"{source} was saved by biosae and knows its roles and files; open it with "
+            "Samples.load (in the shell: without --patient and other columns)"
+        )
+    return table.to_pandas().reset_index(drop=False).drop(columns="index", errors="ignore")
 
 
 def _read_text(source: Path, separator: str, text: list[str]) -> pd.DataFrame:
@@ -83,7 +108,9 @@ def _read_text(source: Path, separator: str, text: list[str]) -> pd.DataFrame:
             f"{source} is not UTF-8; read it with pandas.read_csv(..., encoding=...) and pass the DataFrame"
         ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{source} is not a clean table ({error})") from None
+        raise InputError(
+            f"{source} is not a clean table ({error}); open it in a text editor, or write it again"
+        ) from None
     if table.shape[1] == 1 and any(s in table.columns[0] for s in ";\t,"):
         raise InputError(
             f"{source.name} seems to use another separator (header {table.columns[0][:60]!r}); read it with "

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def tiles(
     source: str | os.PathLike | pd.DataFrame,
     *,
-    patient: str | None,
+    patient: str | None = ...,
     slide: str | None = None,
     site: str | None = None,
     scanner: str | None = None,

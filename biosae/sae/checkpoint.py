@@ -41,6 +41,10 @@ def read(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, An
         If a file is absent, corrupt, of another kind, of a newer version, or the two do not belong together.
     """
     folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FormatError(
+            f"{folder} holds no SAE (no config.json); give the folder that save() or 'biosae train' wrote"
+        )
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise FormatError(f"{folder / 'config.json'} is not of a biosae SAE (its format is not {FORMAT!r})")
@@ -51,10 +55,11 @@ def read(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, An
         )
     model = folder / "model.safetensors"
     if not model.is_file():
-        raise FormatError(f"{model} does not exist")
+        raise FormatError(f"{model} does not exist; copy the whole folder again, or fit and save again")
     if hash_file(model) != config.get("sha256"):
         raise FormatError(
-            f"{model} does not match the sha256 in config.json; it is corrupt, or the two files are not of one save"
+            f"{model} does not match the sha256 in config.json; it is corrupt, or the two files are not of one save: "
+            "copy the folder again, or fit and save again"
         )
     try:
         tensors = safetensors.numpy.load_file(model)

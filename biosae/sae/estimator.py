@@ -336,18 +336,21 @@ class SAE(SAEConfig):
     def _rows(self, X: Any) -> Rows:
         self._check_fitted()
         rows = Rows(X)
-        if rows.d != self.n_features_in_:
-            raise InputError(
-                f"X has {rows.d} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
-                "input: these rows come from another encoder or layer than the training rows"
-            )
         if self.fingerprint_ and rows.fingerprint and rows.fingerprint != self.fingerprint_:
             ours, theirs = self.identity_ or {}, rows.identity or {}
             keys = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
+            if "encoder" in keys:  # then everything else follows from it
+                keys = ["encoder"]
             differ = "; ".join(f"{k}: trained on {ours.get(k)!r}, given {theirs.get(k)!r}" for k in keys)
             raise IdentityError(
                 f"these embeddings are not of the kind this SAE was fitted to ({differ}); embed the samples with the "
                 "same encoder, layer, pooling and preprocessing, or fit a new SAE"
+            )
+        if rows.d != self.n_features_in_:
+            raise InputError(
+                f"X has {rows.d} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
+                "input: these rows come from another encoder or layer than the training rows; embed with that one, or "
+                "fit a new SAE"
             )
         return rows
 
@@ -360,7 +363,7 @@ class SAE(SAEConfig):
 
 
 def _device(name: str) -> torch.device:
-    return torch.device(resolve_device(None if name == "auto" else name))
+    return torch.device(resolve_device(name))
 
 
 @torch.no_grad()
