@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -278,3 +279,24 @@ def test_p_values_are_printed_to_within_rounding(p) -> None:
     plain = text.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
     shown = float(re.sub(r"×10", "e", plain))
     assert shown == pytest.approx(p, rel=0.5 if "×" in text else 0.06)
+
+
+def test_names_in_a_volcano_lie_neither_on_each_other_nor_on_dots() -> None:
+    rng = np.random.default_rng(0)
+    rho = np.r_[rng.normal(0, 0.15, 80), rng.uniform(0.8, 0.98, 10), -rng.uniform(0.85, 0.9, 4)]
+    log_p = np.where(np.abs(rho) > 0.7, 24 + rng.uniform(-0.8, 0.8, len(rho)), 20 * rho**2)
+    rows = pd.DataFrame({
+        "latent": [f"L{i:04d}" for i in range(len(rho))], "target": "count", "estimate": rho, "p": 10.0**-log_p,
+        "q": 10.0**-log_p, "status": "ok", "source": "latent", "effect": "spearman_rho", "unit": "patient",
+        "n_units": 40, "n_samples": 400,
+    })  # fmt: skip
+    ax = pl.volcano(rows, n_labels=8)
+    ax.figure.draw_without_rendering()
+    names = [t for t in ax.texts if t.get_text().startswith("L")]
+    boxes = [t.get_window_extent() for t in names]
+    assert len(names) == 8
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    dots = np.concatenate([ax.transData.transform(c.get_offsets()) for c in ax.collections])
+    assert not any(box.contains(*dot) for box in boxes for dot in dots)
+    frame = ax.get_window_extent()
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)

@@ -109,26 +109,35 @@ _NOUN = {"latent": "latent", "raw": "raw dimension", "pca": "component"}
 
 
 def _name_the_strongest(ax: Axes, rows: pd.DataFrame, x: np.ndarray, height: np.ndarray, n: int) -> None:
-    """Write the names of the n strongest tests beside their dots, moved apart vertically on each side."""
+    """Write the names of the n strongest tests in a column on the inner side of the dots at their height."""
     if not len(rows) or n < 1:
         return
     position = {label: i for i, label in enumerate(rows.index)}
     top = [position[label] for label in results.ranked(rows).index[:n]]
     low, high = ax.get_ylim()
-    middle = float(np.mean(ax.get_xlim()))
+    gap, middle = 0.055 * (high - low), float(np.mean(ax.get_xlim()))
     for left in (True, False):
-        side = [i for i in top if (x[i] < middle) == left]
-        items = [(x[i], height[i], str(rows["latent"].iloc[i])) for i in side]
-        placed = results.spread_labels(items, gap=0.055 * (high - low))
-        over = max(0.0, max(placed, default=0.0) - high)
+        items = [(x[i], height[i], str(rows["latent"].iloc[i])) for i in top if (x[i] < middle) == left]
+        if not items:
+            continue
+        placed = np.asarray(results.spread_labels(items, gap=gap))
+        placed -= max(0.0, placed.max() - high)
+        beside = x[((x < middle) == left) & (height >= placed.min() - gap)]
+        column = beside.max() if left else beside.min()
         for (px, py, name), label_y in zip(items, placed):
-            ax.annotate(
+            text = ax.annotate(
                 name,
-                (px, py),
-                xytext=(6 if left else -6, label_y - over),
-                textcoords=("offset points", "data"),
+                (column, label_y),
+                xytext=(10 if left else -10, 0),
+                textcoords="offset points",
                 ha="left" if left else "right",
                 va="center",
                 fontsize=6.5,
-                arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2},
+            )
+            ax.annotate(
+                "",
+                (px, py),
+                xytext=(0.0 if left else 1.0, 0.5),
+                textcoords=text,
+                arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.4, "shrinkA": 1, "shrinkB": 2},
             )
