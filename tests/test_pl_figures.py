@@ -300,3 +300,16 @@ def test_names_in_a_volcano_lie_neither_on_each_other_nor_on_dots() -> None:
     assert not any(box.contains(*dot) for box in boxes for dot in dots)
     frame = ax.get_window_extent()
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+
+
+def test_long_names_of_strata_lie_neither_on_each_other_nor_outside_the_figure() -> None:
+    sites = ["pooled", "within", "A", "Hospital Clinic of Barcelona", "Raabin project laboratories, Iran", "B"]
+    rows = pd.DataFrame({
+        "latent": "L0001", "target": "count", "stratum": sites, "estimate": 0.2, "ci_low": 0.1, "ci_high": 0.3,
+        "n_units": 360, "effect": "spearman_rho",
+    })  # fmt: skip
+    ax = pl.strata(rows)
+    ax.figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in ax.get_yticklabels()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(box.x0 >= 0 for box in boxes)

@@ -109,20 +109,20 @@ def strata(table: pd.DataFrame, *, target: str | None = None, ax: Axes | None = 
     groups = (rows["target"].astype(str) + ": " + rows["latent"].astype(str)).rename("group")
     order = pd.DataFrame({"g": pd.factorize(groups)[0], "r": rank}).sort_values(["g", "r"], kind="stable").index
     rows, groups = rows.loc[order], groups.loc[order].tolist()
-    positions, marks = _positions(groups, header=True)
+    names = [
+        style.wrap(
+            {"pooled": "pooled", "within": "within strata"}.get(str(r["stratum"]), f"only {r['stratum']}") + _n(r),
+            width=32,
+        )
+        for _, r in rows.iterrows()
+    ]
+    positions, marks = _positions(groups, header=True, heights=[0.35 + 0.65 * len(n.splitlines()) for n in names])
     looks = {"pooled": (style.INK, "o", True), "within": (style.PALETTE["blue"], "D", True)}
     with style.paper():
         ax = style.axes(ax, (3.8, 0.55 + 0.19 * (max(positions) + 1)))
         for place, (_, row) in zip(positions, rows.iterrows()):
             colour, marker, filled = looks.get(str(row["stratum"]), (style.PALETTE["sky"], "o", False))
             _interval(ax, row, place, colour=colour, marker=marker, filled=filled)
-        names = [
-            style.wrap(
-                {"pooled": "pooled", "within": "within strata"}.get(str(r["stratum"]), f"only {r['stratum']}") + _n(r),
-                width=32,
-            )
-            for _, r in rows.iterrows()
-        ]
         _finish(ax, rows, positions, names, marks)
     return ax
 
@@ -137,8 +137,11 @@ def _n(row: pd.Series) -> str:
     return "" if pd.isna(n) else f" (n = {int(n):,})"
 
 
-def _positions(groups: list[str], *, header: bool) -> tuple[list[float], list[tuple[float, str]]]:
+def _positions(
+    groups: list[str], *, header: bool, heights: list[float] | None = None
+) -> tuple[list[float], list[tuple[float, str]]]:
     """Rows from the top down, with a free line (and its heading, if asked) above each group."""
+    heights = heights or [1.0] * len(groups)
     positions, marks, place = [], [], 0.0
     for i, group in enumerate(groups):
         if i == 0 or group != groups[i - 1]:
@@ -148,8 +151,8 @@ def _positions(groups: list[str], *, header: bool) -> tuple[list[float], list[tu
                 place += 1.0
             elif i:
                 place += 0.6
-        positions.append(place)
-        place += 1.0
+        positions.append(place + (heights[i] - 1) / 2)
+        place += heights[i]
     return positions, marks
 
 
