@@ -211,7 +211,7 @@ def file_name(name: str) -> str:
 _REPLICATION = {
     "target": "target", "target_second": "second target", "source": "source", "latent": "feature",
     "estimate_discovery": "discovery", "estimate_replication": "replication", "ci": "95 % CI",
-    "p_replication": "p (one-sided)", "p_holm": "p (Holm)", "replicated": "replicated", "shrinkage": "shrinkage",
+    "p_replication": "p (one-sided)", "p_holm": "p (Holm)", "replicated": "replicated",
     "n_units_discovery": "units, discovery", "n_units_replication": "units, replication",
     "groups_shared": "patients in both", "status_replication": "status",
 }  # fmt: skip
