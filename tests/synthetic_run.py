@@ -210,7 +210,6 @@ def make_run(folder: Path, *, optional: bool = True, random_state: int = 0) -> P
         ]
     )  # fmt: skip
     comparison.to_csv(tables / "comparison.csv", index=False)
-    table[table["status"] != "ok"].to_csv(tables / "refused.csv", index=False)
     pd.DataFrame(
         {
             "item": ["Ramirez-003_tile9001", "Ramirez-004_tile9002", "Ramirez-004_tile9003"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from biosae.cli import app
 from biosae.demo import demo, demo_config
+from biosae.files import read_h5ad, read_json
 from biosae.pipeline import run
 
 
@@ -59,6 +61,20 @@ def test_run_folder_is_laid_out_as_written(result: dict):
     assert (folder / "sae/tiny-histology__final/model.safetensors").is_file()
     assert list((folder / "figures").glob("*.pdf"))
     assert "patient_0" not in result["report"].read_text(encoding="utf-8")
+
+
+def test_every_file_column_and_key_of_a_run_is_described(result: dict):
+    folder = result["report"].parent
+    text = (Path(__file__).parents[1] / "docs/file-formats.md").read_text(encoding="utf-8")
+    described = {name for quoted in re.findall(r"`([^`]+)`", text) for name in re.split(r"[ ,]+", quoted)}
+    columns = {c for path in [*folder.glob("*.csv"), *folder.glob("tables/*.csv")] for c in pd.read_csv(path)}
+    latents = read_h5ad(folder / "latents.h5ad")
+    documents = [*folder.glob("*.json"), *folder.glob("sae/*/config.json"), *folder.glob("tables/*.json")]
+    keys = {k for path in documents for k in read_json(path)}
+    arguments = set(read_json(folder / "tables/associate.json")) - {"targets"}
+    missing = (columns | (keys - arguments) | set(latents.var) | set(latents.uns["biosae"])) - described
+    assert not missing
+    assert {p.name for p in folder.iterdir()} <= {*re.findall(r"[\w.]+(?=[/ |`\n])", text), "null"}
 
 
 def test_a_second_run_skips_every_stage(result: dict):

@@ -14,6 +14,7 @@ from PIL import Image
 from synthetic_run import N_PATIENTS, PATIENTS, FakeSamples, make_associations, make_latents, make_run
 
 from biosae.errors import FormatError, InputError
+from biosae.files import read_h5ad, write_h5ad
 from biosae.reports import report
 from biosae.reports import run as runs
 from biosae.reports.methods import methods
@@ -234,6 +235,15 @@ def test_nothing_tested_gives_a_page_that_says_so(tmp_path, unfiled) -> None:
 
 
 # -- verdicts and methods ----------------------------------------------------------------------------------------------
+
+
+def test_page_of_unknown_patients_speaks_of_none(tmp_path, unfiled) -> None:
+    folder = make_run(tmp_path / "run", optional=False)
+    adata = read_h5ad(folder / "latents.h5ad")
+    del adata.obs["patient"]
+    write_h5ad(folder / "latents.h5ad", adata)
+    text = report(folder).read_text(encoding="utf-8")
+    assert "Patients are not known" in text and "tiles a patient" not in text and "pseudonym of the patient" not in text
 
 
 def test_verdict_compares_with_the_better_control(made) -> None:

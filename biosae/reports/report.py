@@ -99,6 +99,7 @@ def _context(run: Run, figures: Figures, *, title: str | None, max_latents: int)
         "images_note": run.images_note,
         "comparison": sections.comparison(run, figures),
         "refused": sections.refused(run),
+        "patients_known": run.role("patient") is not None,
         "methods": [run.redact(text) for text in methods(run)],
         "provenance": sections.provenance(run),
         "stages": sections.stages(run),

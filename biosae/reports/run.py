@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TABLES = (
     "summary", "replication", "transfer", "within_strata", "confounders",
-    "readout", "readout_all", "comparison", "refused",
+    "readout", "readout_all", "comparison",
 )  # fmt: skip
 _ID_COLUMNS = ("patient", "slide", "sample_id", "item", "stratum", "group", "level")
 _PATH = re.compile(r"""(?<![\w.:/\\])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\:"']+)+[/\\]?""")

@@ -283,8 +283,8 @@ def _testlike(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{c: np.nan for c in results.REQUIRED if c not in frame})
 
 
-def refused(run: Run, *, limit: int = 40) -> dict[str, Any]:
-    """What was not tested: counts by source, target and status, and the rows themselves up to a limit."""
+def refused(run: Run) -> dict[str, Any]:
+    """What was not tested: counts by source, target and status."""
     result = run.associations
     withheld = result[~results.was_tested(result)]
     counts = (
@@ -292,19 +292,7 @@ def refused(run: Run, *, limit: int = 40) -> dict[str, Any]:
         if len(withheld)
         else None
     )
-    listed = run.tables.get("refused")
-    rows = None
-    if listed is not None:
-        spare = [c for c in listed if listed[c].isna().all()] + [c for c in ("statistic",) if c in listed]
-        listed = run.masked(listed.drop(columns=spare))
-        rows = table(
-            listed.head(limit), caption=f"{min(limit, len(listed)):,} of {len(listed):,} rows that were refused."
-        )
-    return {
-        "n": len(withheld),
-        "counts": table(counts.rename_axis(None, axis=1)) if counts is not None else None,
-        "rows": rows,
-    }
+    return {"n": len(withheld), "counts": table(counts.rename_axis(None, axis=1)) if counts is not None else None}
 
 
 def stages(run: Run) -> Table | None:
