@@ -112,7 +112,9 @@ def embed(
     pool: Annotated[str, typer.Option(help="default, cls, mean, cls+mean or tokens.")] = "default",
     weights: Annotated[str | None, typer.Option(help="File or folder of weights.")] = None,
     batch_size: int = 64,
-    max_failures: float = 0.05,
+    max_failures: Annotated[float, typer.Option(help="Largest share of tiles that may fail, 0 to 1.")] = 0.05,
+    retry_failures: Annotated[bool, typer.Option("--retry-failures", help="Try again what failed before.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with what is in the folder, or delete it and start over.")] = True,
 ) -> None:
     """Tiles through a frozen encoder into an embeddings folder; resumes where it was stopped."""
     from biosae.embeddings.extract import embed as run_embed
@@ -128,6 +130,8 @@ def embed(
         out=out,
         batch_size=batch_size,
         max_failures=max_failures,
+        retry_failures=retry_failures,
+        resume=resume,
     )
     for name, emb in made.items():
         _say(f"{name}: {emb.shape[0]} x {emb.shape[1]}")

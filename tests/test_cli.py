@@ -90,6 +90,15 @@ def test_wrong_tables(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "not a readable Parquet file" in refused(capsys, "data", "audit", damaged, "--patient", "patient")
 
 
+def test_a_folder_in_use(study: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ("embed", study / "tiles/samples.csv", "tiny-histology", "--patient", "patient", "--mpp", "0.5")
+    out = study / "taken"
+    assert run(*command, "--out", out) == 0
+    message = refused(capsys, *command, "--out", out, "--pool", "mean", "--layer", "final")
+    assert "pool: 'head' there, 'mean' now" in message and "--no-resume" in message
+    assert run(*command, "--out", out, "--pool", "mean", "--no-resume") == 0
+
+
 def test_wrong_encoders(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     def embed(*more: object) -> str:
         common = (study / "tiles/samples.csv", "--patient", "patient", "--mpp", "0.5", "--out", tmp_path / "e")

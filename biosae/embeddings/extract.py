@@ -239,8 +239,8 @@ class _Log:
                 self._log.add(*row)
         except TooManyFailuresError as error:
             raise TooManyFailuresError(
-                f"{error}. Finished shards are kept: call embed() again to go on, with retry_failures=True once "
-                "files were repaired"
+                f"{error}. Finished shards are kept: call embed() again to go on, with retry_failures=True "
+                "(--retry-failures) once files were repaired"
             ) from error
 
     def __len__(self) -> int:

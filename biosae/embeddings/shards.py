@@ -84,10 +84,10 @@ def begin(folder: Path, plan: Mapping[str, Any], *, resume: bool) -> dict[int, d
     _check_format(begun, folder)
     other = [label for name, label in _FIXED.items() if begun[name] != plan[name]]
     if other:
-        details = "; ".join(f"{n}: {begun[n]!r} there, {plan[n]!r} now" for n in _FIXED if begun[n] != plan[n])
+        details = "; ".join(_differences(begun, plan))
         raise IdentityError(
-            f"{folder} was begun with another {' and '.join(other)} ({details}). "
-            "Choose another out=, or pass resume=False to delete it and start over"
+            f"{folder} was begun with another {' and '.join(other)}{details and f' ({details})'}. "
+            "Choose another out=, or pass resume=False (--no-resume) to delete it and start over"
         )
     expected, found = plan_hash(plan), {}
     for number in range(n_shards(plan)):
@@ -97,6 +97,19 @@ def begin(folder: Path, plan: Mapping[str, Any], *, resume: bool) -> dict[int, d
         entry = read_json(index)
         if entry["plan"] == expected and data.exists() and data.stat().st_size == entry["bytes"]:
             found[number] = entry
+    return found
+
+
+def _differences(begun: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+    """What differs between two plans, value by value; what would be long (hashes, preprocessing) by name only."""
+    there, now = (
+        {**p["identity"], **{n: p[n] for n in ("n_samples", "dtype", "shard_samples")}} for p in (begun, plan)
+    )
+    found = []
+    for name in now:
+        if there.get(name) != now[name]:
+            old, new = repr(there.get(name)), repr(now[name])
+            found.append(f"{name}: {old} there, {new} now" if max(len(old), len(new)) <= 40 else f"{name} differs")
     return found
 
 
