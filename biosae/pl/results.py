@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
@@ -168,12 +165,3 @@ def threshold_p(result: pd.DataFrame, *, alpha: float = 0.05) -> float | None:
         return None
     upper = failing.min() if len(failing) else 1.0
     return float(np.sqrt(max(passing.max(), 1e-300)) * np.sqrt(max(upper, 1e-300)))
-
-
-def spread_labels(rows: Sequence[tuple[float, float, str]], *, gap: float) -> list[float]:
-    """Heights for labels so that neighbours are at least ``gap`` apart; order by height is kept."""
-    order = sorted(range(len(rows)), key=lambda i: rows[i][1])
-    heights = [y for _, y, _ in rows]
-    for below, above in itertools.pairwise(order):
-        heights[above] = max(heights[above], heights[below] + gap)
-    return heights

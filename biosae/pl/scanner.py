@@ -149,12 +149,11 @@ def confounders(table: pd.DataFrame, *, n_labels: int = 6, ax: Axes | None = Non
                 )  # fmt: skip
         top = 1.05 * max([0.1, *rows["eta2_biology"], *rows["eta2_technical"]])
         ax.plot([0, top], [0, top], color=style.MUTED, linewidth=0.7, zorder=0)
-        for _, row in rows[rows["flag"] == "technical"].nlargest(n_labels, "eta2_technical").iterrows():
-            ax.annotate(
-                row["latent"], (row["eta2_biology"], row["eta2_technical"]), xytext=(4, 3),
-                textcoords="offset points", fontsize=6.5,
-            )  # fmt: skip
         ax.set(xlim=(-0.02 * top, top), ylim=(-0.02 * top, top))
+        x, y = (rows[f"eta2_{side}"].to_numpy(float) for side in ("biology", "technical"))
+        named = rows[rows["flag"] == "technical"].nlargest(n_labels, "eta2_technical")
+        items = list(named[["eta2_biology", "eta2_technical", "latent"]].itertuples(index=False, name=None))
+        style.name_beside(ax, items, x=x, y=y, rightward=True)
         ax.set_xlabel("variance share of biology (η²)")
         ax.set_ylabel("variance share of the technical factor (η²)")
         if len(rows):

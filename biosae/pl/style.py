@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from biosae.files import atomic_path
 
@@ -179,3 +182,39 @@ def wrap(text: str, *, width: int = 62) -> str:
     import textwrap
 
     return "\n".join(textwrap.wrap(text, width))
+
+
+def name_beside(
+    ax: Axes, items: Sequence[tuple[float, float, str]], *, x: np.ndarray, y: np.ndarray, rightward: bool
+) -> None:
+    """Write names in a column to the right (or left) of all dots at their height, with lines to their own dots.
+
+    The limits of the axes must be set. Names keep the order of their dots' heights, and none lies on another.
+
+    Parameters
+    ----------
+    items : sequence of (float, float, str)
+        Dots to name: position and name.
+    x, y : ndarray (n,)
+        Every dot that a name should not lie on.
+    rightward : bool
+    """
+    if not items:
+        return
+    low, high = ax.get_ylim()
+    gap = 0.055 * (high - low)
+    placed = np.array([height for _, height, _ in items], float)
+    for below, above in itertools.pairwise(np.argsort(placed, kind="stable")):
+        placed[above] = max(placed[above], placed[below] + gap)
+    placed -= max(0.0, placed.max() - high)
+    beside = x[y >= placed.min() - gap]
+    column = beside.max() if rightward else beside.min()
+    for (dot_x, dot_y, name), height in zip(items, placed):
+        text = ax.annotate(
+            name, (column, height), xytext=(10 if rightward else -10, 0), textcoords="offset points",
+            ha="left" if rightward else "right", va="center", fontsize=6.5,
+        )  # fmt: skip
+        ax.annotate(
+            "", (dot_x, dot_y), xytext=(0.0 if rightward else 1.0, 0.5), textcoords=text,
+            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.4, "shrinkA": 1, "shrinkB": 2},
+        )  # fmt: skip

@@ -114,30 +114,8 @@ def _name_the_strongest(ax: Axes, rows: pd.DataFrame, x: np.ndarray, height: np.
         return
     position = {label: i for i, label in enumerate(rows.index)}
     top = [position[label] for label in results.ranked(rows).index[:n]]
-    low, high = ax.get_ylim()
-    gap, middle = 0.055 * (high - low), float(np.mean(ax.get_xlim()))
+    middle = float(np.mean(ax.get_xlim()))
     for left in (True, False):
         items = [(x[i], height[i], str(rows["latent"].iloc[i])) for i in top if (x[i] < middle) == left]
-        if not items:
-            continue
-        placed = np.asarray(results.spread_labels(items, gap=gap))
-        placed -= max(0.0, placed.max() - high)
-        beside = x[((x < middle) == left) & (height >= placed.min() - gap)]
-        column = beside.max() if left else beside.min()
-        for (px, py, name), label_y in zip(items, placed):
-            text = ax.annotate(
-                name,
-                (column, label_y),
-                xytext=(10 if left else -10, 0),
-                textcoords="offset points",
-                ha="left" if left else "right",
-                va="center",
-                fontsize=6.5,
-            )
-            ax.annotate(
-                "",
-                (px, py),
-                xytext=(0.0 if left else 1.0, 0.5),
-                textcoords=text,
-                arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.4, "shrinkA": 1, "shrinkB": 2},
-            )
+        side = (x < middle) == left
+        style.name_beside(ax, items, x=x[side], y=height[side], rightward=left)
