@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from biosae.errors import FormatError, InputError
+from biosae.pipeline import run
 from biosae.pipeline.config import find_input, load_config, parse_config
 from biosae.pipeline.stages import Stage, run_stages
 from biosae.settings import settings
@@ -102,6 +103,44 @@ def test_overrides_reach_tables_and_lists(tmp_path: Path):
         load_config(path)
     with pytest.raises(FormatError, match="does not exist"):
         load_config(tmp_path / "none.toml")
+
+
+def test_a_typo_is_found_before_anything_is_embedded(tmp_path: Path):
+    def study(**change: object) -> None:
+        run(parse_config({**MINIMAL, **change}), out=tmp_path / "run", say=lambda text: None)
+
+    phantom = {"source": "phantom", "phantom": {"n_patients": 4, "n_tiles": 2}}
+    with pytest.raises(InputError, match="did you mean 'tiny-histology'"):
+        run(parse_config({**MINIMAL, "encoders": [{"name": "tinyhistology"}]}), out=tmp_path / "run", dry_run=True)
+    with pytest.raises(InputError, match=r"'no/such\.safetensors' was not found"):
+        study(samples=phantom, encoders=[{"name": "tiny_histology", "weights": "no/such.safetensors"}])
+    with pytest.raises(InputError, match=r"associate\.targets.*did you mean 'count_plasma'"):
+        study(samples=phantom, associate={"targets": ["count_plasm"]})
+    with pytest.raises(InputError, match=r"confounders\.technical.*'scaner'"):
+        study(
+            samples=phantom, associate={"targets": ["count_plasma"]},
+            confounders={"technical": ["scaner"], "biology": ["count_plasma"]},
+        )  # fmt: skip
+    with pytest.raises(InputError, match="replicate: the samples have no column 'split'"):
+        study(samples=phantom, associate={"targets": ["count_plasma"]}, replicate={})
+    assert not (tmp_path / "run/embeddings").exists()
+
+
+def test_an_encoder_from_a_folder_is_named_as_it_calls_itself(tmp_path: Path):
+    from biosae.encoders.tiny import TINY_FOLDER
+
+    config = {
+        **MINIMAL,
+        "samples": {"source": "phantom", "phantom": {"n_patients": 4, "n_tiles": 2}},
+        "associate": {"targets": ["count_plasma"], "controls": False},
+        "encoders": [{"name": "mine", "source": str(TINY_FOLDER)}],
+        "sae": {"n_latents": 8, "k": 2, "options": {"n_steps": 5}},
+    }
+    with pytest.raises(InputError, match="is called 'tiny-histology'"):
+        run(parse_config(config), out=tmp_path, say=lambda text: None)
+    config["encoders"][0]["name"] = "tiny_histology"
+    run(parse_config(config), out=tmp_path, say=lambda text: None)
+    assert (tmp_path / "embeddings/tiny-histology/final/provenance.json").exists()
 
 
 def test_find_input_looks_beside_the_file_then_in_the_data_folder(tmp_path: Path, monkeypatch):

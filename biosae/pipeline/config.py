@@ -72,6 +72,9 @@ class EncoderConfig(_Section):
     """``[[encoders]]``: one frozen encoder and the layers to look at."""
 
     name: str
+    """Catalogue name; with ``source`` the name that the encoder loaded from there has."""
+    source: str | None = None
+    """What to load instead: a folder, ``hf-hub:...``, ``timm:...`` or ``open_clip:...``."""
     weights: str | None = None
     layers: list[str] = Field(default_factory=lambda: ["final"])
     pool: str = "default"
@@ -169,6 +172,25 @@ class PipelineConfig(_Section):
                     raise ValueError(f"transfer target {target!r} is not tested in [associate]")
         return self
 
+    def columns(self) -> dict[str, str]:
+        """Column of the first cohort -> the key that names it, for every column that the stages will ask for."""
+        a, c = self.associate, self.confounders
+        named = dict.fromkeys(a.targets, "associate.targets")
+        named |= dict.fromkeys(a.covariates, "associate.covariates")
+        for key in ("strata", "unit", "groups"):
+            value = getattr(a, key)
+            if value not in (None, "sample", "patient"):
+                named[value] = f"associate.{key}"
+        if a.unit == "patient":
+            named["patient"] = "associate.unit"
+        if c is not None:
+            named |= dict.fromkeys(c.technical, "confounders.technical") | dict.fromkeys(
+                c.biology, "confounders.biology"
+            )
+        if self.replicate is not None or a.on is not None or self.sae.fit_on is not None:
+            named["split"] = "replicate" if self.replicate is not None else "a split"
+        return named
+
     @property
     def fingerprint(self) -> str:
         """Hash of everything the file says."""
@@ -210,7 +232,10 @@ def parse_config(raw: dict[str, Any], *, where: str = "the configuration") -> Pi
     try:
         return PipelineConfig.model_validate(raw)
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(p) for p in e['loc']) or '(top)'}: {e['msg']}" for e in error.errors()]
+        lines = [
+            f"  {'.'.join(str(p) for p in e['loc']) or '(top)'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        ]
         raise InputError(f"{where} cannot be used:\n" + "\n".join(lines)) from None
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from biosae.data import Samples
-from biosae.errors import InputError
+from biosae.errors import InputError, nearest
 from biosae.files import hash_file, hash_json
-from biosae.pipeline.config import SamplesConfig, find_input
+from biosae.pipeline.config import EncoderConfig, SamplesConfig, find_input
 
 
 def read_samples(section: SamplesConfig, *, base: Path, random_state: int) -> Samples:
@@ -28,6 +28,64 @@ def read_samples(section: SamplesConfig, *, base: Path, random_state: int) -> Sa
         s = section.split_by
         samples = split(samples, by=s.by, stratify=s.stratify, test=s.test, val=s.val, random_state=random_state)
     return samples
+
+
+def check_encoder(encoder: EncoderConfig, *, base: Path) -> None:
+    """Give a catalogue encoder its catalogue spelling, and refuse a name, folder or weights that are not there.
+
+    Raises
+    ------
+    InputError
+        If the name is not in the catalogue and no ``source`` is given, or a named file or folder does not exist.
+    """
+    from biosae.encoders.catalog import canonical, info
+
+    if encoder.source is None:
+        encoder.name = info(encoder.name).name
+    else:
+        encoder.name = canonical(encoder.name)
+    for name in (encoder.source, encoder.weights):
+        if is_file_name(name):
+            find_input(name, base=base)
+
+
+def is_file_name(name: str | None) -> bool:
+    """True for the name of a file or folder, False for None, ``random`` and ``hf-hub:...``."""
+    return name not in (None, "random") and ":" not in name
+
+
+def load_encoder(encoder: EncoderConfig, *, base: Path) -> Any:
+    """The encoder that a section names, loaded and verified.
+
+    Raises
+    ------
+    InputError
+        If the encoder found at ``source`` has another name than the section gives it.
+    """
+    from biosae.encoders import load
+
+    def place(name: str | None) -> str | None:
+        return str(find_input(name, base=base)) if is_file_name(name) else name
+
+    model = load(place(encoder.source) or encoder.name, weights=place(encoder.weights), **encoder.options)
+    if model.info.name != encoder.name:
+        raise InputError(
+            f"the encoder at {encoder.source} is called {model.info.name!r}; give it this name in the file"
+        )
+    return model
+
+
+def check_columns(samples: Samples, named: dict[str, str]) -> None:
+    """Refuse a pipeline that names a column which the samples do not have, before anything is embedded.
+
+    Raises
+    ------
+    InputError
+        Naming the key of the pipeline file and the nearest column.
+    """
+    for column, key in named.items():
+        if column not in samples.obs:
+            raise InputError(f"{key}: the samples have no column {column!r}; {nearest(column, samples.obs.columns)}")
 
 
 def in_split(obs: Any, part: str) -> Any:

@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from biosae.data import Samples
-from biosae.errors import InputError
-from biosae.files import atomic_path, write_json, write_table
+from biosae.files import read_h5ad, write_h5ad, write_json, write_table
 from biosae.pipeline.config import EncoderConfig, PipelineConfig, SamplesConfig, find_input
-from biosae.pipeline.inputs import content, in_split, read_samples
+from biosae.pipeline.inputs import (
+    check_columns,
+    check_encoder,
+    content,
+    in_split,
+    is_file_name,
+    load_encoder,
+    read_samples,
+)
 from biosae.pipeline.stages import Stage
 from biosae.provenance import record
 
@@ -48,6 +55,8 @@ class Study:
 
     def __init__(self, config: PipelineConfig, *, base: Path, folder: Path):
         self.config, self.base, self.folder = config, base, folder
+        for encoder in config.encoders:
+            check_encoder(encoder, base=base)
         self.views = [
             View(encoder, layer, primary=(i == 0 and j == 0))
             for i, encoder in enumerate(config.encoders)
@@ -99,10 +108,8 @@ class Study:
         return Stage(name, inputs, (target,), lambda: self._write_samples(samples, target))
 
     def _embed_stage(self, encoder: EncoderConfig, views: list[View], samples: Stage, *, prefix: str) -> Stage:
-        weights = None
-        if encoder.weights not in (None, "random"):
-            weights = content(find_input(encoder.weights, base=self.base))
-        inputs = {"samples": samples.key, "encoder": encoder.model_dump(exclude={"tokens", "role"}), "weights": weights}
+        files = [content(find_input(f, base=self.base)) for f in (encoder.source, encoder.weights) if is_file_name(f)]
+        inputs = {"samples": samples.key, "encoder": encoder.model_dump(exclude={"tokens", "role"}), "files": files}
         outputs = tuple(f"{prefix}{v.embeddings}/provenance.json" for v in views)
         return Stage(
             f"{prefix}embed/{encoder.name}", inputs, outputs, lambda: self._embed(encoder, samples.outputs[0], prefix)
@@ -159,20 +166,23 @@ class Study:
 
     def _write_samples(self, section: SamplesConfig, target: str) -> None:
         samples = read_samples(section, base=self.base, random_state=self.config.random_state)
+        first = section is self.config.samples
+        check_columns(samples, self.config.columns() if first else self._columns_of_second())
         (self.folder / target).parent.mkdir(parents=True, exist_ok=True)
         samples.save(self.folder / target)
 
+    def _columns_of_second(self) -> dict[str, str]:
+        t = self.config.transfer
+        named = dict.fromkeys(t.targets.values(), "transfer.targets")
+        extra = {"unit": t.unit, "strata": t.strata, "groups": t.groups}
+        return named | {v: f"transfer.{k}" for k, v in extra.items() if v not in (None, "sample", "patient")}
+
     def _embed(self, encoder: EncoderConfig, samples: str, prefix: str) -> None:
         from biosae.embeddings.extract import embed
-        from biosae.encoders import load
 
-        weights = encoder.weights
-        if weights not in (None, "random"):
-            weights = str(find_input(weights, base=self.base))
-        model = load(encoder.name, weights=weights, **encoder.options)
         embed(
             Samples.load(self.folder / samples),
-            model,
+            load_encoder(encoder, base=self.base),
             layer=list(encoder.layers),
             pool=encoder.pool,
             out=self.folder / prefix / "embeddings",
@@ -205,13 +215,10 @@ class Study:
 
         emb = Embeddings.open(self.folder / prefix / view.embeddings)
         adata = encode(SAE.load(self.folder / view.sae), emb, tokens=view.encoder.tokens)
-        with atomic_path(self.folder / target) as temporary:
-            adata.write_h5ad(temporary)
+        write_h5ad(self.folder / target, adata)
 
     def _latents(self, path: str) -> Any:
-        import anndata
-
-        return anndata.read_h5ad(self.folder / path)
+        return read_h5ad(self.folder / path)
 
     def _associate(self, view: View) -> None:
         from biosae.stats import associate, summary
@@ -306,9 +313,6 @@ class Study:
 
         t = self.config.transfer
         second = self._latents(f"second/{view.name}/latents.h5ad")
-        missing = [column for column in t.targets.values() if column not in second.obs]
-        if missing:
-            raise InputError(f"the second cohort has no column {missing[0]!r}; its columns: {', '.join(second.obs)}")
         second.obs = second.obs.assign(**{target: second.obs[column] for target, column in t.targets.items()})
         first = self._latents(view.place("latents.h5ad"))
         if self.config.replicate is not None:
