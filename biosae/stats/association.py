@@ -14,7 +14,7 @@ from biosae.stats.adjust import MAX_R2, MAX_VIF, basis, projected, share_explain
 from biosae.stats.correlation import Columns, moments, n_active, rank_columns, rank_target
 from biosae.stats.frame import Frame, Source, Target, sources
 from biosae.stats.inference import FEW
-from biosae.stats.methods import METHODS, Problem, Result
+from biosae.stats.methods import METHODS, Problem, Result, by_size
 from biosae.stats.nested import indicator
 from biosae.stats.status import TESTED
 
@@ -102,6 +102,16 @@ def associate(
     -----
     Formulas, defaults and their measured error rates: docs/statistics.md. Intervals are 95 %.
     """
+    options = {k: v for k, v in locals().items() if k not in ("adata", "targets")}
+    return directed(adata, targets, **options).drop(columns="p_side")
+
+
+def directed(
+    adata: Any, targets: str | Sequence[str], *, unit: str, method: str, covariates: Sequence[str], strata: str | None,
+    controls: bool, correction: str, n_permutations: int, blocks: str | None, groups: str, aggregate: str,
+    min_active: int, min_active_groups: int, assume_independent: bool, random_state: int,
+) -> pd.DataFrame:  # fmt: skip
+    """``associate`` with a further column ``p_side``, the one-sided p in the direction of the estimate."""
     targets = [targets] if isinstance(targets, str) else list(targets)
     covariates = [covariates] if isinstance(covariates, str) else list(covariates)
     if correction not in multiplicity.CORRECTIONS:
@@ -132,7 +142,7 @@ def associate(
             columns, cache = frame.columns(source, target)
             table = _one(
                 source, columns, cache, target, chosen, n_permutations, random_state,
-                (min_active, min_active_groups, unit), bool(covariates) or None,
+                (min_active, min_active_groups, unit), aggregate,
             )  # fmt: skip
             table.insert(1, "target", name)
             if assume_independent:
@@ -148,7 +158,7 @@ def associate(
         result.loc[here, "q"] = multiplicity.correct(result.loc[here, "p"], correction=correction)
     extra = ["n_groups", "contrast", "inference"] + (["p_maxt"] if n_permutations else [])
     extra += ["n_strata", "n_same_sign", "q_heterogeneity", "p_heterogeneity", "i2"] if strata else []
-    result = result.reindex(columns=COLUMNS + extra)
+    result = result.reindex(columns=[*COLUMNS, *extra, "p_side"])
     tested = result.loc[result["p"].notna(), "source"].value_counts()
     result.attrs["biosae"] = {
         "unit": unit, "groups": None if frame.group_of is None else groups, "aggregate": aggregate, "method": method,
@@ -192,7 +202,7 @@ def _choose(method: str, target: Target, name: str, covariates: list[str], strat
 
 def _one(
     source: Source, V: Columns, cache: dict, target: Target, method: str, n_permutations: int, random_state: int,
-    gate: tuple[int, int, str], adjusted: bool | None,
+    gate: tuple[int, int, str], aggregate: str,
 ) -> pd.DataFrame:  # fmt: skip
     m = V.shape[1]
     C = target.C
@@ -218,18 +228,27 @@ def _one(
         else:
             estimate = np.where(np.isin(status, ("dead", "constant")), np.nan, estimate)
         varies = (not too_few) & identified & ~np.isin(status, ("dead", "constant"))
-        p = found.inference.p
+        p, p_maxt, how = found.inference.p, found.inference.p_maxt, found.inference.how
+        p_side = none if found.inference.p_side is None else found.inference.p_side
         tested = np.isin(status, TESTED)
         status = np.where(tested & np.isnan(p), "too_sparse", status)  # no variance between groups to test with
+        if target.sizes is not None and target.n_units > 3 and (method != "welch" or aggregate == "max"):
+            again = by_size(problem, method, target.sizes)
+            p, p_maxt = np.maximum(p, again.p), np.maximum(p_maxt, again.p_maxt)
+            p_side = none if again.p_side is None else np.maximum(p_side, again.p_side)
+            how += f"; not below the p adjusted for samples a unit ({again.how})"
+            status = np.where(np.isin(status, TESTED) & np.isnan(p), "unidentifiable", status)
+        tested = np.isin(status, TESTED)
         table = {
             "estimate": estimate,
             "ci_low": np.where(varies, found.low, np.nan),
             "ci_high": np.where(varies, found.high, np.nan),
             "statistic": np.where(tested, found.inference.statistic, np.nan),
             "p": np.where(tested, np.minimum(p, 1.0), np.nan),
-            "p_maxt": np.where(tested, np.minimum(found.inference.p_maxt, 1.0), np.nan),
+            "p_maxt": np.where(tested, np.minimum(p_maxt, 1.0), np.nan),
+            "p_side": np.where(tested, p_side, np.nan),
         }
-        inference = found.inference.how + (
+        inference = how + (
             f"; max-T: {found.inference.how_maxt}" if n_permutations and found.inference.how_maxt else ""
         )
         extra = found.extra

@@ -94,6 +94,19 @@ def moments(V: Columns) -> tuple[np.ndarray, np.ndarray]:
     return mean, ss
 
 
+def skewness(V: Columns) -> np.ndarray:
+    """``sum (x - mean)^3 / (sum (x - mean)^2)^(3/2)`` of every column; NaN for constant columns."""
+    mean, ss = moments(V)
+    if sp.issparse(V):
+        m, nnz = V.shape[1], np.diff(V.indptr)
+        column = np.repeat(np.arange(m), nnz)
+        third = np.bincount(column, weights=(V.data - mean[column]) ** 3, minlength=m) - (V.shape[0] - nnz) * mean**3
+    else:
+        third = ((V - mean) ** 3).sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(ss > 0, third / ss**1.5, np.nan)
+
+
 def n_active(V: Columns) -> np.ndarray:
     """Rows in which each sparse column is not zero; all rows for dense columns."""
     return np.diff(V.indptr) if sp.issparse(V) else np.full(V.shape[1], V.shape[0])

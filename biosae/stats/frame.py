@@ -16,6 +16,9 @@ from biosae.stats.correlation import Columns, as_columns
 from biosae.stats.inference import Groups
 from biosae.stats.nested import codes_of, pool, unit_values
 
+SCORES = "embedding_pca"
+"""Slot of ``obsm`` for components fitted elsewhere. Not ``X_pca``, where scanpy puts the components of the latents."""
+
 
 @dataclass
 class Source:
@@ -32,7 +35,7 @@ def sources(adata: Any, *, controls: bool, pca: int = 50) -> list[Source]:
     out = [Source("latent", X, [str(v) for v in adata.var_names])]
     if controls and "embedding" in adata.obsm:
         raw = np.asarray(adata.obsm["embedding"], dtype=np.float64)
-        components = adata.obsm["X_pca"] if "X_pca" in adata.obsm else principal_components(raw, n=pca)[0]
+        components = adata.obsm[SCORES] if SCORES in adata.obsm else principal_components(raw, n=pca)[0]
         width = max(4, len(str(raw.shape[1] - 1)))
         out.append(Source("raw", raw, [f"raw_{j:0{width}d}" for j in range(raw.shape[1])]))
         components = np.asarray(components, dtype=np.float64)
@@ -70,6 +73,8 @@ class Target:
     units_blocks: np.ndarray | None
     key: bytes
     strata_left_out: int = 0
+    sizes: np.ndarray | None = None
+    """Samples a unit, where units are pooled and differ in it."""
 
 
 @dataclass
@@ -182,7 +187,11 @@ class Frame:
                 raise StatisticsError(
                     f"blocks={self.blocks!r} cuts across {self.groups}s; a {self.groups} must lie in one block"
                 )
-        return Target(y, classes, samples, unit_codes, n_units, groups, C, strata, units_blocks, samples.tobytes())
+        sizes = None if unit_codes is None else np.bincount(unit_codes).astype(np.float64)
+        sizes = None if sizes is None or len(sizes) == 0 or not np.ptp(sizes) else sizes
+        return Target(
+            y, classes, samples, unit_codes, n_units, groups, C, strata, units_blocks, samples.tobytes(), sizes=sizes
+        )
 
     def _group_of_units(self, unit_codes: np.ndarray, n_units: int, group_of: np.ndarray) -> np.ndarray | None:
         if _nested(unit_codes, group_of):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from biosae.stats.correlation import Columns, dot, moments
-from biosae.stats.inference import FEW, MIN_DRAWS, VERY_FEW, Groups, Inference
-from biosae.stats.nested import hotelling_pvalue, indicator
+from biosae.stats.correlation import Columns, dot, moments, skewness, t_pvalue
+from biosae.stats.inference import FEW, MIN_DRAWS, VERY_FEW, Groups, Inference, skewed_pvalue, unequal_sizes
+from biosae.stats.nested import hotelling_pvalue, indicator, score_t
 from biosae.stats.permutation import null_counts, permutations, sign_flips
 
 
@@ -23,9 +23,10 @@ def kruskal(
 ) -> Inference:
     """``H = (n - 1) SS_between / SS_total`` of the ranks, ties corrected.
 
-    Independent units: chi-squared with C - 1 degrees of freedom, permutation below 20 units. Grouped units: the larger
-    p of Hotelling's T2 over the groups' score vectors and of the free rearrangement (of samples, or of groups where
-    the class is constant within groups); permutation of groups below 20 groups if the class is constant within them.
+    Independent units: chi-squared with C - 1 degrees of freedom, corrected for skewness, permutation below 20 units.
+    Grouped units: the larger p of Hotelling's T2 over the groups' score vectors and of the free rearrangement (of
+    samples, or of groups where the class is constant within groups); permutation of groups below 20 groups if the
+    class is constant within them.
     Max-T permutes units or groups, or flips the signs of the groups' score vectors where the class varies within
     groups.
     """  # fmt: skip
@@ -36,7 +37,7 @@ def kruskal(
     H = (n - 1) * (dot(ranks, onehot) ** 2 / size).sum(axis=1) / ss
     small_arrangement = None
     if groups.codes is None:
-        p, how = stats.chi2.sf(H, C - 1), f"chi-squared, {C - 1} df"
+        p, how = _skew_corrected(ranks, onehot, size, H), f"chi-squared, {C - 1} df, skewness corrected"
         if n < FEW or n_permutations:
             small_arrangement = (ranks, codes, units_blocks, H / (n - 1), n < FEW, "permutation")
     else:
@@ -53,7 +54,9 @@ def kruskal(
             if units_blocks is not None:
                 by = np.zeros(G, dtype=np.int64)
                 by[groups.codes] = units_blocks
-            observed = np.where(testable, _between(X, own, C), np.nan)
+            per_group = np.bincount(groups.codes, minlength=G)
+            narrow = max(unequal_sizes(per_group, (own == c) - size[c] / n) for c in range(C))
+            observed = np.where(testable, _between(X, own, C) / narrow, np.nan)
             small_arrangement = (X - X.mean(axis=0), own, by, observed, G < FEW, f"permutation of {G} groups")
         elif not groups.constant and (n_permutations or G < VERY_FEW) and G >= 3:
             return _flipped(S / np.sqrt(size), H, ss / (n - 1), p, how, testable, n_permutations, random_state)
@@ -73,12 +76,29 @@ def kruskal(
             value = sum(dot(V, (c == Y) - count[c] / len(Y)) ** 2 / count[c] for c in range(C) if count[c])
             return value / np.where(total > 0, total, np.inf)[:, None]
 
-        own_p, p_maxt = null_counts(observed, draws, statistic_of)
+        own_p, p_maxt, _ = null_counts(observed, draws, statistic_of)
         how_maxt = f"{scheme}, {draws.describe}"
         if small:
             p, how = own_p, how_maxt
         p_maxt = np.maximum(p_maxt, p)
     return Inference(H, np.where(testable, p, np.nan), p_maxt, how, how_maxt)
+
+
+def _skew_corrected(ranks: Columns, onehot: np.ndarray, size: np.ndarray, H: np.ndarray) -> np.ndarray:
+    """Chi-squared p, times what skewness does to the tail of the class that is farthest from expectation."""
+    n, C = len(onehot), len(size)
+    p = stats.chi2.sf(H, C - 1)
+    spread = np.sqrt(size * (1 - size / n))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        Z = dot(ranks, onehot) / spread * np.sqrt((n - 1) / moments(ranks)[1])[:, None]
+        Z = np.nan_to_num(Z)
+        farthest = np.abs(Z).argmax(axis=1)
+        z = np.abs(Z[np.arange(len(Z)), farthest])
+        of_class = (onehot**3).sum(axis=0) / spread**3
+        skew = n / max(n - 2, 1) * np.sqrt(n - 1) * skewness(ranks) * of_class[farthest]
+        free = 2.0 * stats.norm.sf(z)
+        skewed = skewed_pvalue(free, z, np.nan_to_num(skew), normal=True)
+        return np.minimum(1.0, np.where(free > 0, p * (skewed / free), np.fmax(p, skewed)))
 
 
 def _between(X: np.ndarray, codes: np.ndarray, C: int) -> np.ndarray:
@@ -118,7 +138,7 @@ def _flipped(
 
     shrink = (1 - 1 / len(S)) ** 2  # centring made the scores smaller than they were: as in CR3
     observed = np.where(testable, shrink * statistic_of(np.ones((len(S), 1)))[:, 0], np.nan)
-    own, joint = null_counts(observed, draws, statistic_of)
+    own, joint, _ = null_counts(observed, draws, statistic_of)
     scheme = f"sign flips of {len(S)} group scores, {draws.describe}"
     if len(S) < VERY_FEW:
         p, how = np.maximum(p, own), f"larger of {how} and {scheme}"
@@ -135,6 +155,11 @@ def _grouped(
         return np.full_like(H, np.nan), ""
     A, mean = indicator(groups.codes, G), moments(ranks)[0]
     p_hotelling = hotelling_pvalue(np.where(np.isnan(H)[None, :, None], np.nan, S))
+    if np.bincount(groups.codes).max() > len(codes) / 4:
+        # all other scores are relative to the group that dominates: taken class by class, its own noise counts too
+        S = np.concatenate([S, -S.sum(axis=2, keepdims=True)], axis=2)
+        one = np.stack([t_pvalue(score_t(S[..., c]), G - 1) for c in range(C)])
+        p_hotelling = np.maximum(p_hotelling, np.fmin(1.0, C * np.nan_to_num(one, nan=1.0).min(axis=0)))
     if groups.constant:
         own = np.zeros(G, dtype=np.int64)
         own[groups.codes] = codes

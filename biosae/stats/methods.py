@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.sparse as sp
 from scipy import special, stats
 
 from biosae.stats import effects
+from biosae.stats.adjust import basis, residual, share_explained
 from biosae.stats.correlation import Columns, dot, fisher_interval, rank_columns, rank_target, z_interval
 from biosae.stats.inference import Block, Groups, Inference, block, linear
 from biosae.stats.kruskal import kruskal
 from biosae.stats.nested import group_squares, indicator
+
+MAX_SIZE_R2 = 0.8
+"""Pooled units: above this share of the target explained by the number of samples a unit holds, no p is given."""
 
 
 @dataclass
@@ -71,8 +75,9 @@ class Result:
     """Heterogeneity over strata."""
 
 
-def _critical(groups: Groups) -> float:
-    return float(special.ndtri(0.975)) if groups.codes is None else float(stats.t.ppf(0.975, max(groups.n - 1, 1)))
+def _critical(inference: Inference) -> float:
+    """97.5 % quantile: normal for independent units, else t."""
+    return float(stats.t.ppf(0.975, max(inference.df, 1.0)))
 
 
 def _correlation(problem: Problem, *, rank: bool) -> Result:
@@ -105,11 +110,11 @@ def _correlation(problem: Problem, *, rank: bool) -> Result:
             }  # fmt: skip
         low, high = z_interval(estimate, half)
     if problem.groups.codes is not None:
-        low, high = _grouped_interval(blocks, problem.groups, estimate, low, high, rank, inference.se)
+        low, high = _grouped_interval(blocks, problem.groups, estimate, low, high, rank, inference)
     return Result(estimate, low, high, inference, extra)
 
 
-def _grouped_interval(blocks, groups, estimate, low, high, rank, null_se) -> tuple[np.ndarray, np.ndarray]:
+def _grouped_interval(blocks, groups, estimate, low, high, rank, inference) -> tuple[np.ndarray, np.ndarray]:
     """Sandwich interval on Fisher's z, never narrower than that of free units or than the null error of the test."""
     codes, G = groups.codes, groups.n
     total, weight = 0.0, 0.0
@@ -127,9 +132,8 @@ def _grouped_interval(blocks, groups, estimate, low, high, rank, null_se) -> tup
         se = np.sqrt(G / max(G - 1, 1) * (total**2).sum(axis=0)) / weight
         se = se * np.sqrt(1 + estimate**2 / 2) if rank else se
         free = (np.arctanh(high) - np.arctanh(low)) / 2 / special.ndtri(0.975)
-    return z_interval(
-        estimate, _critical(groups) * np.fmax(np.fmax(se, null_se), np.where(np.isfinite(free), free, 0.0))
-    )
+    widest = np.fmax(np.fmax(se, inference.se), np.where(np.isfinite(free), free, 0.0))
+    return z_interval(estimate, _critical(inference) * widest)
 
 
 def _scores(b: Block, A: sp.csr_matrix) -> np.ndarray:
@@ -172,7 +176,7 @@ def auroc(problem: Problem) -> Result:
             G / max(G - 1, 1) * (influence**2).sum(axis=0), np.where(influence.any(axis=0), null**2, 0.0)
         )
         n_min = min(len(np.unique(codes[positive])), len(np.unique(codes[~positive])))
-    low, high = effects.logit_interval(area, variance, critical=_critical(problem.groups), n_min=n_min)
+    low, high = effects.logit_interval(area, variance, critical=_critical(inference), n_min=n_min)
     if codes is None and problem.strata is None and len(positive) <= 20:
         _exact_where_untied(problem, positive, area, inference)
     return Result(area, low, high, inference)
@@ -185,6 +189,7 @@ def _exact_where_untied(problem: Problem, positive: np.ndarray, area: np.ndarray
     n1, n0 = int(positive.sum()), int((~positive).sum())
     if untied.any() and problem.units_blocks is None:
         inference.p[untied] = effects.exact_u_pvalue(area[untied] * n1 * n0, n1, n0)
+        inference.p_side[untied] = inference.p[untied] / 2
         inference.p_maxt = np.fmax(inference.p_maxt, np.where(np.isnan(inference.p_maxt), np.nan, inference.p))
         inference.how += "; exact where untied"
 
@@ -212,6 +217,7 @@ def welch(problem: Problem) -> Result:
         inference.statistic = np.where(problem.testable, t, np.nan)
         if not inference.how.startswith("permutation"):  # Welch alone rejects 8 % of true nulls for skewed columns
             inference.p, inference.how = np.fmax(p, inference.p), "larger p of Welch and Student t"
+            inference.p_side = np.fmax(p / 2, inference.p_side)
             inference.p_maxt = np.maximum(inference.p_maxt, inference.p)
     else:
         A = indicator(codes, G)
@@ -222,22 +228,26 @@ def welch(problem: Problem) -> Result:
         with np.errstate(divide="ignore", invalid="ignore"):
             null = inference.se * b.scale * (n1 + n0) / (n1 * n0)
             se = np.fmax(np.sqrt(G / max(G - 1, 1) * (D**2).sum(axis=0)), null) / np.sqrt((ss1 + ss0) / (n1 + n0 - 2))
-        half = _critical(problem.groups) * se
+        half = _critical(inference) * se
         low, high = g - half, g + half
     return Result(g, low, high, inference)
 
 
+def firing(V: Columns) -> Columns:
+    """1 where a latent fires (or a dense feature lies above its mean), else 0."""
+    if not sp.issparse(V):
+        return (V > 0).astype(np.float64)
+    out = V.copy()
+    out.data = np.ones_like(out.data)
+    return out
+
+
 def fisher(problem: Problem) -> Result:
     positive = (problem.y == 1).astype(np.float64)
-    V = problem.V
-    if sp.issparse(V):
-        firing = V.copy()
-        firing.data = np.ones_like(firing.data)
-    else:
-        firing = (V > 0).astype(np.float64)
+    fired = firing(problem.V)
     n, n1 = len(positive), int(positive.sum())
-    k = np.asarray(firing.sum(axis=0)).ravel()
-    a = dot(firing, positive)
+    k = np.asarray(fired.sum(axis=0)).ravel()
+    a = dot(fired, positive)
     ratio, low, high = effects.odds_ratio(a, k - a, n1 - a, n - n1 - k + a)
     codes, G = problem.groups.codes, problem.groups.n
     if codes is None:
@@ -245,26 +255,29 @@ def fisher(problem: Problem) -> Result:
         shared = Inference(p, p, np.full_like(p, np.nan), "", "")
         if problem.n_permutations:
             shared = linear(
-                [block(np.arange(n), firing, positive, None)], problem.groups, rank_sum=True, **problem.options()
+                [block(np.arange(n), fired, positive, None)], problem.groups, rank_sum=True, **problem.options()
             )
         p_maxt = np.maximum(shared.p_maxt, p)
-        return Result(ratio, low, high, Inference(np.log(ratio), p, p_maxt, "Fisher exact", shared.how_maxt))
-    b = block(np.arange(n), firing, positive, None)
+        side = np.where(a * n >= k * n1, stats.hypergeom.sf(a - 1, n, n1, k), stats.hypergeom.cdf(a, n, n1, k))
+        side = np.where(problem.testable, np.fmin(side, p), np.nan)
+        exact = Inference(np.log(ratio), p, p_maxt, "Fisher exact", shared.how_maxt, p_side=side)
+        return Result(ratio, low, high, exact)
+    b = block(np.arange(n), fired, positive, None)
     inference = linear([b], problem.groups, rank_sum=False, **problem.options())
     A = indicator(codes, G)
     cells = []
     for member in (positive, 1.0 - positive):
-        fired = A @ sp.diags(member) @ firing
-        fired = fired.toarray() if sp.issparse(fired) else fired
-        cells += [fired, (A @ member)[:, None] - fired]
+        hits = A @ sp.diags(member) @ fired
+        hits = hits.toarray() if sp.issparse(hits) else hits
+        cells += [hits, (A @ member)[:, None] - hits]
     shift = 0.5 * (np.stack([c.sum(axis=0) for c in cells]).min(axis=0) == 0)
     cells = [c / (c.sum(axis=0) + shift) for c in cells]
     D = cells[0] + cells[3] - cells[1] - cells[2]
-    half = _critical(problem.groups) * np.sqrt(G / max(G - 1, 1) * (D**2).sum(axis=0))
+    half = _critical(inference) * np.sqrt(G / max(G - 1, 1) * (D**2).sum(axis=0))
     with np.errstate(divide="ignore", invalid="ignore"):
         free = (np.log(high) - np.log(low)) / 2
         null = inference.se * b.scale * n / (n1 * (n - n1)) / (k / n * (1 - k / n))
-    half = np.fmax(np.fmax(half, free), np.where(np.isfinite(null), null, 0.0) * _critical(problem.groups))
+    half = np.fmax(np.fmax(half, free), np.where(np.isfinite(null), null, 0.0) * _critical(inference))
     return Result(ratio, ratio * np.exp(-half), ratio * np.exp(half), inference)
 
 
@@ -282,7 +295,7 @@ def ols(problem: Problem) -> Result:
             S = _scores(b, indicator(codes, G)) - slope * group_squares(b.V, b.Q, b.coefficient, codes, G)
             factor = G / max(G - 1, 1) * (b.n - 1) / max(df, 1)
             robust = np.sqrt((S**2).sum(axis=0) * factor) / b.ss
-            half = np.fmax(robust, inference.se * np.sqrt(b.e @ b.e / b.ss)) * _critical(problem.groups)
+            half = np.fmax(robust, inference.se * np.sqrt(b.e @ b.e / b.ss)) * _critical(inference)
     return Result(slope, slope - half, slope + half, inference)
 
 
@@ -291,6 +304,28 @@ def kruskal_wallis(problem: Problem) -> Result:
     inference = kruskal(ranks, problem.y.astype(int), problem.groups, **problem.options())
     none = np.full(problem.V.shape[1], np.nan)
     return Result(effects.eta_squared(ranks, problem.y.astype(int)), none, none, inference)
+
+
+def by_size(problem: Problem, method: str, sizes: np.ndarray) -> Inference:
+    """The test of a method, adjusted for the number of samples that a unit holds.
+
+    The mean of few skewed codes has another shape than that of many (more zeros, a lower median), so ranks, firing and
+    maxima of pooled units go with ``sizes`` (n_units,) even where the codes do not go with the target. No p where the
+    numbers of samples explain more than :data:`MAX_SIZE_R2` of the target.
+    """
+    size = np.log(sizes)[:, None] if len(sizes) < 10 else np.column_stack([np.log(sizes), sizes**-0.5])
+    sides = np.eye(problem.n_classes)[problem.y.astype(int)].T if problem.n_classes > 2 else [problem.y]
+    if max(share_explained(side, basis(size, len(sizes))) for side in sides) > MAX_SIZE_R2:
+        problem = replace(problem, testable=np.zeros_like(problem.testable))
+    if method == "kruskal":
+        ranks, Q = problem.ranked("rank None", problem.V), basis(size, len(sizes))
+        ranks = residual(ranks.toarray() if sp.issparse(ranks) else ranks, Q)
+        return kruskal(ranks, problem.y.astype(int), problem.groups, **problem.options())
+    adjusted = replace(problem, C=size if problem.C is None else np.hstack([problem.C, size]), cache={})
+    if method == "fisher":
+        adjusted.V = firing(problem.V)
+    blocks = adjusted.blocks(rank=method in ("spearman", "auroc", "wilcoxon"))
+    return linear(blocks, problem.groups, rank_sum=False, **problem.options())
 
 
 @dataclass(frozen=True)

@@ -93,34 +93,37 @@ def _columns(table: np.ndarray) -> Iterator[np.ndarray]:
 
 def null_counts(
     observed: np.ndarray, draws: Draws, statistic: Callable[[np.ndarray], np.ndarray], *, step_down: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Per-column permutation p and max-T adjusted p (Westfall and Young 1993) from the same draws.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Permutation p, max-T adjusted p (Westfall and Young 1993) and one-sided p of every column, from the same draws.
 
     Parameters
     ----------
     observed
-        Absolute statistics (m,), on one scale for all columns; NaN columns are not tested and not in the maximum.
+        Statistics (m,), signed or not, on one scale for all columns; NaN columns are not tested and not in the maximum.
     draws
         Arrangements.
     statistic
-        Maps arrangements (n, b) to absolute statistics (m, b).
+        Maps arrangements (n, b) to statistics (m, b).
     step_down
         True takes the maximum over columns not yet rejected, from the largest statistic down, and keeps the p monotone.
 
     Returns
     -------
     tuple
-        ``(p, p_maxt)``, both (m,).
+        ``(p, p_maxt, p_side)``, all (m,): of absolute statistics, and ``p_side`` of those in the observed direction.
     """
-    p, p_max = np.full(observed.shape, np.nan), np.full(observed.shape, np.nan)
+    p, p_max, p_side = (np.full(observed.shape, np.nan) for _ in range(3))
     tested = np.flatnonzero(~np.isnan(observed))
     if len(tested) == 0:
-        return p, p_max
+        return p, p_max, p_side
+    sign, observed = np.sign(observed), np.abs(observed)
     order = tested[np.argsort(-observed[tested], kind="stable")]
     threshold = observed[order] * (1.0 - 1e-9) - 1e-12
-    own, joint = np.zeros(len(order)), np.zeros(len(order))
+    own, joint, side = (np.zeros(len(order)) for _ in range(3))
     for arrangement in draws.blocks():
-        null = np.nan_to_num(statistic(arrangement)[order], nan=-np.inf)
+        signed = np.nan_to_num(statistic(arrangement)[order])
+        side += (signed * sign[order][:, None] >= threshold[:, None]).sum(axis=1)
+        null = np.abs(signed)
         own += (null >= threshold[:, None]).sum(axis=1)
         if step_down:
             top = np.maximum.accumulate(null[::-1], axis=0)[::-1]
@@ -129,8 +132,9 @@ def null_counts(
             top = np.sort(null.max(axis=0))
             joint += len(top) - np.searchsorted(top, threshold, side="left")
     p[order] = draws.p(own)
+    p_side[order] = draws.p(side)
     p_max[order] = np.maximum.accumulate(draws.p(joint))
-    return p, p_max
+    return p, p_max, p_side
 
 
 def max_t(

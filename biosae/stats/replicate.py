@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from biosae.errors import InputError, StatisticsError
-from biosae.stats.association import associate
-from biosae.stats.frame import principal_components
+from biosae.stats.association import associate, directed
+from biosae.stats.frame import SCORES, principal_components
 from biosae.stats.multiplicity import holm
 from biosae.stats.ranking import strength, summary
 from biosae.stats.status import TESTED
@@ -75,7 +75,7 @@ def replicate(
     StatisticsError
         If a part is empty or the parts share samples.
     InputError
-        If the second AnnData has other latents.
+        If the second AnnData has other latents, or the two classes of a target differ between the parts.
     """
     targets = [targets] if isinstance(targets, str) else list(targets)
     second = not isinstance(replication, str) and hasattr(replication, "obs")
@@ -99,8 +99,8 @@ def replicate(
     first, other = first.copy(), other.copy()
     if controls and "embedding" in first.obsm and "embedding" in other.obsm:
         scores, mean, loadings = principal_components(np.asarray(first.obsm["embedding"]))
-        first.obsm["X_pca"] = scores
-        other.obsm["X_pca"] = (np.asarray(other.obsm["embedding"], np.float64) - mean) @ loadings
+        first.obsm[SCORES] = scores
+        other.obsm[SCORES] = (np.asarray(other.obsm["embedding"], np.float64) - mean) @ loadings
     else:
         controls = False
     how = {"method": method, "covariates": covariates, "controls": controls, "random_state": random_state, **options}
@@ -112,7 +112,7 @@ def replicate(
     claimed = assume_independent if replication_assume_independent is None else replication_assume_independent
     chosen_method = dict(zip(best["target"], best["method"]))
     again = {
-        target: associate(
+        target: _again(
             _only(other, best.loc[(best["target"] == target) & (best["latent"] != ""), ["source", "latent"]]), target,
             unit=replication_unit or unit, groups=replication_groups or groups,
             strata=replication_strata if second else strata,
@@ -123,6 +123,8 @@ def replicate(
         if (best.loc[best["target"] == target, "latent"] != "").any()
     }  # fmt: skip
     shared = _shared(first, other, groups, replication_groups or groups)
+    for _, b in best.iterrows():
+        _same_classes(b, again.get(b["target"]))
     rows = [_row(b, again.get(b["target"]), shared, bool(strata)) for _, b in best.iterrows()]
     out = pd.DataFrame(rows)
     out["p_holm"] = np.nan
@@ -138,6 +140,23 @@ def replicate(
         "replication_unit": replication_unit or unit,
     }  # fmt: skip
     return out
+
+
+def _again(adata: Any, target: str, **how: Any) -> pd.DataFrame:
+    """``associate`` with one-sided p in the direction of the estimate."""
+    return directed(adata, [target], **{**(associate.__kwdefaults__ or {}), **how})
+
+
+def _same_classes(best: pd.Series, again: pd.DataFrame | None) -> None:
+    """The direction of a difference means the same in both parts only if the classes and their order are the same."""
+    if again is None or not best["contrast"]:
+        return
+    other = again["contrast"].iloc[0]
+    if other and other != best["contrast"] and (again["status"] != "one_class").any():
+        raise InputError(
+            f"target {best['target']!r} compares {best['contrast']} in the discovery part and {other} in the "
+            "replication part; give both the same two classes, and the same order if they are categories"
+        )
 
 
 def _method_for(adata: Any, target: str, method: str, covariates: Sequence[str]) -> str:
@@ -171,7 +190,7 @@ def _only(adata: Any, chosen: pd.DataFrame) -> Any:
 
     names = chosen.loc[chosen["source"] == "latent", "latent"].tolist()
     out = anndata.AnnData(X=sp.csr_matrix(adata[:, names].X), obs=adata.obs, var=adata[:, names].var)
-    for source, key in (("raw", "embedding"), ("pca", "X_pca")):
+    for source, key in (("raw", "embedding"), ("pca", SCORES)):
         index = [int(name.rsplit("_", 1)[1]) for name in chosen.loc[chosen["source"] == source, "latent"]]
         if key in adata.obsm:
             out.obsm[key] = np.asarray(adata.obsm[key])[:, index]
@@ -208,12 +227,12 @@ def _row(best: pd.Series, again: pd.DataFrame | None, shared: int | None, strati
     if stratified and "n_strata" in test:
         row |= {"n_strata": test["n_strata"], "n_same_sign": test["n_same_sign"]}
     before, after = (float(strength(pd.DataFrame([r])).iloc[0]) for r in (best, test))
-    directed = best["effect"] != "epsilon_squared"
+    has_direction = best["effect"] != "epsilon_squared"
     if np.isfinite(before) and np.isfinite(after):
         agrees = bool(np.sign(before) == np.sign(after))
-        row["sign_agrees"] = agrees if directed else pd.NA
+        row["sign_agrees"] = agrees if has_direction else pd.NA
         row["shrinkage"] = after / before if same and before else np.nan
         if test["status"] in TESTED and np.isfinite(test["p"]):
-            p = float(test["p"])
-            row["p_replication"] = p if not directed else (p / 2 if agrees else 1 - p / 2)
+            p, side = float(test["p"]), float(test["p_side"])
+            row["p_replication"] = p if not has_direction else side if agrees else 1 - side
     return row

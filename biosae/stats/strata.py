@@ -73,7 +73,10 @@ def within_strata(
             table["n_units"] = (
                 table["n_samples"] if unit == "sample" else int(part.obs.loc[column.notna(), unit].nunique())
             )
-            table["n_groups"] = table["n_units"]
+            groups = options.get("groups", "patient")
+            known = groups in part.obs and not options.get("assume_independent", False)
+            independent = int(part.obs.loc[column.notna(), groups].nunique()) if known else table["n_units"]
+            table["n_groups"] = np.minimum(independent, table["n_units"])
         else:
             own = how
             if column.nunique() == 2 and method == "kruskal":
