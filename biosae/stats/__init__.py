@@ -10,10 +10,11 @@ from biosae.stats.multiplicity import bh, bonferroni, by, holm
 from biosae.stats.nested import aggregate
 from biosae.stats.ranking import ranked, summary
 from biosae.stats.replicate import replicate
+from biosae.stats.robustness import robustness_index
 from biosae.stats.status import STATUS
 from biosae.stats.strata import within_strata
 
 __all__ = [
     "STATUS", "aggregate", "associate", "bh", "bonferroni", "by", "confounders", "correlate", "holm", "overlap",
-    "ranked", "readout", "replicate", "summary", "within_strata",
+    "ranked", "readout", "replicate", "robustness_index", "summary", "within_strata",
 ]  # fmt: skip

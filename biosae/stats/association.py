@@ -15,7 +15,7 @@ from biosae.stats.correlation import Columns, moments, n_active, rank_columns, r
 from biosae.stats.frame import Frame, Source, Target, sources
 from biosae.stats.inference import FEW
 from biosae.stats.methods import METHODS, Problem, Result, by_size
-from biosae.stats.nested import indicator
+from biosae.stats.nested import in_memory, indicator
 from biosae.stats.status import TESTED
 
 COLUMNS = [
@@ -125,6 +125,9 @@ def directed(
     overlapping = set(targets) & {*covariates, strata}
     if overlapping:
         raise InputError(f"{sorted(overlapping)[0]!r} is both a target and a covariate or stratum")
+    if not adata.n_obs or not adata.n_vars:
+        raise InputError(f"there are {adata.n_obs} samples and {adata.n_vars} latents: nothing to test")
+    adata = in_memory(adata)
     frame = Frame(adata, unit, groups, covariates, strata, blocks, assume_independent, aggregate)
     features = [s for s in sources(adata, controls=controls) if s.names]
     tables, facts = [], {}

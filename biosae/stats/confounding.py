@@ -12,9 +12,10 @@ from scipy import stats
 
 from biosae.errors import InputError
 from biosae.stats.adjust import basis, design, residual
-from biosae.stats.correlation import Columns, as_columns, dot, moments
+from biosae.stats.correlation import Columns, as_columns, dot, moments, skewness
+from biosae.stats.inference import times_skewness
 from biosae.stats.multiplicity import bh
-from biosae.stats.nested import codes_of, hotelling_pvalue, indicator
+from biosae.stats.nested import codes_of, hotelling_pvalue, in_memory, indicator
 from biosae.stats.permutation import Draws, null_counts, permutations, sign_flips
 
 DOMINANCE = 2.0
@@ -61,6 +62,7 @@ def confounders(
     InputError
         If a column is absent or no row has all of them.
     """
+    adata = in_memory(adata)
     biology = [biology] if isinstance(biology, str) else list(biology)
     technical = [technical] if isinstance(technical, str) else list(technical)
     for name in biology + technical:
@@ -168,6 +170,8 @@ def _pvalue(
             scale = sum((v**2).sum(axis=0) for v in moved) / q
             return sum(dot(V, v) ** 2 for v in moved) / left[:, None] / scale
 
+        far = np.flatnonzero(model < 1.5 / (n_draws + 1))
+        model[far] = _skewed(model[far], V[:, far], D, left[far])
         return _tail(null_counts(share, draws, rearranged)[0], model, draws)
     A = indicator(codes, G)
     S = []
@@ -192,6 +196,16 @@ def _pvalue(
     draws = sign_flips(G, n_draws=n_draws, random_state=random_state)
     flipped = null_counts(share * shrink, draws, lambda Y: sum((s.T @ Y) ** 2 for s in S) / left[:, None])[0]
     return _tail(flipped, np.fmax(model, hotelling_pvalue(np.stack(S, axis=-1))), draws)
+
+
+def _skewed(p: np.ndarray, V: Columns, D: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """F-test p of independent samples times what skewness does to the tail along each column's direction in D."""
+    n, along = len(D), dot(V, D)
+    length = np.sqrt((along**2).sum(axis=1))
+    third = ((D @ (along / length[:, None]).T) ** 3).sum(axis=0)
+    skew = n / max(n - 2, 1) * np.sqrt(n - 1) * skewness(V) * third
+    z = length / np.sqrt(left) * np.sqrt(n - 1)
+    return times_skewness(p, z, skew)
 
 
 def _f_pvalue(share: np.ndarray, q: int, df: int) -> np.ndarray:
@@ -259,6 +273,7 @@ def readout(
     InputError
         If a column or latent is absent.
     """
+    adata = in_memory(adata)
     factors = [factors] if isinstance(factors, str) else list(factors)
     sets: dict[str, Any] = {}
     if "embedding" in adata.obsm:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from biosae.stats.correlation import Columns, dot, moments, skewness, t_pvalue
-from biosae.stats.inference import FEW, MIN_DRAWS, VERY_FEW, Groups, Inference, skewed_pvalue, unequal_sizes
+from biosae.stats.inference import FEW, MIN_DRAWS, VERY_FEW, Groups, Inference, times_skewness, unequal_sizes
 from biosae.stats.nested import hotelling_pvalue, indicator, score_t
 from biosae.stats.permutation import null_counts, permutations, sign_flips
 
@@ -96,9 +96,7 @@ def _skew_corrected(ranks: Columns, onehot: np.ndarray, size: np.ndarray, H: np.
         z = np.abs(Z[np.arange(len(Z)), farthest])
         of_class = (onehot**3).sum(axis=0) / spread**3
         skew = n / max(n - 2, 1) * np.sqrt(n - 1) * skewness(ranks) * of_class[farthest]
-        free = 2.0 * stats.norm.sf(z)
-        skewed = skewed_pvalue(free, z, np.nan_to_num(skew), normal=True)
-        return np.minimum(1.0, np.where(free > 0, p * (skewed / free), np.fmax(p, skewed)))
+    return times_skewness(p, z, np.nan_to_num(skew))
 
 
 def _between(X: np.ndarray, codes: np.ndarray, C: int) -> np.ndarray:

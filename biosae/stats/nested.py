@@ -22,6 +22,11 @@ from biosae.stats.correlation import Columns, as_columns, dot, t_pvalue
 HOW = ("mean", "fraction_active", "max")
 
 
+def in_memory(adata: Any) -> Any:
+    """The table itself, or a copy in memory of one that is backed by its file."""
+    return adata.to_memory() if getattr(adata, "isbacked", False) else adata
+
+
 def indicator(codes: np.ndarray, n_groups: int) -> sp.csr_matrix:
     """Membership (n_groups, n): 1 where row i belongs to group g."""
     n = len(codes)
@@ -124,6 +129,7 @@ def aggregate(adata: Any, by: str = "patient", how: str = "mean") -> Any:
     """
     import anndata
 
+    adata = in_memory(adata)
     codes, levels = codes_of(adata.obs, by)
     obs = pd.DataFrame({"n_samples": np.bincount(codes, minlength=len(levels))}, index=pd.Index(levels, name=by))
     for name in adata.obs.columns:

@@ -12,6 +12,7 @@ from biosae.errors import InputError, StatisticsError
 from biosae.stats.association import associate, directed
 from biosae.stats.frame import SCORES, principal_components
 from biosae.stats.multiplicity import holm
+from biosae.stats.nested import in_memory
 from biosae.stats.ranking import strength, summary
 from biosae.stats.status import TESTED
 
@@ -78,12 +79,13 @@ def replicate(
         If the second AnnData has other latents, or the two classes of a target differ between the parts.
     """
     targets = [targets] if isinstance(targets, str) else list(targets)
+    adata = in_memory(adata)
     second = not isinstance(replication, str) and hasattr(replication, "obs")
     if second:
         if list(map(str, replication.var_names)) != list(map(str, adata.var_names)):
             raise InputError("the second cohort has other latents; encode it with the same SAE")
         first = adata if discovery is None else _part(adata, split, discovery)
-        other = replication
+        other = in_memory(replication)
         decoders = [a.varm["decoder"] for a in (first, other) if "decoder" in a.varm]
         if len(decoders) == 2 and not np.array_equal(np.asarray(decoders[0]), np.asarray(decoders[1])):
             raise InputError(

@@ -9,9 +9,11 @@ STATUS: dict[str, str] = {
     "dead": "the latent never fires in these rows",
     "constant": "the latent has one non-zero value in all rows",
     "too_small": "fewer rows than the estimate needs (3, or 4 + number of adjusting columns)",
-    "unidentifiable": "the covariates determine the target (R2 > 0.95) or the latent (VIF > 10)",
+    "unidentifiable": "the covariates determine the target (R2 > 0.95) or the latent (VIF > 10), or the number of "
+    "samples that a pooled unit holds does (R2 > 0.8)",
     "too_few_groups": "fewer than 3 independent groups: estimate only, no interval or p",
     "no_groups": "nothing says which samples are independent: estimate only",
+    "undefined": "no neighbour tells biology from site: the index has no value",
     "too_sparse": "the latent fires in too few rows or groups: estimate shown, p withheld",
 }
 """status -> meaning."""
