@@ -108,8 +108,8 @@ def test_null_screens_of_rare_latents_discover_nothing(path):
 def test_equal_groups_are_exchangeable():
     level = np.array([0.75, 0.75, -0.25, -0.25, -0.25, -0.25, -0.25, -0.25])
     assert unequal_sizes(np.full(8, 12), level) == pytest.approx(1)
-    b = block(np.arange(16), as_columns(np.arange(16.0)[:, None]), np.repeat([0.0, 1.0], 8), None)
-    assert effective_groups([b], np.arange(16) // 2, 8) == pytest.approx(8)
+    assert effective_groups(np.repeat([-2.0, 2.0], 4)) == pytest.approx(8)
+    assert effective_groups(np.array([9.0, -9.0, 0, 0])) == pytest.approx(2)
 
 
 def test_width_of_unequal_groups():

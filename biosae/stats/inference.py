@@ -3,11 +3,13 @@
 Every supported method but Kruskal-Wallis tests ``U = sum_i x~_i y~_i`` with its own x (values, ranks or firing) and y
 (values, ranks or 0/1), centred or residual. One machine therefore gives all their p-values:
 
-* independent units: ``t = R sqrt(df / (1 - R^2))``; normal for rank-sum methods; permutation below 20 units;
+* independent units: ``t = R sqrt(df / (1 - R^2))``; normal for rank-sum methods; both not below the tail that the
+  skewness of all rearrangements gives; permutation below 20 units;
 * dependent units: the wider of two standard errors, (a) cluster-robust over groups under the null hypothesis, t with
   G - 1 degrees of freedom, and (b) that of free rearrangement (of samples if the target varies within groups, else of
   groups), because (a) alone is too small when a rare label meets a rare latent;
-* dependent units, target constant within groups, fewer than 20 groups: permutation of groups;
+* dependent units, target constant within groups, fewer than 20 groups: permutation of groups; where the sizes of
+  groups go with the target, degrees of freedom of the groups that carry the score (:func:`effective_groups`);
 * dependent units otherwise, fewer than 10 groups: not below the p of flipping the signs of the groups' scores.
 """
 
@@ -28,6 +30,8 @@ FEW = 20
 VERY_FEW = 10
 """Below this many groups no p falls under what rearranging the groups can give."""
 MIN_DRAWS = 9999
+UNEQUAL = 1.1
+"""Above this ratio of variances the sizes of groups go with the target: fewer groups carry the score than there are."""
 
 
 @dataclass
@@ -194,19 +198,15 @@ def rearrangement_skew(blocks: list[Block]) -> np.ndarray:
         return np.where(second > 0, third / second**1.5, 0.0)
 
 
-def effective_groups(blocks: list[Block], codes: np.ndarray, n_groups: int) -> float:
+def effective_groups(load: np.ndarray) -> float:
     """``(sum v)^2 / sum v^2`` for a target that is constant in groups: how many groups carry the score.
 
-    ``v_g = (sum_{i in g} y~_i)^2`` is the variance of a group's score if its units are alike. Few cases, or one group
-    with most of the units, leave far fewer than ``n_groups`` (Carter, Schnepel and Steigerwald, Rev Econ Stat 99, 698,
-    2017).
+    ``v = load^2``, ``load_g = sum_{i in g} y~_i``, is the variance of a group's score if its units are alike. Few
+    cases, or one group with most of the units, leave far fewer than there are groups (Carter, Schnepel and
+    Steigerwald, Rev Econ Stat 99, 698, 2017).
     """
-    load = sum(
-        np.bincount(codes[b.rows], weights=b.e, minlength=n_groups) * np.sqrt(b.n / max(b.e @ b.e, 1e-300))
-        for b in blocks
-    )
     v = load**2
-    return float(v.sum() ** 2 / (v**2).sum()) if v.any() else float(n_groups)
+    return float(v.sum() ** 2 / (v**2).sum()) if v.any() else float(len(load))
 
 
 def unequal_sizes(size: np.ndarray, level: np.ndarray) -> float:
@@ -303,8 +303,15 @@ def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_sta
     tested = ~np.isnan(R)
     t_cluster = np.where(tested, score_t(S), np.nan)
     df_cluster = G - 1.0
-    if groups.constant:
-        df_cluster = min(df_cluster, max(effective_groups(blocks, codes, G) - 1.0, 1.0)) if G > 1 else 0.0
+    narrow = 1.0
+    if groups.constant and G > 2:
+        size = np.bincount(codes, minlength=G)
+        load = sum(
+            np.bincount(codes[b.rows], weights=b.e, minlength=G) * np.sqrt(b.n / max(b.e @ b.e, 1e-300)) for b in blocks
+        )
+        narrow = unequal_sizes(size, load / size)
+        if narrow > UNEQUAL:
+            df_cluster = min(df_cluster, max(effective_groups(load) - 1.0, 1.0))
     p_cluster = t_pvalue(t_cluster, df_cluster)
     if groups.constant:
         total = np.zeros_like(R)
@@ -335,6 +342,9 @@ def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_sta
     very_few = G < VERY_FEW and not plain
     if G >= 3 and (small or very_few or n_permutations):
         n_draws = max(n_permutations, MIN_DRAWS if small else 1)
+        # max-T of few effective groups: the statistic that G - 1 df would have at this p
+        same_p = stats.t.isf(stats.t.sf(np.abs(t_cluster), max(df_cluster, 1.0)), G - 1)
+        less = np.where(np.abs(t_cluster) > 0, np.fmin(1.0, same_p / np.abs(t_cluster)), 1.0)
         if plain:
             X, mean = group_totals(blocks[0], codes, G)
             by = None
@@ -348,13 +358,12 @@ def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_sta
             def statistic_of(Y: np.ndarray) -> np.ndarray:
                 return ratio(X.T @ Y, norm[:, None] * np.sqrt((mean**2).sum()))
 
-            narrow = unequal_sizes(np.bincount(codes, minlength=G), mean)
-            observed = np.where(tested, statistic_of(mean[:, None])[:, 0] / np.sqrt(narrow), np.nan)
+            observed = np.where(tested, statistic_of(mean[:, None])[:, 0] * less / np.sqrt(narrow), np.nan)
             scheme = f"permutation of {G} groups" + (" within blocks" if by is not None else "")
         else:
             draws = sign_flips(G, n_draws=n_draws, random_state=random_state)
             shrink = (G - 1 - blocks[0].k) / G  # centring made the scores smaller than they were: as in CR3
-            observed = np.where(tested, shrink * S.sum(axis=0) / np.where(wide > 0, wide, np.inf), np.nan)
+            observed = np.where(tested, shrink * less * S.sum(axis=0) / np.where(wide > 0, wide, np.inf), np.nan)
 
             def statistic_of(Y: np.ndarray) -> np.ndarray:
                 return (S.T @ Y) / np.where(wide > 0, wide, np.inf)[:, None]
@@ -362,7 +371,7 @@ def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_sta
             scheme = f"sign flips of {G} group scores"
         own, p_maxt, own_side = null_counts(observed, draws, statistic_of)
         how_maxt = f"{scheme}, {draws.describe}"
-        if small and narrow > 1.1:
+        if small and narrow > UNEQUAL:
             p, how = np.maximum(own, p_cluster), f"larger of {how} and {how_maxt}, size goes with the target"
             p_side = np.maximum(own_side, p_cluster / 2)
         elif small:

@@ -59,7 +59,10 @@ def kruskal(
             observed = np.where(testable, _between(X, own, C) / narrow, np.nan)
             small_arrangement = (X - X.mean(axis=0), own, by, observed, G < FEW, f"permutation of {G} groups")
         elif not groups.constant and (n_permutations or G < VERY_FEW) and G >= 3:
-            return _flipped(S / np.sqrt(size), H, ss / (n - 1), p, how, testable, n_permutations, random_state)
+            found = _flipped(S / np.sqrt(size), H, ss / (n - 1), p, how, testable, n_permutations, random_state)
+            if np.bincount(groups.codes).max() > n / 4:  # flips of scores that share one dominating group are too few
+                found.p_maxt = np.fmax(found.p_maxt, np.fmin(1.0, np.isfinite(found.p).sum() * found.p))
+            return found
     p_maxt, how_maxt = np.full_like(p, np.nan), ""
     if small_arrangement is not None:
         V, labels, by, observed, small, scheme = small_arrangement
