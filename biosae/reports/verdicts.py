@@ -52,7 +52,7 @@ def question_verdicts(run: Run) -> list[dict[str, str]]:
             text += f", no p-value ({str(row['status']).replace('_', ' ')})"
         if pd.notna(row.get("p_maxt", np.nan)):
             text += f", max-T p = {style.p_value(row['p_maxt'])}"
-        text += f", n = {results.units_phrase(pd.DataFrame([row]))}. "
+        text += f", n = {results.units_phrase(pd.DataFrame([row]))}{_from_groups(row, run)}. "
         if isinstance(row.get("contrast"), str) and row["contrast"]:
             text = text.replace(", q =", f" for {row['contrast']}, q =", 1)
         passes = row["q"] <= ALPHA
@@ -60,6 +60,14 @@ def question_verdicts(run: Run) -> list[dict[str, str]]:
             text = f"no latent reaches q ≤ {ALPHA:g}; the best is {text}"
         found.append({"target": target, "text": text + sae_adds(rows), "tone": "yes" if passes else "none"})
     return found
+
+
+def _from_groups(row: pd.Series, run: Run) -> str:
+    """The independent groups behind units that are not independent of each other."""
+    groups = row.get("n_groups", np.nan)
+    if pd.isna(groups) or not 0 < groups < row.get("n_units", np.nan):
+        return ""
+    return " from " + style.count(int(groups), "patient" if run.role("patient") is not None else "group")
 
 
 def sae_adds(rows: pd.DataFrame) -> str:
