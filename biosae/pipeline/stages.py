@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from biosae import __version__
 from biosae.errors import FormatError
 from biosae.files import hash_file, hash_json, read_json, write_json
 
-STAGE_FORMAT = 1
 LOG_COLUMNS = ("stage", "state", "seconds", "cpu_seconds", "peak_rss_mb")
 
 
@@ -42,8 +42,8 @@ class Stage:
 
     @property
     def key(self) -> str:
-        """Hash of the inputs."""
-        return hash_json({"stage": self.name, "format": STAGE_FORMAT, "inputs": self.inputs})
+        """Hash of the inputs and of the package's version, which stands for the code."""
+        return hash_json({"stage": self.name, "version": __version__, "inputs": self.inputs})
 
 
 def state_of(stage: Stage, folder: Path) -> str:
