@@ -54,6 +54,11 @@ def encode(sae: Any, emb: Any, *, tokens: str | None = "mean", keep_embedding: b
     """
     import anndata
 
+    if not hasattr(sae, "transform") or not hasattr(emb, "tokens_per_sample"):
+        raise InputError(
+            f"encode(sae, emb) got a {type(sae).__name__} and a {type(emb).__name__}; pass a fitted SAE and Embeddings "
+            "(wrap an array with Embeddings.from_array)"
+        )
     if tokens is not None and tokens not in TOKENS:
         raise InputError(f"tokens={tokens!r} is unknown; {nearest(tokens, TOKENS)} or None")
     T = int(emb.tokens_per_sample)

@@ -120,3 +120,8 @@ def test_options():
     assert "embedding" not in encode(Copy(5), emb, keep_embedding=False).obsm
     assert plain({"a": None, "b": {"c": None, "d": (1, 2)}, "e/f": np.float32(1)})["e_f"] == 1.0
     assert "a" not in plain({"a": None}) and plain({"b": {"c": None}}) == {"b": {}}
+
+
+def test_arguments_of_another_kind_are_named():
+    with pytest.raises(InputError, match=r"got a ndarray and a int; .*from_array"):
+        encode(np.zeros((3, 2)), 4)

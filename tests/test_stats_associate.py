@@ -485,3 +485,10 @@ def test_ranking_goes_by_evidence_and_n_counts_contributing_strata():
     assert summary(result.reset_index())["latent"].tolist() == ["common"]
     no_p = result.reset_index().assign(p=np.nan, status="too_few_groups", estimate=[0.4, 0.6])
     assert ranked(no_p)["latent"].tolist() == ["common", "rare"]
+
+
+def test_arguments_of_another_kind_are_named():
+    with pytest.raises(InputError, match=r"adata is a str; .*read_h5ad"):
+        associate("latents.h5ad", ["y"], unit="sample")
+    with pytest.raises(InputError, match="targets is empty"):
+        associate(anndata.AnnData(np.zeros((3, 1), np.float32)), [], unit="sample")

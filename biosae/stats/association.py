@@ -112,7 +112,13 @@ def directed(
     min_active: int, min_active_groups: int, assume_independent: bool, random_state: int,
 ) -> pd.DataFrame:  # fmt: skip
     """``associate`` with a further column ``p_side``, the one-sided p in the direction of the estimate."""
+    if not hasattr(adata, "obs") or not hasattr(adata, "var_names"):
+        raise InputError(
+            f"adata is a {type(adata).__name__}; pass the AnnData of biosae.encode (read a file with anndata.read_h5ad)"
+        )
     targets = [targets] if isinstance(targets, str) else list(targets)
+    if not targets:
+        raise InputError("targets is empty; name at least one column of obs")
     covariates = [covariates] if isinstance(covariates, str) else list(covariates)
     if correction not in multiplicity.CORRECTIONS:
         raise InputError(f"unknown correction {correction!r}; {nearest(correction, multiplicity.CORRECTIONS)}")
