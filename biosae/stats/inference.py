@@ -344,7 +344,8 @@ def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_sta
         n_draws = max(n_permutations, MIN_DRAWS if small else 1)
         # max-T of few effective groups: the statistic that G - 1 df would have at this p
         same_p = stats.t.isf(stats.t.sf(np.abs(t_cluster), max(df_cluster, 1.0)), G - 1)
-        less = np.where(np.abs(t_cluster) > 0, np.fmin(1.0, same_p / np.abs(t_cluster)), 1.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            less = np.fmin(1.0, same_p / np.abs(t_cluster))
         if plain:
             X, mean = group_totals(blocks[0], codes, G)
             by = None

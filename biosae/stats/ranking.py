@@ -30,7 +30,8 @@ def strength(table: pd.DataFrame) -> pd.Series:
 def ranked(table: pd.DataFrame) -> pd.DataFrame:
     """Rows that can stand for their target and source, the strongest evidence first.
 
-    Tested rows (status ``ok`` or ``few_groups``) come by p-value, then by ``|strength| sqrt(n_units)``. Where nothing
+    Tested rows (status ``ok`` or ``few_groups``) come by p-value, then by ``|strength| sqrt(n_units)`` (slopes by
+    their statistic). Where nothing
     of a target and source could be tested for want of independent groups, its estimates stand in by
     ``|strength| sqrt(n_units)``. The size of an effect alone does not decide: among thousands of latents the largest
     estimates are those of the rarest ones.
@@ -46,6 +47,8 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
     alone = ~tested.groupby(key).transform("any")
     rows = table[tested | (alone & (table["status"] == "too_few_groups") & known)]
     weight = (strength(rows).abs() * np.sqrt(rows["n_units"].astype(float))).replace(np.inf, np.finfo(float).max)
+    slope = rows["effect"] == "slope"  # in units of the latent, so that the smallest scale would come first
+    weight = weight.where(~slope, rows["statistic"].astype(float).abs().fillna(0.0))
     order = pd.DataFrame({"p": rows["p"].astype(float).fillna(1.0), "weight": -weight})
     return rows.loc[order.sort_values(["p", "weight"], kind="stable").index]
 
