@@ -48,7 +48,8 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[tested | (alone & (table["status"] == "too_few_groups") & known)]
     weight = (strength(rows).abs() * np.sqrt(rows["n_units"].astype(float))).replace(np.inf, np.finfo(float).max)
     slope = rows["effect"] == "slope"  # in units of the latent, so that the smallest scale would come first
-    weight = weight.where(~slope, rows["statistic"].astype(float).abs().fillna(0.0))
+    if slope.any():
+        weight = weight.where(~slope, rows["statistic"].astype(float).abs().fillna(0.0))
     order = pd.DataFrame({"p": rows["p"].astype(float).fillna(1.0), "weight": -weight})
     return rows.loc[order.sort_values(["p", "weight"], kind="stable").index]
 
