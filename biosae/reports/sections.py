@@ -212,7 +212,7 @@ _REPLICATION = {
     "target": "target", "target_second": "second target", "source": "source", "latent": "feature",
     "estimate_discovery": "discovery", "estimate_replication": "replication", "ci": "95 % CI",
     "p_replication": "p (one-sided)", "p_holm": "p (Holm)", "replicated": "replicated",
-    "n_units_discovery": "units, discovery", "n_units_replication": "units, replication",
+    "n_units_discovery": "n disc.", "n_units_replication": "n repl.",
     "groups_shared": "patients in both", "status_replication": "status",
 }  # fmt: skip
 
