@@ -501,3 +501,15 @@ def test_slopes_of_equal_p_are_not_ranked_by_the_scale_of_the_latent():
     found = associate(table(X, y=y), "y", method="ols", min_active=3, **FREE)
     assert found["p"][0] == found["p"][1] and abs(found["estimate"][1]) > 1e5 * abs(found["estimate"][0])
     assert ranked(found)["latent"].tolist() == ["0", "1"]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_stratum_within_one_patient_is_refused_without_a_warning():
+    rng = np.random.default_rng(0)
+    n = 200
+    patient = np.repeat(["a", "b"], n // 2)
+    obs = pd.DataFrame({"patient": patient, "y": rng.normal(size=n)}, index=[f"s{i}" for i in range(n)])
+    obs["slide"] = [f"{p}{i % 2}" for i, p in enumerate(patient)]
+    adata = anndata.AnnData(sp.csr_matrix(np.maximum(rng.normal(size=(n, 5)), 0).astype(np.float32)), obs=obs)
+    table = within_strata(adata, "y", strata="slide", unit="sample", method="spearman")
+    assert set(table["status"]) == {"too_few_groups"} and table["p"].isna().all() and table["estimate"].notna().all()

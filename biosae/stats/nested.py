@@ -207,8 +207,10 @@ def group_squares(V: Columns, Q: np.ndarray, coefficient: np.ndarray, codes: np.
 
 
 def score_t(S: np.ndarray) -> np.ndarray:
-    """One-sample t over groups of the scores (G, m): the cluster-robust score statistic."""
+    """One-sample t over groups of the scores (G, m): the cluster-robust score statistic; NaN for a single group."""
     G = S.shape[0]
+    if G < 2:
+        return np.full(S.shape[1:], np.nan)
     sd = S.std(axis=0, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(sd > 0, S.mean(axis=0) * np.sqrt(G) / sd, np.nan)
