@@ -265,6 +265,7 @@ def test_verdict_compares_with_the_better_control(made) -> None:
     assert "stronger by 0.10, and its interval excludes the control" in said()
     assert "n = 12 patients (40 samples)" in said()
     assert "but its interval covers the control" in said(ci_high=[-0.45, 0.5, 0.7])
+    assert "with no interval to judge by" in said(ci_low=[np.nan] * 3, ci_high=[np.nan] * 3)
     assert "but its interval covers the control" in said(estimate=[-0.6, 0.1, 0.1], ci_high=[0.1, 0.5, 0.7])
     assert "no stronger than" in said(estimate=[-0.4, 0.3, 0.5])
     assert said(q=0.2).startswith("no latent reaches q ≤ 0.05")

@@ -14,6 +14,9 @@ from biosae.reports.run import Run, flat
 from biosae.reports.tables import Figures, Table, cell, table, without_constants
 from biosae.reports.verdicts import best_rows
 
+SHOWN = 10
+"""Latents of a target in its figure of associations."""
+
 
 def cohort(run: Run) -> dict[str, Any]:
     """Counts of samples, patients, slides, sites and scanners; per label; targets; what could not be read."""
@@ -185,7 +188,7 @@ def associations(run: Run, figures: Figures) -> dict[str, Any]:
         if results.ranked(latents).empty:
             out["targets"].append({"target": target, "pictures": [], "note": results.sentence(latents)})
             continue
-        n = results.units_phrase(results.ranked(latents))
+        n = results.units_phrase(results.ranked(latents).head(SHOWN))
         passing = int((tested["q"] <= 0.05).sum())
         pictures = [
             tested.size and figures.add(
@@ -194,7 +197,7 @@ def associations(run: Run, figures: Figures) -> dict[str, Any]:
                 caption=f"{target}: {results.sentence(latents)}. {passing:,} with q ≤ 0.05.",
             ),
             figures.add(
-                f"associations_{file_name(target)}", pl.associations, result, target=target, size=(4.3, 3.2),
+                f"associations_{file_name(target)}", pl.associations, result, target=target, n=SHOWN, size=(4.3, 3.2),
                 alt=f"The strongest latents for {target} with confidence intervals, and the best control features.",
                 caption=f"{target}: strongest latents and the best raw dimension and component; n = {n}.",
             ),

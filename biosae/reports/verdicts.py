@@ -90,6 +90,8 @@ def sae_adds(rows: pd.DataFrame) -> str:
     lower = 0.0 if covers_null else _strength(pd.Series({**latent, "estimate": nearest_edge}))
     if own <= top:
         judged = "the latent is no stronger than what the encoder gives without an SAE"
+    elif pd.isna(low) or pd.isna(high):
+        judged = f"the latent is stronger by {style.number(own - top)}, with no interval to judge by"
     elif lower > top:
         judged = f"the latent is stronger by {style.number(own - top)}, and its interval excludes the control"
     else:

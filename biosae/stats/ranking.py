@@ -31,10 +31,9 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
     """Rows that can stand for their target and source, the strongest evidence first.
 
     Tested rows (status ``ok`` or ``few_groups``) come by p-value, then by ``|strength| sqrt(n_units)`` (slopes by
-    their statistic). Where nothing
-    of a target and source could be tested for want of independent groups, its estimates stand in by
-    ``|strength| sqrt(n_units)``. The size of an effect alone does not decide: among thousands of latents the largest
-    estimates are those of the rarest ones.
+    their statistic). Where nothing of a target and source could be tested for want of independent groups, its
+    estimates stand in by ``|strength| sqrt(n_units)``. The size of an effect alone does not decide: among thousands
+    of latents the largest estimates are those of the rarest ones.
 
     Parameters
     ----------
