@@ -1,0 +1,36 @@
+"""The form in which kernels hand each other sparse codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Codes of n rows; the entries of row i stand at ``indptr[i] : indptr[i + 1]``."""
+
+    indptr: torch.Tensor
+    """int64 (n + 1,)."""
+    indices: torch.Tensor
+    """Latents, int32 (nnz,), rising within a row."""
+    values: torch.Tensor
+    """Codes z >= 0, float32 (nnz,). Zeros (places that top-k could not fill) are allowed and carry no gradient."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows n."""
+        return len(self.indptr) - 1
+
+    def rows(self) -> torch.Tensor:
+        """Row of each entry, int64 (nnz,)."""
+        return torch.repeat_interleave(
+            torch.arange(self.n_rows, device=self.indptr.device), self.indptr.diff(), output_size=len(self.indices)
+        )
+
+    def dense(self, n_latents: int) -> torch.Tensor:
+        """The same codes as a dense table (n, m)."""
+        table = self.values.new_zeros(self.n_rows, n_latents)
+        table[self.rows(), self.indices.long()] = self.values
+        return table
