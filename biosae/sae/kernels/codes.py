@@ -34,3 +34,32 @@ class Codes:
         table = self.values.new_zeros(self.n_rows, n_latents)
         table[self.rows(), self.indices.long()] = self.values
         return table
+
+    def keep(self, wanted: torch.Tensor) -> Codes:
+        """The entries where ``wanted``, bool (nnz,), holds."""
+        counts = torch.cat([wanted.new_zeros(1, dtype=torch.int64), wanted.long().cumsum(0)])
+        return Codes(counts[self.indptr], self.indices[wanted], self.values[wanted])
+
+    def fired(self) -> torch.Tensor:
+        """Latents of the positive entries, int64, with repetition."""
+        return self.indices[self.values > 0].long()
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Gradient of the loss by what belongs to latents."""
+
+    dec: torch.Tensor
+    """By the atoms, (m, d), without the part along each atom."""
+    enc: torch.Tensor
+    """By the encoder rows, (m, d)."""
+    bias: torch.Tensor
+    """By the encoder biases, (m,)."""
+    square: torch.Tensor
+    """Squared norm of the three together, float64 (m,)."""
+
+    @classmethod
+    def empty(cls, decoder: torch.Tensor) -> Gradient:
+        """Room for the gradient of a dictionary (m, d)."""
+        bias = decoder.new_empty(len(decoder))
+        return cls(torch.empty_like(decoder), torch.empty_like(decoder), bias, bias.double())
