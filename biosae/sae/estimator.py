@@ -17,7 +17,7 @@ from biosae.sae import checkpoint
 from biosae.sae.config import Plan, SAEConfig, resolve
 from biosae.sae.metrics import Quality
 from biosae.sae.model import SparseAutoencoder
-from biosae.sae.normalise import Normaliser, layernorm, moments
+from biosae.sae.normalise import Normaliser
 from biosae.sae.rows import IN_MEMORY, Rows, groups_of, hold_out
 from biosae.sae.train import train
 from biosae.settings import resolve_device
@@ -97,13 +97,10 @@ class SAE(SAEConfig):
         device = _device(self.device)
         generator = torch.Generator().manual_seed(seed)
 
-        rowwise = self.normalise == "layernorm"
-        ready = (lambda x: layernorm(x)[0]) if rowwise else (lambda x: x)
-        mean, deviation = moments(ready(x[~held[start : start + len(x)]]) for start, x in rows.blocks())
-        normaliser = Normaliser.fit(self.normalise, mean, deviation)
+        normaliser = Normaliser.fit(self.normalise, (x[~held[start : start + len(x)]] for start, x in rows.blocks()))
 
         def take(index: torch.Tensor) -> torch.Tensor:
-            return normaliser.apply(torch.from_numpy(ready(rows.take(train_rows[index.numpy()]))).to(device))
+            return normaliser.apply(torch.from_numpy(normaliser.ready(rows.take(train_rows[index.numpy()]))).to(device))
 
         n = len(train_rows)
         if 4 * n * rows.d <= IN_MEMORY:
@@ -236,7 +233,7 @@ class SAE(SAEConfig):
             "params": self.get_params(),
             "n_latents": self.n_latents_,
             "n_features": self.n_features_in_,
-            "rowwise": self.normaliser_.rowwise,
+            "rowwise": bool(self.normaliser_.rowwise),
             "licence": identity.get("licence"),
             "derivatives_restricted": identity.get("derivatives_restricted"),
             **{name: getattr(self, f"{name}_") for name in STATE},
@@ -311,7 +308,7 @@ class SAE(SAEConfig):
     @torch.no_grad()
     def _codes(self, x: np.ndarray) -> scipy.sparse.csr_matrix:
         """Codes of float32 rows (n, d)."""
-        u = layernorm(x)[0] if self.normaliser_.rowwise else x
+        u = self.normaliser_.ready(x)
         counts, columns, values = [np.zeros(1, np.int64)], [], []
         for start in range(0, len(u), CHUNK):
             part = u[start : start + CHUNK]
@@ -326,12 +323,8 @@ class SAE(SAEConfig):
         return scipy.sparse.csr_matrix(data, shape=(len(u), self.n_latents_))
 
     def _decode(self, z: Any, x: np.ndarray | None) -> np.ndarray:
-        """Reconstructions float32 (n, d); ``x``: the rows, whose layer normalisation is undone."""
-        u = np.asarray(z @ self.decoder_, np.float32) + self.bias_
-        if not self.normaliser_.rowwise:
-            return u
-        _, mean, divisor = layernorm(x)
-        return u * divisor + mean
+        """Reconstructions float32 (n, d); ``x``: the rows, whose row-wise scaling is undone."""
+        return self.normaliser_.restore(np.asarray(z @ self.decoder_, np.float32) + self.bias_, x)
 
     def _rows(self, X: Any) -> Rows:
         self._check_fitted()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse
+
+from biosae.errors import InputError
 
 ROUNDING = 1e-12
 """Sums of squares below this share of sum ||x||^2 are float32 rounding and count as 0."""
@@ -18,6 +22,39 @@ def fvu(error: float, spread: float, square: float) -> float:
     if spread <= floor:
         return 0.0 if error <= floor else float("inf")
     return error / spread
+
+
+def density_histogram(density: np.ndarray) -> dict[str, Any]:
+    """Numbers of latents by the log10 of their density, four bins a decade; dead latents are counted apart.
+
+    Parameters
+    ----------
+    density
+        Share of rows in which each latent is active, (m,), as in ``SAE.density_``.
+
+    Returns
+    -------
+    dict
+        ``log10_edges``: multiples of 1/4, from the decade of the rarest live latent up to 0; ``counts``: latents in
+        each bin (lower edge included, the last bin also holds density 1); ``dead``: latents of density 0. Counts and
+        dead sum to m.
+
+    Raises
+    ------
+    InputError
+        If a density lies outside [0, 1].
+    """
+    density = np.asarray(density, np.float64).ravel()
+    if not ((density >= 0) & (density <= 1)).all():
+        raise InputError("densities must lie in [0, 1]; pass SAE.density_, not counts of rows")
+    logs = np.log10(density[density > 0])
+    lowest = np.floor(logs.min()) if len(logs) else -1.0
+    edges = np.arange(4 * min(lowest, -1.0), 1) / 4
+    return {
+        "log10_edges": edges.tolist(),
+        "counts": np.histogram(logs, edges)[0].tolist(),
+        "dead": int((density == 0).sum()),
+    }
 
 
 class Quality:
@@ -44,7 +81,9 @@ class Quality:
         self.hat_square = self.hat_dot = 0.0
 
     def update(self, x: np.ndarray, x_hat: np.ndarray, z: scipy.sparse.csr_matrix) -> None:
-        """Add rows x (n, d), their reconstructions (n, d) and codes (n, m) without explicit zeros."""
+        """Add rows x (n, d), their reconstructions (n, d) and codes (n, m); stored zeros do not count as active."""
+        if not len(x):
+            return
         x, x_hat = np.asarray(x, np.float64), np.asarray(x_hat, np.float64)
         n, mean = len(x), x.mean(0)
         shift = mean - self.mean
@@ -57,7 +96,7 @@ class Quality:
         nonzero = square > 0
         self.zero_rows += int(n - nonzero.sum())
         self.ratio += float((error[nonzero] / square[nonzero]).sum())
-        self.active += np.bincount(z.indices, minlength=len(self.active))
+        self.active += np.bincount(z.indices[z.data != 0], minlength=len(self.active))
         u, v = x - self.bias, x_hat - self.bias
         dot, norms = (u * v).sum(1), np.sqrt(np.square(u).sum(1) * np.square(v).sum(1))
         usable = norms > 0
