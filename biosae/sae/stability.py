@@ -118,9 +118,9 @@ def stability(
 
     Notes
     -----
-    Memory: up to 4096 x 4096 pairs all cosines are held for the optimal matching, in float32 and once in float64 (0.2
-    GB); beyond that 32 MiB at a time, 50 candidates an atom, and the matching is greedy until 4096 x 4096 pairs are
-    left (``exact`` is False). Time for two dictionaries of 4096 atoms: at most 2 s on one core for each rotation.
+    Memory: up to 4096 x 4096 pairs all cosines are held for the optimal matching, in float32 and twice in float64 (0.34
+    GB); beyond that 32 MiB at a time and 50 candidates an atom, and the matching is greedy until 4096 x 4096 pairs are
+    left (``exact`` is False). Time of two dictionaries of 4096 atoms: about 1.5 s on one core for each rotation.
 
     References
     ----------
@@ -178,57 +178,58 @@ def stability(
     )
 
 
-def match(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Cosines of a one-to-one matching of unit rows A (a, d) and B (b, d), (min(a, b),), and whether it is optimal.
+def compare(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Nearest atoms and a one-to-one matching of unit rows A (a, d) and B (b, d).
 
-    Up to :data:`EXACT_CELLS` pairs the sum is the largest possible (Jonker and Volgenant's algorithm). Above that pairs
-    are taken from the largest cosine down among each atom's nearest :data:`CANDIDATES`, until few enough are left.
+    Up to :data:`EXACT_CELLS` pairs the sum of the matching is the largest possible (Jonker and Volgenant's algorithm).
+    Above that, pairs are taken from the largest cosine down among each atom's nearest :data:`CANDIDATES`, and the
+    atoms left over are matched in the same way until few enough remain.
+
+    Returns
+    -------
+    forth, back, paired, exact
+        Largest cosine of each row of A (a,) and of B (b,); cosines of the matched pairs (min(a, b),); whether the
+        matching is optimal.
     """
-    exact, found = len(A) * len(B) <= EXACT_CELLS, []
-    while len(A) * len(B) > EXACT_CELLS:
-        rows, columns, cosines = _greedy(A, B)
-        found.append(cosines)
-        A, B = np.delete(A, rows, axis=0), np.delete(B, columns, axis=0)
-    cosines = A @ B.T
-    found.append(cosines[linear_sum_assignment(cosines, maximize=True)])
-    return np.concatenate(found), exact
-
-
-def _greedy(A: np.ndarray, B: np.ndarray) -> tuple[list[int], list[int], np.ndarray]:
+    if len(A) * len(B) <= EXACT_CELLS:
+        cosines = A @ B.T
+        return cosines.max(1), cosines.max(0), cosines[linear_sum_assignment(cosines, maximize=True)], True
     near = min(CANDIDATES, len(B))
-    columns = np.empty((len(A), near), np.int64)
-    cosines = np.empty((len(A), near), np.float32)
-    for start, block in _products(A, B):
+    columns, cosines = np.empty((len(A), near), np.int64), np.empty((len(A), near), np.float32)
+    back = np.full(len(B), -1, np.float32)
+    step = max(1, BLOCK_CELLS // len(B))
+    for start in range(0, len(A), step):
+        block = A[start : start + step] @ B.T
+        np.maximum(back, block.max(0), out=back)
         part = np.argpartition(block, -near, axis=1)[:, -near:]
-        columns[start : start + len(block)] = part
-        cosines[start : start + len(block)] = np.take_along_axis(block, part, 1)
+        columns[start : start + step] = part
+        cosines[start : start + step] = np.take_along_axis(block, part, 1)
+    rows, taken = _greedy(columns, cosines, len(B))
+    paired = cosines.ravel()[taken]
+    if len(rows) < min(len(A), len(B)):
+        rest = compare(np.delete(A, rows, axis=0), np.delete(B, columns.ravel()[taken], axis=0))
+        paired = np.concatenate([paired, rest[2]])
+    return cosines.max(1), back, paired, False
+
+
+def _greedy(columns: np.ndarray, cosines: np.ndarray, n_columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows matched and the flat positions of their candidates, the largest cosine first; ties: the lower position."""
+    near = columns.shape[1]
     order = np.argsort(-cosines, axis=None, kind="stable")
-    row_free, column_free = [True] * len(A), [True] * len(B)
-    taken: list[int] = []
+    row_free, column_free, taken = [True] * len(columns), [True] * n_columns, []
     for position, i, j in zip(order.tolist(), (order // near).tolist(), columns.ravel()[order].tolist()):
         if row_free[i] and column_free[j]:
             row_free[i] = column_free[j] = False
             taken.append(position)
     picked = np.asarray(taken)
-    return (picked // near).tolist(), columns.ravel()[picked].tolist(), cosines.ravel()[picked]
-
-
-def _products(A: np.ndarray, B: np.ndarray):
-    """``(start, A[start:stop] B^T)`` with at most :data:`BLOCK_CELLS` cells each."""
-    step = max(1, BLOCK_CELLS // len(B))
-    for start in range(0, len(A), step):
-        yield start, A[start : start + step] @ B.T
+    return picked // near, picked
 
 
 def _scores(A: np.ndarray, B: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, bool]:
     """The four scores in the order of SCORES, the largest cosine of each row of A, whether the matching is optimal."""
-    forth, back = np.empty(len(A)), np.full(len(B), -np.inf)
-    for start, block in _products(A, B):
-        forth[start : start + len(block)] = block.max(1)
-        np.maximum(back, block.max(0), out=back)
-    paired, exact = match(A, B)
-    scores = (forth.mean(), back.mean(), paired.mean(dtype=np.float64), (paired >= threshold).mean())
-    return np.asarray(scores), forth, exact
+    forth, back, paired, exact = compare(A, B)
+    scores = [values.mean(dtype=np.float64) for values in (forth, back, paired, paired >= threshold)]
+    return np.asarray(scores), forth.astype(np.float64), exact
 
 
 def _rotation(d: int, rng: np.random.Generator) -> np.ndarray:
