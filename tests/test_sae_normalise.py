@@ -81,7 +81,7 @@ def test_whitened_rows_are_uncorrelated_with_the_documented_variances():
     eigenvalues = np.linalg.eigvalsh(np.cov(x.T.astype(np.float64), bias=True))[::-1]
     expected = eigenvalues / (eigenvalues + RIDGE * eigenvalues.mean())
     np.testing.assert_allclose(np.cov(z.T, bias=True), np.diag(expected), atol=2e-5)
-    assert expected[0] > 0.99 > expected[-1]
+    assert expected[0] > 0.9 > 0.5 > expected[-1]
 
 
 def test_whitening_does_not_depend_on_units_or_block_order():

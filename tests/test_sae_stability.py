@@ -117,6 +117,29 @@ def test_null_of_one_random_pair_has_its_closed_form():
     assert p.null_mean["shared"] == pytest.approx(0.15, abs=0.025)  # share of cosines above 0.7
 
 
+def test_same_principal_axes_exceed_a_rotation_but_not_the_second_moment():
+    # unrelated atoms that fill the same few directions, as dictionaries of one set of embeddings do
+    size = np.geomspace(1, 0.05, 24)
+    A, B = (np.random.default_rng(s).normal(size=(200, 24)) * size for s in (1, 2))
+    weak = stability([A, B], n_null=10, random_state=0)
+    strong = stability([A, B], n_null=10, null="second_moment", random_state=0)
+    assert weak.pairs[0].mmcs > weak.pairs[0].null_q95["mmcs"] + 0.1 and weak.z.mean() > 1
+    for name in ("mmcs", "mmcs_back", "hungarian"):
+        assert getattr(strong.pairs[0], name) == pytest.approx(strong.pairs[0].null_mean[name], abs=0.02)
+    assert abs(strong.z.mean()) < 0.3 and strong.z.std() == pytest.approx(1, abs=0.35)
+    assert stability([A, A], n_null=10, null="second_moment", random_state=0).z.mean() > 1
+
+
+def test_second_moment_null_keeps_the_second_moment_of_the_atoms():
+    A = (atoms(300, 6) * np.geomspace(1, 0.1, 6)).astype(np.float32)
+    there, back = module._coordinates([A], "second_moment")
+    turned = A @ there @ module._rotation(6, np.random.default_rng(0)) @ back
+    np.testing.assert_allclose(turned.T @ turned, A.T @ A, rtol=1e-3, atol=1e-4)
+    few, deep = module._coordinates([A[:3]], "second_moment")  # fewer atoms than features: within their span
+    assert few.shape == (6, 3) and deep.shape == (3, 6)
+    np.testing.assert_allclose(A[:3] @ few @ deep, A[:3], atol=1e-5)
+
+
 def test_half_the_atoms_are_shared():
     shared = atoms(40, 64, 1)
     rng = np.random.default_rng(0)
@@ -179,7 +202,7 @@ def test_activation_match_equals_dense_correlations(monkeypatch, cells):
     codes[0][:, 2] = 0  # never active on these rows
     codes[1][:, 5] = 2.5  # active on all of them alike
     models = [stub(atoms(len(c.T), 6, s), codes=c) for s, c in enumerate(codes)]
-    found = stability(models, np.zeros((200, 6)), n_null=1, random_state=0)
+    found = stability(models, np.zeros((200, 6)), n_null=2, random_state=0)
     with np.errstate(invalid="ignore"):
         r = np.corrcoef(codes[0].astype(np.float32).T, codes[1].astype(np.float32).T)[:15, 15:]
     p = found.pairs[0]
@@ -194,13 +217,13 @@ def test_activation_match_finds_what_decoders_do_not_show():
     codes = scipy.sparse.random(300, 10, 0.2, random_state=np.random.default_rng(1)).toarray()
     order = np.random.default_rng(2).permutation(10)
     models = [stub(atoms(10, 12, 5), codes=codes), stub(atoms(10, 12, 6), codes=7 * codes[:, order])]
-    p = stability(models, np.zeros((300, 12)), n_null=1, random_state=0).pairs[0]
+    p = stability(models, np.zeros((300, 12)), n_null=2, random_state=0).pairs[0]
     assert [p.activation, p.activation_back] == pytest.approx([1, 1]) and p.mmcs < 0.8
 
 
 def test_no_code_varies():
     models = [stub(np.eye(2), codes=np.zeros((4, 2)))] * 2
-    found = stability(models, np.zeros((4, 2)), n_null=1)
+    found = stability(models, np.zeros((4, 2)), n_null=2)
     assert np.isnan(found.pairs[0].activation) and found.pairs[0].n_constant_first == 2
     assert np.isnan(found.activation).all()
 
@@ -251,6 +274,8 @@ def test_refusals_say_what_to_do():
         stability([A, A], np.zeros((5, 3)))
     with pytest.raises(InputError, match="n_null"):
         stability([A, A], n_null=0)
+    with pytest.raises(InputError, match="did you mean 'rotation'"):
+        stability([A, A], null="rotatoin")
     with pytest.raises(IdentityError, match="same embeddings"):
         stability([stub(A, fingerprint="a"), stub(A, fingerprint="b")])
     with pytest.raises(NotFittedError, match="model 1"):

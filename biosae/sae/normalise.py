@@ -13,7 +13,7 @@ from biosae.errors import InputError, nearest
 from biosae.sae.metrics import ROUNDING
 from biosae.sae.model import SparseAutoencoder
 
-RIDGE = 0.01
+RIDGE = 0.1
 """Whitening adds this share of the mean eigenvalue to every eigenvalue."""
 SMALLEST_NORM = 1e-6
 """``l2`` divides by at least this, so that a zero row stays zero."""

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse
 from scipy.optimize import linear_sum_assignment
 
-from biosae.errors import IdentityError, InputError, NotFittedError
+from biosae.errors import IdentityError, InputError, NotFittedError, nearest
 
 EXACT_CELLS = 4096 * 4096
 """Largest number of pairs for which the optimal matching is computed; above it a greedy one comes first."""
@@ -19,6 +19,7 @@ CANDIDATES = 50
 """Nearest atoms that the greedy matching offers each atom."""
 BLOCK_CELLS = 2**23
 """Pairs held at once where only the largest are needed: 32 MiB in float32."""
+NULLS = ("rotation", "second_moment")
 SCORES = ("mmcs", "mmcs_back", "hungarian", "shared")
 
 
@@ -43,9 +44,9 @@ class PairStability:
     """False: the matching is greedy at first, so ``hungarian`` and ``shared`` belong to a matching that is not optimal;
     the optimal mean lies between ``hungarian`` and ``mmcs`` of the smaller dictionary."""
     null_mean: dict[str, float] = field(repr=False)
-    """Mean of each of the four scores when B is rotated at random."""
+    """Mean of each of the four scores under the null."""
     null_q95: dict[str, float] = field(repr=False)
-    """95 % quantile of each over the rotations."""
+    """95 % quantile of each under the null."""
     activation: float | None = None
     """Mean over A's latents that vary on the shared rows of the largest Pearson correlation with codes of B."""
     activation_back: float | None = None
@@ -66,11 +67,12 @@ class Stability:
     best: np.ndarray = field(repr=False)
     """(m,) for the latents of the first model: largest cosine with an atom, mean over the other models. NaN if dead."""
     z: np.ndarray = field(repr=False)
-    """(m,): (best - mean) / standard deviation of ``best`` of a random direction."""
+    """(m,): (best - mean) / standard deviation of ``best`` under the null."""
     activation: np.ndarray | None = field(repr=False)
     """(m,): largest correlation of the codes, mean over the other models; NaN if dead or constant. None without X."""
     threshold: float = 0.7
     n_null: int = 20
+    null: str = "rotation"
 
 
 def stability(
@@ -79,15 +81,19 @@ def stability(
     *,
     threshold: float = 0.7,
     n_null: int = 20,
+    null: str = "rotation",
     random_state: int | None = None,
 ) -> Stability:
     """Compare SAEs that were fitted alike with other seeds (or on other halves of the data).
 
     With C = A B^T the cosines of the atoms: MMCS(A -> B) = mean_i max_j C_ij; Hungarian = mean of C over the
-    one-to-one matching with the largest sum; Shared = share of the matched pairs with C >= ``threshold``. The null
-    multiplies the atoms of B by random orthogonal matrices, which keeps their mutual angles. Under it every unit
-    direction has the same distribution of its largest cosine, so ``z`` pools all latents and rotations. The same
-    rotations serve all models, so that ``best`` of several models which resemble each other has the right spread.
+    one-to-one matching with the largest sum; Shared = share of its pairs with C >= ``threshold``. Under the null
+    B is turned by random orthogonal matrices Q: B Q for ``rotation``, which keeps the angles between its atoms, and
+    B S^-1/2 Q S^1/2 for ``second_moment``, with S the second moment of the atoms of all models, which keeps the
+    directions in which atoms are many. Embeddings fill few directions, so ``rotation`` is easily exceeded; beyond
+    ``second_moment`` it takes more than the same principal axes. The same Q serve all models, so that ``best`` over
+    several models which resemble each other has the right spread. For ``rotation`` every unit direction has the same
+    distribution of its largest cosine and ``z`` takes one mean over all latents; otherwise each latent has its own.
 
     Parameters
     ----------
@@ -99,7 +105,9 @@ def stability(
     threshold
         Cosine from which two atoms count as the same.
     n_null
-        Number of rotations.
+        Number of matrices Q, at least 2.
+    null
+        ``rotation`` or ``second_moment``.
     random_state
         Seed of the rotations.
 
@@ -128,8 +136,10 @@ def stability(
     """
     if len(models) < 2:
         raise InputError(f"stability compares models, got {len(models)}; fit at least two with different random_state")
-    if n_null < 1:
-        raise InputError(f"n_null={n_null!r} must be at least 1: without rotations there is no chance level")
+    if n_null < 2:
+        raise InputError(f"n_null={n_null!r} must be at least 2: the chance level needs a mean and a spread")
+    if null not in NULLS:
+        raise InputError(f"null={null!r} is not known; {nearest(null, NULLS)}")
     _check_identity(models)
     atoms, live = zip(*(_dictionary(model, i) for i, model in enumerate(models)))
     if len({a.shape[1] for a in atoms}) > 1:
@@ -140,9 +150,10 @@ def stability(
     observed = [_scores(atoms[i], atoms[j], threshold) for i, j in indices]
     chance: list[list[np.ndarray]] = [[] for _ in indices]
     random_best = []
+    there, back = _coordinates(atoms, null)
     for _ in range(n_null):
-        turn = _rotation(atoms[0].shape[1], rng)
-        turned = [a @ turn for a in atoms]
+        turn = there @ _rotation(there.shape[1], rng) @ back
+        turned = [_unit(a @ turn) for a in atoms]
         bests = []
         for (i, j), seen in zip(indices, chance):
             scores, best, _ = _scores(atoms[i], turned[j], threshold)
@@ -154,16 +165,17 @@ def stability(
     pairs = tuple(
         PairStability(
             i, j, len(atoms[i]), len(atoms[j]), *map(float, scores), exact=exact,
-            null_mean=dict(zip(SCORES, np.mean(null, 0).tolist())),
-            null_q95=dict(zip(SCORES, np.quantile(null, 0.95, axis=0).tolist())),
+            null_mean=dict(zip(SCORES, np.mean(seen, 0).tolist())),
+            null_q95=dict(zip(SCORES, np.quantile(seen, 0.95, axis=0).tolist())),
             **({} if match is None else _activation(*match)),
         )
-        for (i, j), (scores, _, exact), null, match in zip(indices, observed, chance, matches)
+        for (i, j), (scores, _, exact), seen, match in zip(indices, observed, chance, matches)
     )  # fmt: skip
     size = len(live[0])
     best = np.mean([b for (i, _), (_, b, _) in zip(indices, observed) if i == 0], axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):  # a single feature: every cosine is 1 or -1
-        z = (best - np.mean(random_best)) / np.std(random_best)
+        level = np.mean(random_best, axis=None if null == "rotation" else 0)
+        z = (best - level) / np.sqrt(np.square(random_best - level).mean() * n_null / (n_null - 1))
     active = None
     if codes is not None:
         active = np.mean([forth for (i, _), (forth, _) in zip(indices, matches) if i == 0], axis=0)
@@ -175,6 +187,7 @@ def stability(
         None if active is None else _spread_out(active, live[0], size),
         float(threshold),
         int(n_null),
+        null,
     )
 
 
@@ -236,6 +249,21 @@ def _rotation(d: int, rng: np.random.Generator) -> np.ndarray:
     """Random orthogonal matrix (d, d), uniform over the group, float32 (QR with positive diagonal of R)."""
     q, r = np.linalg.qr(rng.standard_normal((d, d)))
     return (q * np.where(np.diag(r) < 0, -1.0, 1.0)).astype(np.float32)
+
+
+def _coordinates(atoms: Sequence[np.ndarray], null: str) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices (d, r) and (r, d), float32, between which Q stands: S^-1/2 and S^1/2 within the span of the atoms."""
+    d = atoms[0].shape[1]
+    if null == "rotation":
+        return np.eye(d, dtype=np.float32), np.eye(d, dtype=np.float32)
+    eigenvalues, axes = np.linalg.eigh(sum(a.T.astype(np.float64) @ a for a in atoms))
+    keep = eigenvalues > 1e-10 * eigenvalues.max()
+    root, axes = np.sqrt(eigenvalues[keep]), axes[:, keep]
+    return (axes / root).astype(np.float32), (axes * root).T.astype(np.float32)
+
+
+def _unit(a: np.ndarray) -> np.ndarray:
+    return a / np.linalg.norm(a, axis=1, keepdims=True)
 
 
 def _dictionary(model: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
