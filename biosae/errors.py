@@ -48,6 +48,10 @@ class MissingExtraError(BiosaeError, ImportError):
     """An optional package is absent; the message names the extra that brings it."""
 
 
+class DivergedError(BiosaeError):
+    """Training stopped being finite; the model keeps its last good weights."""
+
+
 class NotFittedError(BiosaeError, ValueError, AttributeError):
     """The estimator was used before ``fit`` or ``load``."""
 

@@ -1,9 +1,12 @@
-"""Rules that turn pre-activations (n, m) into non-negative sparse codes (n, m).
+"""Rules that turn pre-activations (n, m) into non-negative sparse codes (n, m), as dense, differentiable functions.
 
-All of them return their input where a latent is kept and 0 elsewhere, so that gradients reach the kept entries only.
+All of them return their input where a latent is kept and 0 elsewhere, so that gradients reach the kept entries only. They
+say what the kernels of :mod:`biosae.sae.sparse_ops` must compute.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -24,9 +27,42 @@ def batchtopk(a: torch.Tensor, k: int) -> torch.Tensor:
     return _keep_largest(r.reshape(1, -1), min(k, a.shape[1]) * a.shape[0]).reshape(a.shape)
 
 
-def above(a: torch.Tensor, threshold: float) -> torch.Tensor:
-    """z = a where a > threshold (>= 0), else 0: the inference rule of ``batchtopk``, independent of other rows."""
+def above(a: torch.Tensor, threshold: float | torch.Tensor) -> torch.Tensor:
+    """z = a where a > threshold (>= 0; a number or one per latent), else 0: codes that need no other row."""
     return torch.where(a > threshold, a, torch.zeros_like(a))
+
+
+class _JumpReLU(torch.autograd.Function):
+    """z and the number of open latents a row, with the pseudo-derivatives by the thresholds."""
+
+    @staticmethod
+    def forward(ctx: Any, a: torch.Tensor, threshold: torch.Tensor, bandwidth: float) -> Any:
+        ctx.save_for_backward(a, threshold)
+        ctx.bandwidth = bandwidth
+        opened = a > threshold
+        return torch.where(opened, a, torch.zeros_like(a)), opened.sum(1).to(a.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, by_z: torch.Tensor, by_l0: torch.Tensor) -> Any:
+        a, threshold = ctx.saved_tensors
+        window = ((a - threshold).abs() < ctx.bandwidth / 2) / ctx.bandwidth
+        by_threshold = -(window * (threshold * by_z + by_l0[:, None])).sum(0)
+        return by_z * (a > threshold), by_threshold, None
+
+
+def jumprelu(a: torch.Tensor, threshold: torch.Tensor, bandwidth: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """z = a 1[a > theta] and each row's L0 (Rajamanoharan et al. 2024, arXiv 2407.14435).
+
+    Straight-through derivatives with bandwidth eps and K(u) = 1[|u| < 1/2]: dz/da = 1[a > theta], dz/dtheta =
+    -(theta / eps) K((a - theta) / eps), dL0/dtheta = -(1 / eps) K((a - theta) / eps), dL0/da = 0; the window is laid about
+    a, not about z.
+
+    Returns
+    -------
+    z, l0
+        (n, m) and float (n,).
+    """
+    return _JumpReLU.apply(a, threshold, bandwidth)
 
 
 def _keep_largest(r: torch.Tensor, k: int) -> torch.Tensor:

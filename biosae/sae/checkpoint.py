@@ -13,7 +13,8 @@ from biosae.errors import FormatError
 from biosae.files import atomic_path, hash_file, read_json, write_json
 
 FORMAT = "biosae-sae"
-VERSION = 1
+VERSION = 2
+"""2 added ``whiten``, thresholds of latents and the name of the row-wise scaling; files of 1 are read."""
 SHAPES = {
     "W_enc": "md", "b_enc": "m", "W_dec": "md", "b_dec": "d", "threshold": "", "mean": "d", "scale": "", "density": "m",
 }  # fmt: skip
@@ -66,7 +67,12 @@ def read(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, An
     except Exception as error:  # safetensors has one error type, numpy others
         raise FormatError(f"{model} is not a readable safetensors file ({error})") from None
     sizes = {"m": config.get("n_latents"), "d": config.get("n_features")}
-    for name, axes in SHAPES.items():
+    shapes = dict(SHAPES)
+    if config.get("params", {}).get("architecture") == "jumprelu":
+        shapes["threshold"] = "m"
+    if "whiten" in tensors:
+        shapes["whiten"] = "dd"
+    for name, axes in shapes.items():
         shape = tuple(sizes[axis] for axis in axes)
         if name not in tensors or tensors[name].shape != shape:
             found = tensors[name].shape if name in tensors else "nothing"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
 from biosae.errors import InputError, nearest
 
-ARCHITECTURES = ("relu", "topk", "batchtopk")
-NORMALISATIONS = ("none", "centre", "unit_mean_square", "centre_scale", "layernorm")
+ARCHITECTURES = ("relu", "topk", "batchtopk", "matryoshka", "jumprelu")
+NORMALISATIONS = ("none", "centre", "unit_mean_square", "centre_scale", "layernorm", "l2", "whiten")
+BACKENDS = ("auto", "numba", "torch", "triton", "dense")
 DECODER_INITS = ("data", "random")
 MIN_ROWS = 8
+PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+LOGGED = 50
+"""Points of the history; between them nothing is read back from the device."""
 
 
 @dataclass(eq=False)
@@ -19,7 +24,8 @@ class SAEConfig:
     """Every setting of :class:`biosae.sae.SAE`; ``None`` means that the value is chosen from the data."""
 
     architecture: str = "topk"
-    """``relu`` (L1 penalty), ``topk`` (k latents a row) or ``batchtopk`` (k latents a row on average)."""
+    """``relu`` (L1 penalty), ``topk`` (k latents a row), ``batchtopk`` (k a row on average), ``matryoshka`` (``batchtopk`` whose
+    prefixes reconstruct too) or ``jumprelu`` (learnt thresholds, k a row on average by a penalty)."""
     n_latents: int | None = None
     """Number of latents m. None: the power of two nearest to min(8 d, max(4 k, n k / 200)), at least 2."""
     k: int | None = None
@@ -43,6 +49,26 @@ class SAEConfig:
     """Share of the steps over which the L1 weight rises from 0."""
     normalise: str = "centre_scale"
     """Input scaling while training: ``none``, ``centre``, ``unit_mean_square``, ``centre_scale`` or ``layernorm``."""
+    l0_weight: float = 1.0
+    """Weight of the penalty (L0 / k - 1)^2 of ``jumprelu``; it rises like that of ``l1``, over ``l1_warmup``."""
+    bandwidth: float = 1e-3
+    """Width of the window about a threshold of ``jumprelu`` that lends it a derivative, in normalised units."""
+    threshold: float = 1e-3
+    """First threshold of ``jumprelu``, in normalised units."""
+    prefixes: tuple[float, ...] | None = None
+    """Ends of the prefixes of ``matryoshka``, as shares of the latents. None: 1/16, 1/8, 1/4, 1/2, 1."""
+    k_start: int | None = None
+    """Latents a row at the first step, going down (or up) to ``k`` over ``k_anneal``. None: k from the start."""
+    k_anneal: float = 0.2
+    """Share of the steps over which ``k_start`` becomes ``k``."""
+    resample_every: int | None = None
+    """Steps between two resamplings of latents silent over the last half of them (Bricken et al. 2023). None: never."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights that becomes the model; 0 keeps the last weights."""
+    early_stopping: bool = False
+    """Stop when the held-out FVU has not improved for ``patience`` of the 50 looks, and keep the best weights."""
+    patience: int = 5
+    """Looks without improvement before ``early_stopping`` stops."""
     decoder_init: str = "data"
     """Atoms start as training rows minus the bias (``data``) or as random directions (``random``)."""
     aux_k: int | None = None
@@ -51,10 +77,22 @@ class SAEConfig:
     """Weight of the AuxK loss."""
     dead_after: int | None = None
     """Rows without firing after which a latent counts as dead. None: min(10,000,000, training rows)."""
-    clip_norm: float = 1.0
-    """Largest gradient norm."""
+    clip_norm: float | None = 1.0
+    """Largest gradient norm. None: no limit."""
     validation: float = 0.1
     """Share of the rows held out (whole groups where groups are known); 0 holds out nothing."""
+    backend: str = "auto"
+    """Kernels: ``numba`` (CPU), ``triton`` (CUDA), ``torch`` (anywhere), ``dense`` (autograd). ``auto``: the fastest that works."""
+    prefilter: str | None = None
+    """``bfloat16``: rank latents in bfloat16 and score the best again in float32 (faster where the CPU has bfloat16)."""
+    checkpoint: str | None = None
+    """Folder for the state of an unfinished training: ``fit`` goes on from there. None: nothing is written."""
+    checkpoint_every: int | None = None
+    """Steps between two states. None: about a minute of steps, by the clock."""
+    callbacks: tuple[Callable[[int, dict], None], ...] = ()
+    """Called as ``callback(step, numbers)`` at each logged step."""
+    warm_start: bool = False
+    """``fit`` starts from the weights of the last fit instead of new ones."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``mps`` or another torch device."""
     random_state: int | None = None
@@ -98,31 +136,42 @@ class SAEConfig:
             ("architecture", ARCHITECTURES),
             ("normalise", NORMALISATIONS),
             ("decoder_init", DECODER_INITS),
+            ("backend", BACKENDS),
+            ("prefilter", (None, "bfloat16")),
         ):
             value = getattr(self, name)
             if value not in choices:
                 raise InputError(f"{name}={value!r} is not known; {nearest(value, choices)}")
         for name, least in (
             ("n_latents", 1), ("k", 1), ("batch_size", 1), ("n_steps", 1), ("aux_k", 0), ("dead_after", 1),
-            ("random_state", 0),
+            ("random_state", 0), ("k_start", 1), ("resample_every", 2), ("patience", 1), ("checkpoint_every", 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            optional = value is None and name != "batch_size"
+            optional = value is None and name not in ("batch_size", "patience")
             if not optional and not (_is_whole(value) and value >= least):
                 raise InputError(f"{name}={value!r} must be a whole number >= {least}")
         for name, low, high in (
             ("max_epochs", 0, math.inf), ("learning_rate", 0, math.inf), ("l1", -math.inf, math.inf),
-            ("clip_norm", 0, math.inf), ("aux_alpha", -math.inf, math.inf),
+            ("clip_norm", 0, math.inf), ("aux_alpha", -math.inf, math.inf), ("l0_weight", -math.inf, math.inf),
+            ("bandwidth", 0, math.inf), ("threshold", -math.inf, math.inf),
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is None and name in ("max_epochs", "learning_rate"):
+            if value is None and name in ("max_epochs", "learning_rate", "clip_norm"):
                 continue
             if not (_is_real(value) and low < value < high) or (low < 0 and value < 0):
                 raise InputError(f"{name}={value!r} must be a positive number" + (" or 0" if low < 0 else ""))
-        for name in ("warmup", "decay", "l1_warmup", "validation"):
+        for name in ("warmup", "decay", "l1_warmup", "validation", "k_anneal", "ema"):
             value = getattr(self, name)
             if not (_is_real(value) and 0 <= value < 1):
                 raise InputError(f"{name}={value!r} is a share and must lie in [0, 1)")
+        if self.prefixes is not None and (
+            not len(self.prefixes)
+            or not all(_is_real(p) and 0 < p <= 1 for p in self.prefixes)
+            or list(self.prefixes) != sorted({*self.prefixes, 1})
+        ):
+            raise InputError(f"prefixes={self.prefixes!r} must be rising shares in (0, 1] that end with 1")
+        if self.early_stopping and self.validation == 0:
+            raise InputError("early_stopping=True needs held-out rows: set validation above 0")
         if self.warmup + self.decay > 1:
             raise InputError(f"warmup + decay = {self.warmup + self.decay} exceeds 1: no steps are left between them")
 
@@ -154,17 +203,26 @@ class Plan:
     warmup_steps: int
     decay_start: int
     l1_warmup_steps: int
+    k_start: int
+    k_anneal_steps: int
+    ends: tuple[int, ...]
+    log_every: int
 
 
-def resolve(config: SAEConfig, n_rows: int, n_features: int) -> Plan:
-    """Numbers for ``n_rows`` training rows of width ``n_features``.
+def resolve(config: SAEConfig, n_rows: int | None, n_features: int) -> Plan:
+    """Numbers for ``n_rows`` training rows of width ``n_features``; None: a source of unknown length.
 
     Raises
     ------
     InputError
-        If a setting is invalid or there are fewer than 8 training rows.
+        If a setting is invalid, there are fewer than 8 training rows, or the length is unknown and ``n_steps`` is not
+        given.
     """
     config.validate()
+    if n_rows is None:
+        if config.n_steps is None:
+            raise InputError("chunks have no known length: set n_steps, the number of batches to train on")
+        n_rows = config.n_steps * config.batch_size
     if n_rows < MIN_ROWS:
         raise InputError(
             f"n_samples = {n_rows} training rows are too few: at least {MIN_ROWS} are needed, thousands to be useful"
@@ -187,9 +245,15 @@ def resolve(config: SAEConfig, n_rows: int, n_features: int) -> Plan:
     if rate is None:
         rate = min(1e-3 / math.sqrt(latents / 2**14), 4e-3)
     aux = config.aux_k if config.aux_k is not None else nearest_power_of_two(n_features / 2)
+    if config.architecture in ("relu", "jumprelu"):
+        aux = 0
+    k = min(k, latents)
+    ends = (latents,)
+    if config.architecture == "matryoshka":
+        ends = tuple(sorted({max(1, round(share * latents)) for share in config.prefixes or PREFIXES}))
     return Plan(
         n_latents=latents,
-        k=min(k, latents),
+        k=k,
         batch_size=int(batch),
         n_steps=steps,
         learning_rate=float(rate),
@@ -198,6 +262,10 @@ def resolve(config: SAEConfig, n_rows: int, n_features: int) -> Plan:
         warmup_steps=round(config.warmup * steps),
         decay_start=steps - round(config.decay * steps),
         l1_warmup_steps=round(config.l1_warmup * steps),
+        k_start=min(config.k_start or k, latents),
+        k_anneal_steps=round(config.k_anneal * steps),
+        ends=ends,
+        log_every=max(1, steps // LOGGED),
     )
 
 
@@ -210,3 +278,15 @@ def rate_at(plan: Plan, step: int) -> float:
     left = plan.n_steps - plan.decay_start
     fall = min(1.0, (plan.n_steps - step) / left) if left else 1.0
     return plan.learning_rate * rise * fall
+
+
+def k_at(plan: Plan, step: int) -> int:
+    """Latents a row at step 0, 1, ...: linear from ``k_start`` to ``k`` over the annealing steps."""
+    if step >= plan.k_anneal_steps:
+        return plan.k
+    return round(plan.k_start + (plan.k - plan.k_start) * step / plan.k_anneal_steps)
+
+
+def penalty_at(plan: Plan, step: int) -> float:
+    """Share of the sparsity penalty at step 0, 1, ...: linear warm-up from 0."""
+    return min(1.0, (step + 1) / plan.l1_warmup_steps) if plan.l1_warmup_steps else 1.0

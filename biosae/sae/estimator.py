@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,23 +15,23 @@ import torch
 from biosae import provenance
 from biosae.errors import FormatError, IdentityError, InputError, NotFittedError
 from biosae.sae import checkpoint
-from biosae.sae.config import Plan, SAEConfig, resolve
+from biosae.sae.config import Plan, SAEConfig
+from biosae.sae.fitting import fit_many, partial_fit
 from biosae.sae.metrics import Quality
 from biosae.sae.model import SparseAutoencoder
 from biosae.sae.normalise import Normaliser
-from biosae.sae.rows import IN_MEMORY, Rows, groups_of, hold_out
-from biosae.sae.train import train
+from biosae.sae.rows import Held, Rows
 from biosae.settings import resolve_device
 
 CHUNK = 256
 """Rows of every encoder product; a short last chunk is padded, so that a row's code never depends on its company."""
-INIT_ROWS = 32_768
-CALIBRATION_ROWS = 16_384
 STATE = (
     "k", "batch_size", "n_steps", "learning_rate", "aux_k", "dead_after", "random_state", "metrics", "history",
     "validation", "identity", "fingerprint", "training_groups", "groups_salt", "provenance",
 )  # fmt: skip
 """Fitted attributes (without their ``_``) that ``config.json`` holds."""
+UNSAVED = ("callbacks", "checkpoint")
+"""Settings of one run on one machine."""
 
 
 class SAE(SAEConfig):
@@ -68,6 +69,8 @@ class SAE(SAEConfig):
     arXiv 2412.06410.
     """
 
+    _trainer = None  # goes on in partial_fit; not part of the estimator's state
+
     def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> SAE:
         """Fit to embeddings.
 
@@ -86,51 +89,22 @@ class SAE(SAEConfig):
         InputError
             For NaN, infinity, sparse or too little input, or an invalid setting.
         """
-        self.validate()
-        rows = Rows(X)
-        seed = self.random_state
-        seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else int(seed)
-        labels, by = groups_of(rows, groups)
-        held = hold_out(rows.n, labels, self.validation, np.random.default_rng(seed))
-        train_rows = np.flatnonzero(~held)
-        plan = resolve(self, len(train_rows), rows.d)
-        device = _device(self.device)
-        generator = torch.Generator().manual_seed(seed)
+        return fit_many([self], X, groups=groups)[0]
 
-        normaliser = Normaliser.fit(self.normalise, (x[~held[start : start + len(x)]] for start, x in rows.blocks()))
+    def partial_fit(self, X: Any, y: Any = None) -> SAE:
+        """One pass over the rows of X in shuffled batches, at a constant learning rate, from where the model stands.
 
-        def take(index: torch.Tensor) -> torch.Tensor:
-            return normaliser.apply(torch.from_numpy(normaliser.ready(rows.take(train_rows[index.numpy()]))).to(device))
+        The first call fixes scaling, start and all numbers that are chosen from the data (give ``n_latents``, ``k`` and
+        ``learning_rate`` where that first part is small). Later calls go on with the same optimiser; after ``fit`` or
+        ``load`` a new optimiser starts from the fitted weights. Nothing is held out, and ``metrics_`` are of the rows of
+        the last call.
 
-        n = len(train_rows)
-        if 4 * n * rows.d <= IN_MEMORY:
-            table = take(torch.arange(n))
-
-            def take_row(index: torch.Tensor) -> torch.Tensor:
-                return table[index.to(device)]
-        else:
-            take_row = take
-
-        model = SparseAutoencoder(rows.d, plan.n_latents, architecture=self.architecture, k=plan.k).to(device)
-        first = torch.randperm(n, generator=generator)[:INIT_ROWS]
-        model.initialise(take_row(first).cpu(), atoms=self.decoder_init, generator=generator)
-        history = train(model, take_row, n, config=self, plan=plan, generator=generator)
-        if self.architecture == "batchtopk":
-            model.threshold.fill_(_calibrate(model, take_row, n, plan.k, generator))
-        normaliser.fold_(model)
-
-        self._keep_plan(plan, seed, rows.d)
-        self.normaliser_, self.identity_, self.fingerprint_ = normaliser, rows.identity, rows.fingerprint
-        self._keep_model(model)
-        self.history_ = history
-        self._measure(rows, held)
-        n_groups = 0 if labels is None else len(set(labels[held]))
-        self.validation_ = {"by": by, "n_groups": n_groups, "n_rows": int(held.sum())}
-        self.groups_salt_ = hashlib.sha256(self.decoder_.tobytes()).hexdigest()[:32]
-        named = set(labels[~held]) if by in ("groups", "patient") else set()
-        self.training_groups_ = tuple(sorted(self._hash_group(g) for g in named))
-        self.provenance_ = provenance.record(seed=seed, threads=torch.get_num_threads(), device=device.type)
-        return self
+        Raises
+        ------
+        InputError, IdentityError
+            As for :meth:`fit`; also for rows of another encoder or width than before.
+        """
+        return partial_fit(self, X)
 
     def transform(self, X: Any) -> scipy.sparse.csr_matrix:
         """Codes of embeddings.
@@ -229,13 +203,17 @@ class SAE(SAEConfig):
             "scale": np.float64(self.normaliser_.scale),
             "density": self.density_,
         }
+        if self.normaliser_.whiten is not None:
+            tensors["whiten"] = self.normaliser_.whiten
         config = {
-            "params": self.get_params(),
+            "params": {n: v for n, v in self.get_params().items() if n not in UNSAVED},
             "n_latents": self.n_latents_,
             "n_features": self.n_features_in_,
-            "rowwise": bool(self.normaliser_.rowwise),
+            "rowwise": self.normaliser_.rowwise,
+            "ends": m.ends,
             "licence": identity.get("licence"),
             "derivatives_restricted": identity.get("derivatives_restricted"),
+            "offset": self.offset_,
             **{name: getattr(self, f"{name}_") for name in STATE},
         }
         checkpoint.write(folder, tensors, config)
@@ -257,14 +235,23 @@ class SAE(SAEConfig):
                 setattr(sae, f"{name}_", config[name])
             sae.training_groups_ = tuple(sae.training_groups_)
             sae.n_features_in_, sae.n_latents_ = config["n_features"], config["n_latents"]
-            sae.normaliser_ = Normaliser(tensors["mean"], float(tensors["scale"]), bool(config["rowwise"]))
+            sae.normaliser_ = Normaliser(
+                tensors["mean"], float(tensors["scale"]), config["rowwise"], tensors.get("whiten"), config.get("offset", {})
+            )
+            sae.offset_ = sae.normaliser_.offset
         except (KeyError, TypeError, InputError) as error:
             raise FormatError(f"{os.fspath(folder)}/config.json is incomplete or inconsistent ({error})") from None
         sae.density_ = tensors["density"]
-        model = SparseAutoencoder(sae.n_features_in_, sae.n_latents_, architecture=sae.architecture, k=sae.k_)
+        model = SparseAutoencoder(
+            sae.n_features_in_, sae.n_latents_, architecture=sae.architecture, k=sae.k_, ends=config.get("ends"),
+            bandwidth=sae.bandwidth,
+        )  # fmt: skip
         model.load_state_dict({k: torch.from_numpy(tensors[k].copy()) for k in model.state_dict()})
         sae._keep_model(model.to(_device(device)))
         return sae
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_trainer"}
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_model")
@@ -293,11 +280,24 @@ class SAE(SAEConfig):
         """Empty sums; the bias of a layer-normalised model is not in the space of the rows, 0 stands for it."""
         return Quality(self.bias_ * (not self.normaliser_.rowwise), self.n_latents_)
 
-    def _measure(self, rows: Rows, held: np.ndarray) -> None:
+    def _keep_fit(
+        self, model: SparseAutoencoder, normaliser: Normaliser, rows: Rows, held: Held, history: list[dict[str, float]]
+    ) -> None:
+        """Everything learnt but the metrics; ``model`` is folded."""
+        self.normaliser_, self.identity_, self.fingerprint_ = normaliser, rows.identity, rows.fingerprint
+        self.history_, self.offset_ = history, normaliser.offset
+        self._keep_model(model)
+        self.validation_ = {"by": held.by, "n_groups": held.n_groups, "n_rows": len(held)}
+        self.groups_salt_ = hashlib.sha256(self.decoder_.tobytes()).hexdigest()[:32]
+        self.training_groups_ = tuple(sorted(self._hash_group(g) for g in held.training_groups))
+        device = next(model.parameters()).device.type
+        self.provenance_ = provenance.record(seed=self.random_state_, threads=torch.get_num_threads(), device=device)
+
+    def _measure(self, blocks: Iterable[tuple[int, np.ndarray]], held: Held) -> None:
         seen, unseen = self._quality(), self._quality()
-        for start, x in rows.blocks():
+        for start, x in blocks:
             z = self._codes(x)
-            x_hat, out = self._decode(z, x), held[start : start + len(x)]
+            x_hat, out = self._decode(z, x), held.mask(start, start + len(x))
             for quality, part in ((seen, ~out), (unseen, out)):
                 if part.any():
                     quality.update(x[part], x_hat[part], z[part])
@@ -357,23 +357,3 @@ class SAE(SAEConfig):
 
 def _device(name: str) -> torch.device:
     return torch.device(resolve_device(name))
-
-
-@torch.no_grad()
-def _calibrate(model: SparseAutoencoder, take: Any, n: int, k: int, generator: torch.Generator) -> float:
-    """Threshold that keeps k latents a row on average over (up to 16,384 random) training rows.
-
-    It lies just below the (k n)-th largest positive pre-activation; each row offers its 8 k largest to the ranking.
-    """
-    index = torch.randperm(n, generator=generator)[:CALIBRATION_ROWS]
-    best = []
-    for part in index.split(CHUNK):
-        a = torch.relu(model.preactivations(take(part)))
-        best.append(a.topk(min(8 * k, a.shape[1]), dim=1).values.flatten().cpu())
-    ranked = torch.cat(best)
-    ranked = ranked[ranked > 0]
-    wanted = k * len(index)
-    if len(ranked) <= wanted:
-        return 0.0
-    last, following = ranked.topk(wanted + 1).values[-2:].tolist()
-    return (last + following) / 2

@@ -14,18 +14,33 @@ ZERO_NORM = 1e-12
 class SparseAutoencoder(nn.Module):
     """a = (x - b_dec) W_enc^T + b_enc,  z = activation(a),  x_hat = z W_dec + b_dec.
 
-    ``W_enc`` is stored with one latent a row, (m, d), like ``W_dec``; ``threshold`` is used by ``batchtopk`` in
-    evaluation mode only, so that the code of a row never depends on other rows.
+    ``W_enc`` is stored with one latent a row, (m, d), like ``W_dec``. ``threshold`` is learnt by ``jumprelu``, one for each
+    latent; ``batchtopk`` and ``matryoshka`` use a common one in evaluation, so that the code of a row never depends on
+    other rows. ``ends`` are the prefix sizes of ``matryoshka``, (m,) for all others.
     """
 
-    def __init__(self, n_features: int, n_latents: int, *, architecture: str, k: int) -> None:
+    def __init__(
+        self,
+        n_features: int,
+        n_latents: int,
+        *,
+        architecture: str,
+        k: int,
+        ends: tuple[int, ...] | None = None,
+        threshold: float = 0.0,
+        bandwidth: float = 1e-3,
+    ) -> None:
         super().__init__()
-        self.architecture, self.k = architecture, k
+        self.architecture, self.k, self.bandwidth = architecture, k, bandwidth
+        self.ends = tuple(ends) if ends else (n_latents,)
         self.W_enc = nn.Parameter(torch.zeros(n_latents, n_features))
         self.b_enc = nn.Parameter(torch.zeros(n_latents))
         self.W_dec = nn.Parameter(torch.zeros(n_latents, n_features))
         self.b_dec = nn.Parameter(torch.zeros(n_features))
-        self.register_buffer("threshold", torch.zeros(()))
+        if architecture == "jumprelu":
+            self.threshold = nn.Parameter(torch.full((n_latents,), threshold))
+        else:
+            self.register_buffer("threshold", torch.zeros(()))
 
     def preactivations(self, x: torch.Tensor) -> torch.Tensor:
         """Pre-activations a, (n, m)."""
@@ -37,7 +52,7 @@ class SparseAutoencoder(nn.Module):
             return activations.relu(a)
         if self.architecture == "topk":
             return activations.topk(a, self.k)
-        if self.training:
+        if self.training and self.architecture != "jumprelu":
             return activations.batchtopk(a, self.k)
         return activations.above(a, self.threshold)
 
@@ -94,13 +109,6 @@ class SparseAutoencoder(nn.Module):
         gain = (x_hat - self.b_dec).norm(dim=1).mean()
         if gain > ZERO_NORM:
             self.W_enc.div_(gain)
-
-    @torch.no_grad()
-    def project_gradient(self) -> None:
-        """Remove from the decoder's gradient the part along each atom (atoms have unit norm)."""
-        grad = self.W_dec.grad
-        along = torch.einsum("md,md->m", grad, self.W_dec.detach())
-        grad.addcmul_(along[:, None], self.W_dec.detach(), value=-1)
 
 
 @torch.no_grad()

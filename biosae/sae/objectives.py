@@ -17,6 +17,11 @@ def l1_norm(z: torch.Tensor) -> torch.Tensor:
     return z.abs().sum(1).mean()
 
 
+def l0_target(l0: torch.Tensor, k: int) -> torch.Tensor:
+    """(mean_i L0_i / k - 1)^2: keeps the mean number of open latents at k (Rajamanoharan et al. 2024)."""
+    return (l0.mean() / k - 1).square()
+
+
 def auxk(residual: torch.Tensor, a: torch.Tensor, dead: torch.Tensor, decoder: torch.Tensor, k: int) -> torch.Tensor:
     """AuxK loss: how badly the dead latents explain the residual (Gao et al. 2024, released code).
 

@@ -139,7 +139,7 @@ def bits(rows: torch.Tensor) -> np.ndarray:
 
 
 def _checked(rows: torch.Tensor, name: Callable[[int], str]) -> torch.Tensor:
-    limit, step, found = NOT_FINITE[rows.dtype], max(1, 2**22 // max(rows.shape[1], 1)), []
+    limit, step, found = NOT_FINITE[rows.dtype], max(1, 2**18 // max(rows.shape[1], 1)), []
     for start in range(0, len(rows), step):
         unsigned = np.left_shift(bits(rows[start : start + step]), 1)
         if unsigned.max(initial=0) >= limit:

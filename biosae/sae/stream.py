@@ -211,14 +211,14 @@ class Stream:
 
     def _block_pieces(self, start: int) -> Iterator[torch.Tensor | _Full]:
         epoch, batch = divmod(start, self.per_epoch)
-        skip = batch * self.batch_size
+        skip, space = batch * self.batch_size, self._space()
         while True:
             order = self._filled[self._rng(_BLOCKS, epoch).permutation(len(self._filled))]
             buffers = np.array_split(order, -(-len(order) // self.buffer_blocks))
             ends = np.cumsum([self._counts[blocks].sum() for blocks in buffers])
             for number in range(int(np.searchsorted(ends, skip, side="right")), len(buffers)):
                 for block in np.sort(buffers[number]):
-                    yield self._block(int(block))
+                    yield self._block(int(block), space)
                 begin = ends[number] - self._counts[buffers[number]].sum()
                 yield _Full(epoch, number, int(max(0, skip - begin)), number == len(buffers) - 1)
             epoch, skip = epoch + 1, 0
@@ -244,14 +244,21 @@ class Stream:
             yield _Full(epoch, number, 0, True)
             epoch += 1
 
-    def _block(self, number: int) -> torch.Tensor:
-        """Training rows of one block, in the number type of the table."""
+    def _block(self, number: int, space: torch.Tensor) -> torch.Tensor:
+        """Training rows of one block, in the number type of the table; ``space`` may be used to hold them.
+
+        Without that, blocks of many lengths would come and go and scatter over the heap.
+        """
         start = number * self.block_rows
         stop = min(start + self.block_rows, self.rows.n)
         block = self.rows.read(start, stop).to(self.rows.dtype)
         if self._counts[number] < stop - start:
-            block = block[torch.from_numpy(~self.held.mask(start, stop))]
+            whole, block = block, space[: self._counts[number]]
+            np.compress(~self.held.mask(start, stop), bits(whole), axis=0, out=bits(block))
         return block
+
+    def _space(self) -> torch.Tensor:
+        return torch.empty((self.block_rows, self.rows.d), dtype=self.rows.dtype)
 
     def _load(self) -> torch.Tensor:
         """The whole table on the device; an array in memory that is right as it is is not copied."""
@@ -288,12 +295,16 @@ class Stream:
         blocks = self._filled[spread(len(self._filled), blocks, rng)] if count < self.n else self._filled
         ends = np.cumsum(self._counts[blocks])
         chosen = spread(int(ends[-1]), count, rng)
-        out, place = np.empty((len(chosen), self.rows.d), np.float32), rng.permutation(len(chosen))
+        out, place, space = (
+            np.empty((len(chosen), self.rows.d), np.float32),
+            rng.permutation(len(chosen)),
+            self._space(),
+        )
         bounds = np.searchsorted(chosen, np.concatenate([[0], ends]))
         for block, begin, low, high in zip(blocks, ends - self._counts[blocks], bounds[:-1], bounds[1:], strict=True):
             if low < high:
                 picked = torch.from_numpy(chosen[low:high] - begin)
-                out[place[low:high]] = self._block(int(block))[picked].float().numpy()
+                out[place[low:high]] = self._block(int(block), space)[picked].float().numpy()
         return out
 
     def held_sample(self, count: int, seed: int) -> np.ndarray:

@@ -1,142 +1,300 @@
-"""The training loop: seeded batches, the loss of the architecture, projected Adam steps, a light history."""
+"""Training: one :class:`Trainer` holds one model and all that its next step depends on; :func:`run` feeds it batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
 
-from biosae.errors import BiosaeError
-from biosae.sae import objectives
-from biosae.sae.config import Plan, SAEConfig, rate_at
+from biosae.errors import DivergedError
+from biosae.sae import state
+from biosae.sae.config import Plan, SAEConfig, k_at, penalty_at, rate_at
+from biosae.sae.distributed import ALONE, Alone
+from biosae.sae.kernels import torch_any
+from biosae.sae.kernels.codes import Gradient
 from biosae.sae.model import SparseAutoencoder, unit_rows_
+from biosae.sae.step import Outcome, Wanted, dense, reconstruct, sparse
 from biosae.settings import settings
 
-LOGGED = 50
-"""Points of the history; between them nothing is read back from the device."""
 REFRESH = 8
-"""Steps between two looks at which latents are dead (a look costs one wait for the device)."""
+"""Steps between two looks at what must come back from the device: dead latents, density, whether all is finite."""
+SWITCH = 0.05
+"""Share of active codes above which ``relu`` and ``jumprelu`` take the dense step, which is then the faster one."""
+BETAS, EPS = (0.9, 0.999), 6.25e-10
+SAVE_SECONDS = 60.0
+WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+SHARDED = ("W_enc", "b_enc", "W_dec", "threshold")
 
 
-def train(
-    model: SparseAutoencoder,
-    take: Callable[[torch.Tensor], torch.Tensor],
-    n_rows: int,
-    *,
-    config: SAEConfig,
-    plan: Plan,
-    generator: torch.Generator,
-) -> list[dict[str, float]]:
-    """Train ``model`` in place.
+class Trainer:
+    """One model in training.
 
     Parameters
     ----------
     model
         Initialised, on its device.
-    take
-        Gives normalised rows, float32 (n, d) on the model's device, for int64 row numbers.
-    n_rows
-        Number of training rows.
+    normalise
+        Turns raw rows (n, d) on the device into the rows that the model sees.
     config, plan
         Settings and the numbers resolved from them.
     generator
-        CPU generator that draws the order of rows.
+        CPU generator for what is drawn in training (new atoms).
+    ops
+        Kernels of :func:`biosae.sae.sparse_ops.kernels`; None: the dense step.
+    held
+        Held-out rows, normalised; None: none.
+    """
 
-    Returns
-    -------
-    list of dict
-        ``step, loss, fvu, l0, dead, lr`` at about 50 steps, each measured on that step's batch.
+    def __init__(
+        self,
+        model: SparseAutoencoder,
+        normalise: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        config: SAEConfig,
+        plan: Plan,
+        generator: torch.Generator,
+        ops: ModuleType | None,
+        held: torch.Tensor | None = None,
+        comm: Alone = ALONE,
+    ) -> None:
+        self.model, self.normalise, self.held = model.train(), normalise, held
+        self.config, self.plan, self.generator, self.ops, self.comm = config, plan, generator, ops, comm
+        parameters = dict(model.named_parameters())
+        self.weights = {name: parameters[name].detach() for name in WEIGHTS if name in parameters}
+        self.moments = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in self.weights.items()}
+        device = model.W_dec.device
+        self.since_fired = torch.zeros(len(model.W_dec), dtype=torch.int64, device=device)
+        self.dead = self.since_fired.new_zeros(0)
+        self.done, self.guess, self.density = 0, math.inf, 1.0
+        self.stopped = ""
+        self.history: list[dict[str, float]] = []
+        self.average = {n: w.clone() for n, w in self.weights.items()} if config.ema else {}
+        self.kept: dict[str, torch.Tensor] = {}
+        self.best, self.waited = math.inf, 0
+        self.key, self.seed = "", 0
+        self._room = Gradient.empty(model.W_dec.detach()) if ops is not None else None
+        self._saved = time.monotonic()
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left."""
+        return bool(self.stopped) or self.done >= self.plan.n_steps
+
+    def step(self, rows: torch.Tensor) -> None:
+        """One optimiser step on raw rows (n, d).
+
+        Raises
+        ------
+        DivergedError
+            If the gradient is not finite; the weights are then those of the last look at which all was well.
+        """
+        x = self.normalise(rows)
+        outcome = self._gradient(x)
+        grads, norm = self._reduced(outcome)
+        look = self.done % REFRESH == REFRESH - 1
+        logged = self.done % self.plan.log_every == self.plan.log_every - 1 or self.done == self.plan.n_steps - 1
+        if (look or logged or norm.device.type == "cpu") and not math.isfinite(norm):
+            self._diverged()
+        clip = self.config.clip_norm
+        factor = (clip / (norm + 1e-6)).clamp(max=1.0).float() if clip else torch.ones((), device=norm.device)
+        rate, ops = rate_at(self.plan, self.done), self.ops or torch_any
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                ops.adam_(
+                    weight, grads[name], *self.moments[name], step=self.done + 1, rate=rate, betas=BETAS, eps=EPS,
+                    factor=factor, unit=name == "W_dec",
+                )  # fmt: skip
+            if "threshold" in self.weights:
+                self.weights["threshold"].clamp_(min=0)
+            self.since_fired += self.comm.rows(len(x))
+            self.since_fired[outcome.fired] = 0
+            if look:
+                unit_rows_(self.weights["W_dec"], generator=self.generator)
+                self.dead = (self.since_fired >= self.plan.dead_after).nonzero().squeeze(1)
+                self.density = float(outcome.active) / (len(x) * len(self.since_fired))
+            for name, mean in self.average.items():
+                mean.lerp_(self.weights[name], 1 - self.config.ema)
+            every = self.config.resample_every
+            if every and self.done % every == every - 1 and self.done < self.plan.decay_start:
+                self._resample(x, outcome.error, every // 2 * self.comm.rows(len(x)))
+        self.done += 1
+        if logged:
+            self._log(x, outcome, rate)
+
+    def _gradient(self, x: torch.Tensor) -> Outcome:
+        config = self.config
+        wanted = self._wanted()
+        full = config.architecture in ("relu", "jumprelu") and self.density > SWITCH and self.comm is ALONE
+        if self.ops is None or full:
+            self.model.requires_grad_(True)
+            return dense(self.model, x, wanted)
+        low = self.weights["W_enc"].bfloat16() if config.prefilter else None
+        outcome = sparse(self.model, x, wanted, self.ops, low=low, comm=self.comm, room=self._room)
+        self.guess = outcome.cut
+        return outcome
+
+    def _wanted(self) -> Wanted:
+        config, plan = self.config, self.plan
+        weight = {"relu": config.l1, "jumprelu": config.l0_weight}.get(config.architecture, 0.0)
+        return Wanted(
+            k=k_at(plan, self.done), weight=weight * penalty_at(plan, self.done), dead=self.dead,
+            aux_k=plan.aux_k, aux_alpha=config.aux_alpha, guess=self.guess,
+        )  # fmt: skip
+
+    def _reduced(self, outcome: Outcome) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Gradients summed over processes, and their joint norm (float64 scalar)."""
+        found, comm = outcome.latents, self.comm
+        grads = {"W_enc": found.enc, "b_enc": found.bias, "W_dec": found.dec, "b_dec": outcome.b_dec}
+        if outcome.threshold is not None:
+            grads["threshold"] = outcome.threshold
+        square = found.square.sum()
+        if comm.replicas > 1:
+            grads = {name: comm.over_rows(grad) for name, grad in grads.items()}
+            outcome.fired = comm.over_rows(outcome.fired.int()) > 0
+            square = sum(grads[n].square().sum(dtype=torch.float64) for n in ("W_enc", "b_enc", "W_dec"))
+        if outcome.threshold is not None:
+            square = square + grads["threshold"].square().sum(dtype=torch.float64)
+        square = comm.over_latents(square) + grads["b_dec"].square().sum(dtype=torch.float64)
+        return grads, square.sqrt()
+
+    def _resample(self, x: torch.Tensor, error: torch.Tensor, silent: int) -> None:
+        """Give latents silent for ``silent`` rows the direction of badly reconstructed rows of this batch.
+
+        Rows are drawn with probability in proportion to their squared error; the new encoder row has 0.2 of the mean
+        norm of those in use, the bias and the moments start from 0 (Bricken et al. 2023).
+        """
+        idle = (self.since_fired >= silent).nonzero().squeeze(1)
+        chance = error.square().sum(1).cpu().double()
+        idle = idle[: int((chance > 0).sum())]
+        if not len(idle):
+            return
+        drawn = torch.multinomial(chance, len(idle), generator=self.generator).to(x.device)
+        start = x[drawn] - self.weights["b_dec"]
+        unit_rows_(start, generator=self.generator)
+        used = torch.ones_like(self.since_fired, dtype=torch.bool)
+        used[idle] = False
+        norm = self.weights["W_enc"][used].norm(dim=1).mean() if bool(used.any()) else 1.0
+        self.weights["W_dec"][idle] = start
+        self.weights["W_enc"][idle] = 0.2 * norm * start
+        self.weights["b_enc"][idle] = 0
+        for name in ("W_dec", "W_enc", "b_enc"):
+            for moment in self.moments[name]:
+                moment[idle] = 0
+        self.since_fired[idle] = 0
+
+    @torch.no_grad()
+    def _log(self, x: torch.Tensor, outcome: Outcome, rate: float) -> None:
+        error, spread = self._sums(x, outcome.error)
+        rows = self.comm.rows(len(x))
+        found = {
+            "loss": float(outcome.loss),
+            "fvu": error / spread if error > 0 else error,
+            "l0": float(self.comm.over_latents(self.comm.over_rows(torch.as_tensor(float(outcome.active))))) / rows,
+            "dead": float((self.since_fired >= self.plan.dead_after).float().mean()),
+        }
+        if self.held is not None:
+            comm = self.comm if self.comm.shards > 1 else ALONE  # every replica has all held-out rows
+            x_hat = reconstruct(self.model, self.held, self._wanted(), self.ops or torch_any, comm=comm)
+            error, spread = self._sums(self.held, self.held - x_hat, shared=False)
+            found["fvu_val"] = error / spread if error > 0 else error
+        self.history.append({"step": self.done, **found, "lr": rate})
+        for callback in self.config.callbacks:
+            callback(self.done, dict(self.history[-1]))
+        if self.config.verbose:
+            print("  ".join(f"{name} {value:.6g}" for name, value in self.history[-1].items()))
+        if not self.config.early_stopping or "fvu_val" not in found:
+            self.kept = self._final_weights()
+            return
+        self.waited += 1
+        if found["fvu_val"] < self.best:
+            self.best, self.waited, self.kept = found["fvu_val"], 0, self._final_weights()
+        if self.waited >= self.config.patience:
+            self.stopped = f"held-out FVU did not improve after step {self.done - self.waited * self.plan.log_every}"
+
+    def _sums(self, x: torch.Tensor, error: torch.Tensor, *, shared: bool = True) -> tuple[float, float]:
+        """Squared error and squared spread about the mean of a batch (``shared``: of which other replicas hold parts)."""
+        over = self.comm.over_rows if shared else (lambda value: value)
+        mean = over(x.sum(0)) / (self.comm.rows(len(x)) if shared else len(x))
+        return float(over(error.square().sum())), float(over((x - mean).square().sum()))
+
+    def _final_weights(self) -> dict[str, torch.Tensor]:
+        """Copies of the weights as they would be kept now: the average where there is one."""
+        kept = {name: weight.clone() for name, weight in (self.average or self.weights).items()}
+        if self.average:
+            unit_rows_(kept["W_dec"])
+        return kept
+
+    def _diverged(self) -> None:
+        last = self.history[-1]["step"] if self.history else 0
+        self.stopped = "diverged"
+        raise DivergedError(
+            f"training diverged at step {self.done + 1}; the model keeps its weights of step {last}. Lower learning_rate "
+            f"(now {self.plan.learning_rate:g}), or use normalise='centre_scale' and clip_norm=1"
+        )
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Put the weights to keep into the model: the average, the best, or the last that were finite."""
+        kept = self.kept if self.stopped or self.config.early_stopping else self._final_weights()
+        for name, value in kept.items():
+            self.weights[name].copy_(value)
+        self.model.eval().requires_grad_(False)
+
+    def save(self, *, force: bool = False) -> None:
+        """Write the state to the checkpoint folder when it is due."""
+        folder = self.config.checkpoint
+        if folder is None:
+            return
+        every = self.config.checkpoint_every
+        due = self.done % every == 0 if every else time.monotonic() - self._saved > SAVE_SECONDS
+        if due or force:
+            state.write(folder, self)
+            self._saved = time.monotonic()
+
+
+def run(trainers: list[Trainer], batches: Callable[[int], Iterator[torch.Tensor]]) -> None:
+    """Train all of them on one stream until each has finished.
+
+    Parameters
+    ----------
+    batches
+        Gives the endless stream of raw batches from a step on.
 
     Raises
     ------
-    BiosaeError
-        If the loss stops being finite.
+    DivergedError
+        See :meth:`Trainer.step`. Whatever ends the run early, the states of all trainers are written first.
     """
-    device = model.W_dec.device
-    parameters = list(model.parameters())
-    optimiser = torch.optim.Adam(
-        parameters, lr=plan.learning_rate, betas=(0.9, 0.999), eps=6.25e-10, fused=device.type in ("cpu", "cuda")
-    )
-    since_fired = torch.zeros(plan.n_latents, dtype=torch.int64, device=device)
-    dead = since_fired.new_zeros(0)
-    sparse = config.architecture != "relu"
-    history: list[dict[str, float]] = []
-    every = max(1, plan.n_steps // LOGGED)
-    model.train()
-    for step, index in enumerate(_progress(batches(n_rows, plan, generator), plan.n_steps)):
-        x = take(index)
-        a, z, x_hat = model(x)
-        loss = objectives.mse_sum(x, x_hat)
-        if sparse:
-            if dead.numel():
-                loss = loss + config.aux_alpha * objectives.auxk(x - x_hat, a, dead, model.W_dec, plan.aux_k)
-        else:
-            loss = loss + config.l1 * min(1.0, (step + 1) / max(plan.l1_warmup_steps, 1)) * objectives.l1_norm(z)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        model.project_gradient()
-        torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        rate = rate_at(plan, step)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        optimiser.step()
-        look = step % REFRESH == REFRESH - 1
-        unit_rows_(model.W_dec.data, generator=generator if look else None)
-        with torch.no_grad():
-            since_fired += len(index)
-            since_fired[(z > 0).any(0)] = 0
-            if look:
-                dead = (since_fired >= plan.dead_after).nonzero().squeeze(1)
-        if step % every == every - 1 or step == plan.n_steps - 1:
-            history.append(_log(step + 1, loss, x, x_hat, z, since_fired, plan, rate))
-            if config.verbose:
-                print("  ".join(f"{name} {value:.6g}" for name, value in history[-1].items()))
-    return history
+    total = max(t.plan.n_steps for t in trainers)
+    first = min((t.done for t in trainers if not t.finished), default=total)
+    if first >= total:
+        return
+    stream = batches(first)
+    bar = _progress(total, first)
+    try:
+        for position, rows in enumerate(stream, first):
+            due = [t for t in trainers if not t.finished and t.done == position]
+            for trainer in due:
+                trainer.step(rows)
+            bar.update()
+            for trainer in due:
+                trainer.save(force=trainer.finished)
+            if all(t.finished for t in trainers):
+                break
+    except KeyboardInterrupt:
+        for trainer in trainers:
+            trainer.save(force=True)
+        raise
+    finally:
+        bar.close()
+        stream.close()
 
 
-def batches(n_rows: int, plan: Plan, generator: torch.Generator):
-    """``n_steps`` batches of row numbers: a new random order each epoch, its incomplete last batch left out."""
-    done = 0
-    while True:
-        order = torch.randperm(n_rows, generator=generator)
-        for start in range(0, n_rows - plan.batch_size + 1, plan.batch_size):
-            yield order[start : start + plan.batch_size]
-            done += 1
-            if done == plan.n_steps:
-                return
-
-
-@torch.no_grad()
-def _log(
-    step: int,
-    loss: torch.Tensor,
-    x: torch.Tensor,
-    x_hat: torch.Tensor,
-    z: torch.Tensor,
-    since_fired: torch.Tensor,
-    plan: Plan,
-    rate: float,
-) -> dict[str, float]:
-    error, spread = (x - x_hat).square().sum(), (x - x.mean(0)).square().sum()
-    values = {
-        "loss": loss,
-        "fvu": torch.where(error > 0, error / spread, error),
-        "l0": (z > 0).sum(1).float().mean(),
-        "dead": (since_fired >= plan.dead_after).float().mean(),
-    }
-    found: dict[str, float] = {name: float(value) for name, value in values.items()}
-    if not torch.isfinite(loss):
-        raise BiosaeError(
-            f"training diverged at step {step} (loss {found['loss']}); lower learning_rate (now "
-            f"{plan.learning_rate:g}) or use normalise='centre_scale'"
-        )
-    return {"step": step, **found, "lr": rate}
-
-
-def _progress(iterator: Any, total: int) -> Any:
-    if not settings.progress:
-        return iterator
+def _progress(total: int, initial: int) -> Any:
     from tqdm.auto import tqdm
 
-    return tqdm(iterator, total=total, desc="SAE", unit="step")
+    return tqdm(total=total, initial=initial, desc="SAE", unit="step", disable=not settings.progress)

@@ -72,7 +72,7 @@ def select_topk(
     indices, values = [], []
     for part in x.split(chunk_rows(x, m)):
         if low is None:
-            index, value = _largest(linear(part, weight, bias), k)
+            index, value = largest_of_rows(linear(part, weight, bias), k)
         else:
             scores = linear(part.to(low.dtype), low, bias.to(low.dtype))
             found = scores.topk(min(k + SPARE, m), dim=1, sorted=False).indices.sort(1).values
@@ -82,7 +82,7 @@ def select_topk(
                     for index, rows in zip(found.split(64), part.split(64), strict=True)
                 ]
             )
-            place, value = _largest(exact + bias[found], k)
+            place, value = largest_of_rows(exact + bias[found], k)
             index = found.gather(1, place)
         indices.append(index.int())
         values.append(value)
@@ -90,7 +90,7 @@ def select_topk(
     return Codes(indptr, torch.cat(indices).flatten(), torch.cat(values).flatten())
 
 
-def _largest(a: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def largest_of_rows(a: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Places (rising) and values of the k largest positive entries a row; of equal ones the lower place."""
     value, index = a.float().topk(k, dim=1, sorted=False)
     last = value.amin(1, keepdim=True)

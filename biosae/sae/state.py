@@ -1,0 +1,112 @@
+"""The state of an unfinished training on disk: everything that the next step depends on, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from biosae.errors import FormatError, InputError
+from biosae.files import atomic_path, hash_json
+
+if TYPE_CHECKING:
+    from biosae.sae.train import Trainer
+
+FORMAT, VERSION = "biosae-sae-training", "1"
+NUMBERS = ("done", "guess", "density", "stopped", "history", "best", "waited")
+FREE = ("device", "verbose", "checkpoint", "checkpoint_every", "callbacks", "warm_start", "random_state")
+"""Settings that may differ between the run that stopped and the one that goes on."""
+
+
+def key(config: Any, plan: Any, data: dict[str, Any]) -> str:
+    """Hash of all that must be equal for a training to go on: settings, numbers resolved from them, data, seed."""
+    settings = {name: value for name, value in config.get_params().items() if name not in FREE}
+    return hash_json({"settings": settings, "plan": vars(plan), "data": data})
+
+
+def path(folder: str | os.PathLike) -> Path:
+    """File of the state in a checkpoint folder."""
+    return Path(folder) / "training.safetensors"
+
+
+def seed(folder: str | os.PathLike) -> int | None:
+    """Seed of the training whose state is in ``folder``; None where there is none that can be read."""
+    try:
+        with safetensors.safe_open(path(folder), framework="pt") as opened:
+            return int((opened.metadata() or {})["seed"])
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError):
+        return None
+
+
+def write(folder: str | os.PathLike, trainer: Trainer) -> None:
+    """Write a trainer's state (atomically: a kill leaves the former one) and ``log.csv``."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tensors = {f"weight.{name}": weight for name, weight in trainer.weights.items()}
+    for name, pair in trainer.moments.items():
+        tensors |= {f"moment{i}.{name}": moment for i, moment in enumerate(pair)}
+    tensors |= {f"average.{name}": value for name, value in trainer.average.items()}
+    tensors |= {f"kept.{name}": value for name, value in trainer.kept.items()}
+    tensors |= {
+        "since_fired": trainer.since_fired,
+        "dead": trainer.dead,
+        "generator": trainer.generator.get_state(),
+    }
+    numbers = {name: getattr(trainer, name) for name in NUMBERS}
+    header = {"format": FORMAT, "version": VERSION, "key": trainer.key, "seed": str(trainer.seed), "numbers": json.dumps(numbers)}
+    with atomic_path(path(folder)) as temporary:
+        safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata=header)
+    if trainer.history:
+        names = list(trainer.history[-1])
+        lines = [",".join(names), *(",".join(f"{row[name]:.9g}" for name in names) for row in trainer.history)]
+        with atomic_path(Path(folder) / "log.csv") as temporary:
+            temporary.write_text("\n".join(lines) + "\n")
+
+
+def read(folder: str | os.PathLike, trainer: Trainer) -> bool:
+    """Bring a fresh trainer to the state in ``folder``; False if there is none.
+
+    Raises
+    ------
+    FormatError
+        If the file is corrupt, foreign or of another version.
+    InputError
+        If it is of other settings, data or seed.
+    """
+    file = path(folder)
+    if not file.is_file():
+        return False
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+            if header.get("format") != FORMAT or header.get("version") != VERSION:
+                raise FormatError(
+                    f"{file} is not a training state that this biosae reads; give another checkpoint folder"
+                )
+            if header["key"] != trainer.key:
+                raise InputError(
+                    f"{file} belongs to a training with other settings, data or seed; give another checkpoint folder, "
+                    "or remove this one to start anew"
+                )
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            numbers = json.loads(header["numbers"])
+    except safetensors.SafetensorError as error:
+        raise FormatError(f"{file} is corrupt ({error}); remove it to start anew") from None
+    with torch.no_grad():
+        for name, weight in trainer.weights.items():
+            weight.copy_(tensors[f"weight.{name}"])
+            for i, moment in enumerate(trainer.moments[name]):
+                moment.copy_(tensors[f"moment{i}.{name}"])
+        for name, value in trainer.average.items():
+            value.copy_(tensors[f"average.{name}"])
+    device = trainer.since_fired.device
+    trainer.kept = {n.removeprefix("kept."): t.to(device) for n, t in tensors.items() if n.startswith("kept.")}
+    trainer.since_fired, trainer.dead = tensors["since_fired"].to(device), tensors["dead"].to(device)
+    trainer.generator.set_state(tensors["generator"])
+    for name in NUMBERS:
+        setattr(trainer, name, numbers[name])
+    return True
