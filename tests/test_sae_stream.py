@@ -406,7 +406,7 @@ def test_closing_or_dropping_the_batches_ends_the_thread():
 MEASURE = r"""
 import itertools, re, sys
 import numpy as np, torch
-from biosae.embeddings import embed
+from biosae.embeddings import Embeddings
 from biosae.sae import stream as module
 from biosae.sae.rows import Held, Rows
 
@@ -416,7 +416,6 @@ def anonymous():
 torch.set_num_threads(1)
 module.IN_MEMORY = 0
 rows = Rows(Embeddings.open(sys.argv[1]))
-warm = torch.zeros(4096, rows.d).sum()
 before = most = anonymous()
 held = Held.draw(rows, share=0.1, rng=np.random.default_rng(0))
 stream = module.Stream(rows, held=held, batch_size=4096, seed=0)

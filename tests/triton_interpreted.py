@@ -11,6 +11,8 @@ from biosae.errors import InputError
 from biosae.sae.kernels import torch_any
 from biosae.sae.kernels import triton_cuda as tc
 from biosae.sae.kernels.codes import Codes, Gradient
+from biosae.sae.model import SparseAutoencoder
+from biosae.sae.step import Wanted, dense, sparse
 
 
 def close(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-6) -> None:
@@ -318,14 +320,14 @@ def test_unit_rows_and_their_guard():
 
 
 def test_training_step_equals_the_torch_backend():
-    """Five steps of top-k with prefixes, every kernel after the other, against plain torch."""
+    """Three steps of top-k with prefixes, every kernel after the other, against plain torch."""
     n, d, m, k, ends = 6, 10, 16, 4, (6, 16)
     start = {"enc": normal(m, d, seed=1), "dec": F.normalize(normal(m, d, seed=2), dim=1), "bias": normal(m) / 10}
     results = []
     for kernels in (tc, torch_any):
         p = {name: table.clone() for name, table in start.items()}
         moments = {name: (torch.zeros_like(t), torch.zeros_like(t)) for name, t in p.items()}
-        for step in range(1, 6):
+        for step in range(1, 4):
             x = normal(n, d, seed=10 + step)
             codes = kernels.select_topk(x, p["enc"], p["bias"], k)
             outs = kernels.decode(codes, p["dec"], ends)
@@ -342,6 +344,29 @@ def test_training_step_equals_the_torch_backend():
     for name in start:
         close(results[0][name], results[1][name], 1e-5)
     assert not torch.equal(results[0]["enc"], start["enc"])
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka", "relu", "jumprelu"])
+def test_gradient_of_every_architecture_equals_dense_autograd(architecture):
+    """With the auxiliary loss of five dead latents."""
+    n, d, m = 10, 7, 24
+    ends = (5, 12, m) if architecture == "matryoshka" else (m,)
+    model = SparseAutoencoder(d, m, architecture=architecture, k=4, ends=ends, threshold=0.6, bandwidth=0.2)
+    with torch.no_grad():
+        for seed, table in enumerate((model.W_enc, model.b_enc, model.b_dec, model.W_dec)):
+            table.copy_(normal(*table.shape, seed=seed))
+        model.W_dec.copy_(F.normalize(model.W_dec, dim=1))
+    x = normal(n, d, seed=9)
+    wanted = Wanted(k=4, weight=0.3, dead=torch.tensor([2, 5, 7, 20, 21]), aux_k=3, aux_alpha=0.1, guess=0.1)
+    got, want = sparse(model, x, wanted, tc), dense(model, x, wanted)
+    assert torch.equal(got.fired, want.fired) and int(got.active) == int(want.active)
+    for name in ("dec", "enc", "bias", "square"):
+        close(getattr(got.latents, name), getattr(want.latents, name), 3e-6)
+    close(got.b_dec, want.b_dec, 3e-6)
+    close(got.loss, want.loss, 3e-6)
+    if architecture == "jumprelu":
+        assert bool(got.threshold.any())
+        close(got.threshold, want.threshold, 3e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------- probe

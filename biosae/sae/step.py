@@ -97,7 +97,7 @@ def sparse(
         threshold = model.threshold.detach()
         near = (raw - threshold[latent]).abs() < model.bandwidth / 2
         pull = threshold[latent] * by_code + 2 * wanted.weight * share / (wanted.k * n)
-        by_threshold = torch.zeros_like(threshold).index_add_(0, latent, -near * pull / model.bandwidth)
+        by_threshold = torch.zeros_like(threshold).index_add_(0, latent, near * -pull / model.bandwidth)
     extra = None
     if wanted.aux_k and (len(wanted.dead) or comm.shards > 1):
         dead = wanted.dead

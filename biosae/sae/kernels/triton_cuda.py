@@ -25,7 +25,7 @@ from biosae.sae.kernels import torch_any
 from biosae.sae.kernels.codes import Codes, Gradient
 
 PIECE = 128
-"""Entries of one latent that one program sums; more of them are split."""
+"""Entries of one latent that one program sums; more of them are split. Beyond 2048 such pieces, pieces grow."""
 FLAT = 1024
 """Numbers of a vector that one program of ``adam_`` updates."""
 
@@ -192,7 +192,7 @@ def latent_gradient(
 ) -> Gradient:
     """Gradient by atoms (projected), encoder rows and encoder biases; each latent is summed in the order of rows.
 
-    Extra memory: the sorted codes, and 16 d bytes for each ``PIECE`` of them.
+    Extra memory: the sorted codes, and the sums of at most 4096 pieces, 8 d bytes each.
     """
     m, width = decoder.shape
     out = out or Gradient.empty(decoder)
@@ -201,13 +201,14 @@ def latent_gradient(
     starts = torch.searchsorted(latents, torch.arange(m + 1, dtype=torch.int32, device=latents.device))
     entries = codes.rows()[order].int(), codes.values[order], code_grads[order]
     sizes = starts.diff()
-    pieces = torch.where(sizes > PIECE, (sizes + PIECE - 1) // PIECE, 0)
+    piece = max(PIECE, _power(len(latents)) // 2048)
+    pieces = torch.where(sizes > piece, (sizes + piece - 1) // piece, 0)
     until = pieces.cumsum(0)
     first_piece = until - pieces
-    n_pieces = 2 * len(latents) // PIECE  # no more than these exist; how many do is known on the device only
+    n_pieces = 2 * len(latents) // piece  # no more than these exist; how many do is known on the device only
     part = torch.empty(n_pieces, 2, width, device=x.device)
     part_bias = torch.empty(n_pieces, device=x.device)
-    common = {"PIECE": PIECE, "ENTRIES": 4, "BLOCK": _power(width), "tile": 4 * _power(width)}
+    common = {"PIECE": piece, "ENTRIES": 4, "BLOCK": _power(width), "tile": 4 * _power(width)}
     bounds = _bounds(ends, x.device)
     if n_pieces:
         owner = torch.searchsorted(until, torch.arange(n_pieces, device=x.device), right=True)
