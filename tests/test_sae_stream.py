@@ -438,4 +438,4 @@ def test_memory_of_a_stream_does_not_grow_with_the_table(tmp_path):
         out = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout.split()
         assert out[:3] == [str(100 * n_samples), "patient", str(20 * n_samples)]
         grown.append(float(out[3]))
-    assert grown[1] <= 250 and grown[1] <= grown[0] + 25
+    assert grown[1] <= 250 and grown[1] <= grown[0] + 50  # the buffer of the small one is not full
