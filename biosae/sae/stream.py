@@ -295,11 +295,8 @@ class Stream:
         blocks = self._filled[spread(len(self._filled), blocks, rng)] if count < self.n else self._filled
         ends = np.cumsum(self._counts[blocks])
         chosen = spread(int(ends[-1]), count, rng)
-        out, place, space = (
-            np.empty((len(chosen), self.rows.d), np.float32),
-            rng.permutation(len(chosen)),
-            self._space(),
-        )
+        out = np.empty((len(chosen), self.rows.d), np.float32)
+        place, space = rng.permutation(len(chosen)), self._space()
         bounds = np.searchsorted(chosen, np.concatenate([[0], ends]))
         for block, begin, low, high in zip(blocks, ends - self._counts[blocks], bounds[:-1], bounds[1:], strict=True):
             if low < high:
