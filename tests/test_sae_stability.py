@@ -36,7 +36,7 @@ def stub(decoder, *, codes=None, density=None, fingerprint=None):
         decoder_=decoder,
         density_=np.ones(len(decoder)) if density is None else np.asarray(density),
         fingerprint_=fingerprint,
-        transform=lambda X: scipy.sparse.csr_matrix(np.asarray(codes, np.float32)[: len(X)]),
+        codes=lambda X: scipy.sparse.csr_matrix(np.asarray(codes, np.float32)[: len(X)]),
     )
 
 

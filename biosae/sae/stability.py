@@ -294,7 +294,7 @@ def _check_identity(models: Sequence[Any]) -> None:
 
 
 def _codes(model: Any, X: Any, live: np.ndarray) -> scipy.sparse.csc_matrix:
-    if not hasattr(model, "transform"):
+    if not hasattr(model, "codes"):
         raise InputError("codes of X need fitted SAEs, and a plain decoder was given; leave X out or pass the SAEs")
     return scipy.sparse.csc_matrix(model.codes(X), dtype=np.float64)[:, np.flatnonzero(live)]
 
