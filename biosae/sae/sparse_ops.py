@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from types import ModuleType
 
 import torch
@@ -23,6 +24,8 @@ DENSE_AUX = 8
 """AuxK works on a dense table of the dead latents while they are at most this many times ``aux_k``."""
 GUESS = 0.9
 """Share of the last batch's threshold above which ``batchtopk`` looks for candidates."""
+FIRST_ROWS = 256
+"""Rows from which the first guess is taken."""
 
 
 def kernels(backend: str, device: torch.device) -> ModuleType:
@@ -66,14 +69,18 @@ def select_batchtopk(
 ) -> tuple[Codes, float]:
     """The ``count`` largest positive scores of the batch (of equal ones those of earlier rows, then lower latents).
 
-    Candidates are the scores above ``guess``; where they turn out too few, the guess is halved and the product made
-    again, so that the result never depends on the guess.
+    Candidates are the scores above ``guess`` (infinity: unknown, it is taken from the first rows). Where they turn out
+    too few, the guess is halved and the product made again, so that the result never depends on the guess.
 
     Returns
     -------
     codes, threshold
         The smallest kept value (0 if fewer than ``count`` are positive).
     """
+    if guess == math.inf:
+        first = x[:FIRST_ROWS]
+        positive = ops.select_above(first, weight, bias, 0.0, low=low)
+        guess = GUESS * comm.largest(positive, count * len(first) // len(x), len(weight))[1]
     guess = max(guess, 0.0)
     while True:
         codes = ops.select_above(x, weight, bias, guess, low=low)

@@ -17,6 +17,7 @@ from biosae.sae.distributed import ALONE, Alone
 from biosae.sae.kernels import torch_any
 from biosae.sae.kernels.codes import Gradient
 from biosae.sae.model import SparseAutoencoder, unit_rows_
+from biosae.sae.sparse_ops import GUESS
 from biosae.sae.step import Outcome, Wanted, dense, reconstruct, sparse
 from biosae.settings import settings
 
@@ -134,7 +135,7 @@ class Trainer:
             return dense(self.model, x, wanted)
         low = self.weights["W_enc"].bfloat16() if config.prefilter else None
         outcome = sparse(self.model, x, wanted, self.ops, low=low, comm=self.comm, room=self._room)
-        self.guess = outcome.cut
+        self.guess = GUESS * outcome.cut
         return outcome
 
     def _wanted(self) -> Wanted:
