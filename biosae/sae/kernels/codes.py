@@ -32,8 +32,8 @@ class Codes:
     def dense(self, n_latents: int) -> torch.Tensor:
         """The same codes as a dense table (n, m)."""
         table = self.values.new_zeros(self.n_rows, n_latents)
-        table[self.rows(), self.indices.long()] = self.values
-        return table
+        where = (self.rows(), self.indices.long())
+        return table.index_put_(where, self.values, accumulate=True)  # places that were not filled repeat a latent
 
     def keep(self, wanted: torch.Tensor) -> Codes:
         """The entries where ``wanted``, bool (nnz,), holds."""
