@@ -1,0 +1,1 @@
+"""Parts of ``benchmarks/sae.py``: clocks, data, workers, rounds, tables and figures."""
