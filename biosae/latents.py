@@ -101,7 +101,7 @@ def _codes(
     parts, dense = [], []
     for start in range(0, n_samples, step):
         view = emb.select(np.arange(start, min(start + step, n_samples)))
-        Z = sp.csr_matrix(sae.transform(view))
+        Z = sae.codes(view)
         if tokens == "fraction_active":
             Z = (Z != 0).astype(np.float32)
         if pooled:

@@ -14,8 +14,8 @@ from scipy.optimize import linear_sum_assignment
 
 from biosae.errors import IdentityError, InputError, NotFittedError
 from biosae.sae import SAE
-from biosae.sae import stability as module
-from biosae.sae.stability import stability
+from biosae.sae import agreement as module
+from biosae.sae.agreement import stability
 
 few = hypothesis_settings(max_examples=25, deadline=None)
 

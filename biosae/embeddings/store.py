@@ -298,20 +298,33 @@ class Embeddings:
             )
         return out
 
+    def raw(self, start: int, stop: int) -> np.ndarray:
+        """Rows ``start`` to ``stop`` as they are stored, (stop - start, d) in ``dtype``."""
+        out = np.empty((stop - start, self.shape[1]), self.dtype)
+        self._fill_span(start, stop, out)
+        return out
+
     def _span(self, start: int, stop: int) -> np.ndarray:
-        if self._chosen is not None:
-            return self._take(np.arange(start, stop))
         out = np.empty((stop - start, self.shape[1]), np.float32)
-        self._source.span(start, stop, out)
+        self._fill_span(start, stop, out)
         return out
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
+        out = np.empty((len(rows), self.shape[1]), np.float32)
+        self._fill_rows(rows, out)
+        return out
+
+    def _fill_span(self, start: int, stop: int, out: np.ndarray) -> None:
+        if self._chosen is None:
+            self._source.span(start, stop, out)
+        else:
+            self._fill_rows(np.arange(start, stop), out)
+
+    def _fill_rows(self, rows: np.ndarray, out: np.ndarray) -> None:
         if self._chosen is not None:
             sample, token = np.divmod(rows, self.tokens_per_sample)
             rows = self._chosen[sample] * self.tokens_per_sample + token
-        out = np.empty((len(rows), self.shape[1]), np.float32)
         self._source.take(rows, out)
-        return out
 
     # -- subsets -------------------------------------------------------------------------------------------------
 

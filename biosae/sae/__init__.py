@@ -1,8 +1,11 @@
-"""Sparse autoencoders of embeddings: fit, sparse codes, reconstruction, files."""
+"""Sparse autoencoders of embeddings: fit, sparse codes, reconstruction, agreement between models, files."""
 
 from __future__ import annotations
 
+from biosae.sae.agreement import Stability, stability
 from biosae.sae.config import SAEConfig
 from biosae.sae.estimator import SAE
+from biosae.sae.fitting import fit_many
+from biosae.sae.metrics import density_histogram
 
-__all__ = ["SAE", "SAEConfig"]
+__all__ = ["SAE", "SAEConfig", "Stability", "density_histogram", "fit_many", "stability"]

@@ -8,9 +8,9 @@ from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
 from biosae.errors import InputError, nearest
+from biosae.sae.normalise import MODES
 
 ARCHITECTURES = ("relu", "topk", "batchtopk", "matryoshka", "jumprelu")
-NORMALISATIONS = ("none", "centre", "unit_mean_square", "centre_scale", "layernorm", "l2", "whiten")
 BACKENDS = ("auto", "numba", "torch", "triton", "dense")
 DECODER_INITS = ("data", "random")
 MIN_ROWS = 8
@@ -93,6 +93,9 @@ class SAEConfig:
     """Called as ``callback(step, numbers)`` at each logged step."""
     warm_start: bool = False
     """``fit`` starts from the weights of the last fit instead of new ones."""
+    parallel: str | None = None
+    """How the processes started by ``torchrun`` share one training: ``data`` (each has a part of every batch) or ``latents``
+    (each has a part of the latents). In a single process it changes nothing. None: each process trains alone."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``mps`` or another torch device."""
     random_state: int | None = None
@@ -134,10 +137,11 @@ class SAEConfig:
         """
         for name, choices in (
             ("architecture", ARCHITECTURES),
-            ("normalise", NORMALISATIONS),
+            ("normalise", tuple(MODES)),
             ("decoder_init", DECODER_INITS),
             ("backend", BACKENDS),
             ("prefilter", (None, "bfloat16")),
+            ("parallel", (None, "data", "latents")),
         ):
             value = getattr(self, name)
             if value not in choices:

@@ -14,13 +14,14 @@ import torch
 
 from biosae import provenance
 from biosae.errors import FormatError, IdentityError, InputError, NotFittedError
-from biosae.sae import checkpoint
+from biosae.sae import checkpoint, distributed, output
 from biosae.sae.config import Plan, SAEConfig
 from biosae.sae.fitting import fit_many, partial_fit
 from biosae.sae.metrics import Quality
 from biosae.sae.model import SparseAutoencoder
 from biosae.sae.normalise import Normaliser
 from biosae.sae.rows import Held, Rows
+from biosae.sae.sparse_ops import kernels
 from biosae.settings import resolve_device
 
 CHUNK = 256
@@ -30,7 +31,9 @@ STATE = (
     "validation", "identity", "fingerprint", "training_groups", "groups_salt", "provenance",
 )  # fmt: skip
 """Fitted attributes (without their ``_``) that ``config.json`` holds."""
-UNSAVED = ("callbacks", "checkpoint")
+OFFSET = ("offset_to_spread", "largest_mean_ratio", "largest_variance_share")
+"""Numbers of :func:`biosae.sae.normalise.offset_report` that are told with the metrics."""
+UNSAVED = ("callbacks", "checkpoint", "parallel")
 """Settings of one run on one machine."""
 
 
@@ -106,12 +109,12 @@ class SAE(SAEConfig):
         """
         return partial_fit(self, X)
 
-    def transform(self, X: Any) -> scipy.sparse.csr_matrix:
+    def transform(self, X: Any) -> Any:
         """Codes of embeddings.
 
         Returns
         -------
-        csr_matrix (n, m), float32
+        csr_matrix (n, m), float32 (or what :meth:`set_output` asks for)
             Sorted indices, no explicit zeros, in the units of the embedding. The code of a row does not depend on
             the other rows.
 
@@ -124,12 +127,31 @@ class SAE(SAEConfig):
         NotFittedError
             Before ``fit`` or ``load``.
         """
+        codes = self.codes(X)
+        container = output.wanted(self)
+        if container == "default":
+            return codes
+        index = getattr(X, "index", None) if hasattr(X, "columns") else None
+        return output.packed(codes, container, names=self.get_feature_names_out(), index=index)
+
+    def fit_transform(self, X: Any, y: Any = None, *, groups: Any = None) -> Any:
+        """``fit`` and then ``transform`` the same rows (training rows included)."""
+        return self.fit(X, y, groups=groups).transform(X)
+
+    def codes(self, X: Any) -> scipy.sparse.csr_matrix:
+        """Codes as csr_matrix (n, m), whatever :meth:`set_output` says; otherwise as :meth:`transform`."""
         rows = self._rows(X)
         return scipy.sparse.vstack([self._codes(x) for _, x in rows.blocks()], format="csr", dtype=np.float32)
 
-    def fit_transform(self, X: Any, y: Any = None, *, groups: Any = None) -> scipy.sparse.csr_matrix:
-        """``fit`` and then ``transform`` the same rows (training rows included)."""
-        return self.fit(X, y, groups=groups).transform(X)
+    def set_output(self, *, transform: str | None = None) -> SAE:
+        """Choose what ``transform`` returns: ``default`` (csr_matrix), ``pandas`` (sparse columns) or ``polars``.
+
+        Columns are the latents' names; pandas keeps the index of a data frame that was passed in. polars has no sparse
+        columns: a table of more than 2 GiB is refused. None changes nothing.
+        """
+        if transform is not None:
+            self._sklearn_output_config = {"transform": output.check(transform)}
+        return self
 
     def inverse_transform(self, Z: Any, *, like: Any = None) -> np.ndarray:
         """Reconstructions z D + b, float32 (n, d), without making sparse codes dense.
@@ -194,8 +216,13 @@ class SAE(SAEConfig):
         return np.asarray([self._hash_group(str(name)) in known for name in names], dtype=bool)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write ``model.safetensors`` and ``config.json`` (docs/file-formats.md); an existing save is replaced."""
+        """Write ``model.safetensors`` and ``config.json`` (docs/file-formats.md); an existing save is replaced.
+
+        Of processes that trained together (``parallel``) the first one writes; in the others this does nothing.
+        """
         self._check_fitted()
+        if not distributed.writes(self.parallel):
+            return
         m, identity = self._model, self.identity_ or {}
         tensors = {name: value.detach().cpu().numpy() for name, value in m.state_dict().items()}
         tensors |= {
@@ -236,7 +263,11 @@ class SAE(SAEConfig):
             sae.training_groups_ = tuple(sae.training_groups_)
             sae.n_features_in_, sae.n_latents_ = config["n_features"], config["n_latents"]
             sae.normaliser_ = Normaliser(
-                tensors["mean"], float(tensors["scale"]), config["rowwise"], tensors.get("whiten"), config.get("offset", {})
+                tensors["mean"],
+                float(tensors["scale"]),
+                config["rowwise"],
+                tensors.get("whiten"),
+                config.get("offset", {}),
             )
             sae.offset_ = sae.normaliser_.offset
         except (KeyError, TypeError, InputError) as error:
@@ -301,24 +332,31 @@ class SAE(SAEConfig):
             for quality, part in ((seen, ~out), (unseen, out)):
                 if part.any():
                     quality.update(x[part], x_hat[part], z[part])
-        self.metrics_, self.density_ = seen.summary(), seen.density
+        offset = {name: self.offset_[name] for name in OFFSET if name in self.offset_}
+        self.metrics_, self.density_ = seen.summary() | offset, seen.density
         val = unseen.summary() if unseen.n else {"fvu": float("nan"), "l0": float("nan"), "n_rows": 0}
         self.metrics_ |= {f"{name}_val": val[name] for name in ("fvu", "l0", "n_rows")}
 
     @torch.no_grad()
     def _codes(self, x: np.ndarray) -> scipy.sparse.csr_matrix:
         """Codes of float32 rows (n, d)."""
-        u = self.normaliser_.ready(x)
+        model, u = self._model, self.normaliser_.ready(x)
+        device = model.b_dec.device
+        ops = kernels("auto" if self.backend == "dense" else self.backend, device)
         counts, columns, values = [np.zeros(1, np.int64)], [], []
         for start in range(0, len(u), CHUNK):
             part = u[start : start + CHUNK]
             padded = np.zeros((CHUNK, u.shape[1]), np.float32)
             padded[: len(part)] = part
-            z = self._model.encode(torch.from_numpy(padded).to(self._model.b_dec.device))[: len(part)].cpu()
-            row, column = z.nonzero(as_tuple=True)
-            counts.append(torch.bincount(row, minlength=len(part)).numpy())
-            columns.append(column.numpy().astype(np.int32))
-            values.append(z[row, column].numpy())
+            centred = torch.from_numpy(padded).to(device) - model.b_dec
+            if self.architecture == "topk":
+                codes = ops.select_topk(centred, model.W_enc, model.b_enc, model.k)
+            else:
+                codes = ops.select_above(centred, model.W_enc, model.b_enc, model.threshold)
+            codes = codes.keep((codes.values > 0) & (codes.rows() < len(part)))
+            counts.append(codes.indptr.diff()[: len(part)].cpu().numpy())
+            columns.append(codes.indices.cpu().numpy())
+            values.append(codes.values.cpu().numpy())
         data = (np.concatenate(values), np.concatenate(columns), np.cumsum(np.concatenate(counts)))
         return scipy.sparse.csr_matrix(data, shape=(len(u), self.n_latents_))
 

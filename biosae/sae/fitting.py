@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ import torch
 from biosae.errors import DivergedError, InputError
 from biosae.sae import state
 from biosae.sae.config import Plan, SAEConfig, resolve
-from biosae.sae.distributed import ALONE, Alone
+from biosae.sae.distributed import ALONE, Alone, connect
 from biosae.sae.model import SparseAutoencoder
 from biosae.sae.normalise import Normaliser
 from biosae.sae.rows import Held, Rows
@@ -36,7 +38,7 @@ MEASURED_BLOCK = 2048
 ENDLESS = 2**62
 
 
-def fit_many(models: list[SAE], X: Any, *, groups: Any = None, comm: Alone = ALONE) -> list[SAE]:
+def fit_many(models: list[SAE], X: Any, *, groups: Any = None) -> list[SAE]:
     """Fit several SAEs (seeds, k, widths, architectures) to one stream of rows, each batch read once for all.
 
     Parameters
@@ -64,15 +66,23 @@ def fit_many(models: list[SAE], X: Any, *, groups: Any = None, comm: Alone = ALO
         raise InputError("fit_many needs at least one SAE")
     for sae in models:
         sae.validate()
-    rows = Rows(X)
-    seeds = [_seed(sae) for sae in models]
+    if len({sae.parallel for sae in models}) > 1:
+        raise InputError("models on one stream need one setting of parallel")
+    comm, device = connect(models[0].parallel, torch.device(resolve_device(models[0].device)))
+    try:
+        return _fit(models, Rows(X), groups, comm, device)
+    finally:
+        comm.close()
+
+
+def _fit(models: list[SAE], rows: Rows, groups: Any, comm: Alone, device: torch.device) -> list[SAE]:
+    seeds = comm.same(torch.tensor([_seed(sae) for sae in models])).tolist()
     held = Held.draw(rows, groups=groups, share=models[0].validation, rng=np.random.default_rng(seeds[0]))
     n = None if rows.n is None else rows.n - len(held)
     plans = [resolve(_warm(sae, _continues(sae)), n, rows.d) for sae in models]
     sizes = {plan.batch_size for plan in plans}
     if len(sizes) > 1:
         raise InputError(f"models on one stream need one batch size, these come out at {sorted(sizes)}; set batch_size")
-    device = torch.device(resolve_device(models[0].device))
     stream = Stream(rows, held=held, batch_size=plans[0].batch_size, seed=seeds[0], device=device)
     data = {"n": rows.n, "d": rows.d, "rows": _digest(rows), "fingerprint": rows.fingerprint, "held": len(held)}
     normalisers: dict[str, Normaliser] = {}
@@ -85,12 +95,24 @@ def fit_many(models: list[SAE], X: Any, *, groups: Any = None, comm: Alone = ALO
         trainer = trainer_of(sae, plan, normaliser, first, seed, device, held=held_rows, comm=comm)
         trainer.key = state.key(sae, plan, {**data, "seed": seed, "stream": seeds[0], "shards": comm.shards})
         trainer.seed = seed
+        if len(set(comm.of_all(trainer.key))) > 1:
+            raise InputError(
+                "the processes were given different rows or settings; give every process the same X and the same settings: "
+                "each takes its own part"
+            )
         if sae.checkpoint is not None:
             state.read(sae.checkpoint, trainer)
+            if len(set(comm.of_all(str(trainer.done)))) > 1:
+                raise InputError(
+                    f"not all processes see the state in {sae.checkpoint}; give a folder that all nodes share"
+                )
         trainers.append((trainer, normaliser))
     diverged = None
     try:
-        run([t for t, _ in trainers], lambda start: stream.batches(start, part=(comm.rank % comm.replicas, comm.replicas)))
+        run(
+            [t for t, _ in trainers],
+            lambda start: stream.batches(start, part=(comm.rank % comm.replicas, comm.replicas)),
+        )
     except DivergedError as error:
         diverged = error
     for sae, seed, (trainer, normaliser) in zip(models, seeds, trainers, strict=True):
@@ -108,17 +130,27 @@ def fit_many(models: list[SAE], X: Any, *, groups: Any = None, comm: Alone = ALO
 def partial_fit(sae: SAE, X: Any) -> SAE:
     """See :meth:`biosae.sae.SAE.partial_fit`."""
     sae.validate()
+    if connect(sae.parallel, torch.device(resolve_device(sae.device)))[0] is not ALONE:
+        raise InputError("partial_fit works in a single process: set parallel=None, or use fit")
     goes_on = hasattr(sae, "_model")
     rows = sae._rows(X) if goes_on else Rows(X)
+    if rows.n is None:
+        raise InputError("partial_fit takes one table at a time: call it for each chunk, or pass the chunks to fit")
     trainer = sae._trainer
     if trainer is None:
         seed = sae.random_state_ if goes_on else _seed(sae)
         plan = resolve(_warm(sae, goes_on), rows.n, rows.d)
         sae._keep_plan(plan, seed, rows.d)
         endless = replace(
-            plan, n_steps=ENDLESS, warmup_steps=0, decay_start=ENDLESS, l1_warmup_steps=0, k_anneal_steps=0, log_every=50
+            plan,
+            n_steps=ENDLESS,
+            warmup_steps=0,
+            decay_start=ENDLESS,
+            l1_warmup_steps=0,
+            k_anneal_steps=0,
+            log_every=50,
         )
-        normaliser = sae.normaliser_ if goes_on else Normaliser.fit(sae.normalise, rows.blocks())
+        normaliser = sae.normaliser_ if goes_on else _scaling(sae.normalise, (x for _, x in rows.blocks()))
         device = torch.device(resolve_device(sae.device))
         first = None if goes_on else rows.take(np.random.default_rng(seed).permutation(rows.n)[:INIT_ROWS])
         trainer = trainer_of(sae, endless, normaliser, first, seed, device)
@@ -128,6 +160,7 @@ def partial_fit(sae: SAE, X: Any) -> SAE:
     for at in range(0, rows.n, trainer.plan.batch_size):
         batch = rows.take(order[at : at + trainer.plan.batch_size])
         trainer.step(torch.from_numpy(batch).to(trainer.model.W_dec.device))
+        trainer.tell()
     sae.n_steps_ = sae.n_steps_ + trainer.done - start if goes_on else trainer.done
     model = copy.deepcopy(trainer.model).eval()
     _complete(sae, model, normaliser, rows.take(order[:CALIBRATION_ROWS]))
@@ -166,6 +199,8 @@ def trainer_of(
         model.initialise(start, atoms=sae.decoder_init, generator=generator)
     if held is not None:
         held = _normalised(normaliser, torch.from_numpy(held).to(device))
+    if sae.backend == "dense" and comm is not ALONE:
+        raise InputError("backend='dense' works in a single process: choose another backend, or parallel=None")
     ops = None if sae.backend == "dense" else kernels(sae.backend, device)
     model = comm.shard(model)
     return Trainer(
@@ -225,8 +260,16 @@ def _normaliser(sae: SAE, stream: Stream, made: dict[str, Normaliser]) -> Normal
         return sae.normaliser_
     if sae.normalise not in made:
         blocks = [stream.sample(CHUNK_ROWS, 0)] if stream.n is None else stream.blocks()
-        made[sae.normalise] = Normaliser.fit(sae.normalise, blocks)
+        made[sae.normalise] = _scaling(sae.normalise, blocks)
     return made[sae.normalise]
+
+
+def _scaling(mode: str, blocks: Iterable[np.ndarray]) -> Normaliser:
+    """The scaling, fitted; what speaks against the mode on these rows is said before training starts."""
+    normaliser = Normaliser.fit(mode, blocks)
+    if normaliser.offset["advice"]:
+        warnings.warn(normaliser.offset["advice"], UserWarning, stacklevel=5)
+    return normaliser
 
 
 def _seed(sae: SAE) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import math
 from types import ModuleType
 
@@ -45,7 +46,8 @@ def kernels(backend: str, device: torch.device) -> ModuleType:
             raise MissingExtraError("backend='numba' needs numba: pip install numba, or choose backend='auto'")
     if backend == "triton" or (backend == "auto" and device.type == "cuda"):
         module = importlib.import_module("biosae.sae.kernels.triton_cuda")
-        works, reason = module.available()
+        usable = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+        works, reason = module.available() if usable else (False, f"the device is {device}")
         if works:
             return module
         if backend == "triton":
@@ -93,7 +95,7 @@ def select_batchtopk(
 def largest(codes: Codes, count: int) -> tuple[Codes, float]:
     """The ``count`` largest entries of all rows together, and the smallest of them; of equal ones the first."""
     values = codes.values
-    if len(values) <= count:
+    if len(values) < count:
         return codes, 0.0
     last = values.kthvalue(len(values) - count + 1).values
     above, equal = values > last, values == last
@@ -131,9 +133,13 @@ def auxiliary(
     if few:
         z = _dense_topk(ops.linear(x, encoder, bias), k)
         e_hat = ops.linear(z, decoder.T.contiguous())
-    else:
+    elif len(decoder):
         codes = comm.top_rows(ops.select_topk(x, encoder, bias, k), k)
         e_hat = comm.reconstruction(ops.decode(codes, decoder, (len(decoder),)))[0]
+    else:  # all that are dead are on other shards
+        none = Codes(torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device), bias.int(), bias)
+        comm.top_rows(none, k)
+        e_hat = comm.reconstruction(torch.zeros_like(x)[None])[0]
     off = e_hat - error
     usable = spread >= 1e-12
     scale = torch.where(usable, alpha / (n * spread.clamp_min(1e-12)), 0.0)
@@ -142,6 +148,8 @@ def auxiliary(
     if few:
         slopes = ops.linear(grad, decoder) * (z > 0)
         return loss, Gradient(z.T @ grad, slopes.T @ x, slopes.sum(0), slopes.new_zeros(len(decoder)).double())
+    if not len(decoder):
+        return loss, Gradient.empty(decoder)
     whole = (len(decoder),)
     slopes = ops.code_gradient(codes, grad[None], decoder, whole) * (codes.values > 0)
     return loss, ops.latent_gradient(codes, slopes, x, grad[None], whole, decoder)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from biosae.sae.train import Trainer
 
 FORMAT, VERSION = "biosae-sae-training", "1"
-NUMBERS = ("done", "guess", "density", "stopped", "history", "best", "waited")
-FREE = ("device", "verbose", "checkpoint", "checkpoint_every", "callbacks", "warm_start", "random_state")
+NUMBERS = ("done", "guess", "density", "some_dead", "stopped", "history", "best", "waited")
+FREE = ("device", "verbose", "checkpoint", "checkpoint_every", "callbacks", "warm_start", "random_state", "parallel")
 """Settings that may differ between the run that stopped and the one that goes on."""
 
 
@@ -34,6 +34,11 @@ def path(folder: str | os.PathLike) -> Path:
     return Path(folder) / "training.safetensors"
 
 
+def part(folder: str | os.PathLike, rank: int, done: int) -> Path:
+    """File of another process than the first, which has other latents (``parallel="latents"``)."""
+    return Path(folder) / f"training.{rank}.{done}.safetensors"
+
+
 def seed(folder: str | os.PathLike) -> int | None:
     """Seed of the training whose state is in ``folder``; None where there is none that can be read."""
     try:
@@ -44,8 +49,27 @@ def seed(folder: str | os.PathLike) -> int | None:
 
 
 def write(folder: str | os.PathLike, trainer: Trainer) -> None:
-    """Write a trainer's state (atomically: a kill leaves the former one) and ``log.csv``."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    """Write a trainer's state (atomically: a kill leaves the former one) and ``log.csv``.
+
+    The first process writes ``training.safetensors``. Where the latents are shared, each other one has written its part
+    before, under a name with the step; the first file names the step, and so makes the parts valid.
+    """
+    comm = trainer.comm
+    if comm.rank and comm.shards > 1:
+        _write(part(folder, comm.rank, trainer.done), trainer)
+    comm.total(0)
+    if comm.rank == 0:
+        _write(path(folder), trainer)
+        _log(folder, trainer)
+    comm.total(0)  # nobody leaves before the file is there
+    if comm.rank and comm.shards > 1:
+        for former in Path(folder).glob(f"training.{comm.rank}.*.safetensors"):
+            if former != part(folder, comm.rank, trainer.done):
+                former.unlink()
+
+
+def _write(file: Path, trainer: Trainer) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"weight.{name}": weight for name, weight in trainer.weights.items()}
     for name, pair in trainer.moments.items():
         tensors |= {f"moment{i}.{name}": moment for i, moment in enumerate(pair)}
@@ -57,9 +81,18 @@ def write(folder: str | os.PathLike, trainer: Trainer) -> None:
         "generator": trainer.generator.get_state(),
     }
     numbers = {name: getattr(trainer, name) for name in NUMBERS}
-    header = {"format": FORMAT, "version": VERSION, "key": trainer.key, "seed": str(trainer.seed), "numbers": json.dumps(numbers)}
-    with atomic_path(path(folder)) as temporary:
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "key": trainer.key,
+        "seed": str(trainer.seed),
+        "numbers": json.dumps(numbers),
+    }
+    with atomic_path(file) as temporary:
         safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata=header)
+
+
+def _log(folder: str | os.PathLike, trainer: Trainer) -> None:
     if trainer.history:
         names = list(trainer.history[-1])
         lines = [",".join(names), *(",".join(f"{row[name]:.9g}" for name in names) for row in trainer.history)]
@@ -80,22 +113,14 @@ def read(folder: str | os.PathLike, trainer: Trainer) -> bool:
     file = path(folder)
     if not file.is_file():
         return False
-    try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            header = opened.metadata() or {}
-            if header.get("format") != FORMAT or header.get("version") != VERSION:
-                raise FormatError(
-                    f"{file} is not a training state that this biosae reads; give another checkpoint folder"
-                )
-            if header["key"] != trainer.key:
-                raise InputError(
-                    f"{file} belongs to a training with other settings, data or seed; give another checkpoint folder, "
-                    "or remove this one to start anew"
-                )
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            numbers = json.loads(header["numbers"])
-    except safetensors.SafetensorError as error:
-        raise FormatError(f"{file} is corrupt ({error}); remove it to start anew") from None
+    if trainer.comm.rank and trainer.comm.shards > 1:
+        _, first = _opened(file, trainer, tensors=False)
+        file = part(folder, trainer.comm.rank, first["done"])
+        if not file.is_file():
+            raise FormatError(
+                f"{file} is missing, which belongs to the state in {path(folder)}; remove that to start anew"
+            )
+    tensors, numbers = _opened(file, trainer)
     with torch.no_grad():
         for name, weight in trainer.weights.items():
             weight.copy_(tensors[f"weight.{name}"])
@@ -110,3 +135,23 @@ def read(folder: str | os.PathLike, trainer: Trainer) -> bool:
     for name in NUMBERS:
         setattr(trainer, name, numbers[name])
     return True
+
+
+def _opened(file: Path, trainer: Trainer, *, tensors: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and numbers of one file, which must be of this training."""
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+            if header.get("format") != FORMAT or header.get("version") != VERSION:
+                raise FormatError(
+                    f"{file} is not a training state that this biosae reads; give another checkpoint folder"
+                )
+            if header["key"] != trainer.key:
+                raise InputError(
+                    f"{file} belongs to a training with other settings, data or seed; give another checkpoint folder, "
+                    "or remove this one to start anew"
+                )
+            found = {name: opened.get_tensor(name) for name in opened.keys()} if tensors else {}  # noqa: SIM118
+            return found, json.loads(header["numbers"])
+    except safetensors.SafetensorError as error:
+        raise FormatError(f"{file} is corrupt ({error}); remove it to start anew") from None

@@ -23,9 +23,11 @@ class Wanted:
     weight: float
     """Weight of the sparsity penalty, after annealing."""
     dead: torch.Tensor
-    """Dead latents that AuxK may use, int64."""
+    """Dead latents of this process that AuxK may use, int64."""
     aux_k: int
     aux_alpha: float
+    some_dead: bool = False
+    """Whether another process has dead latents."""
     guess: float = 0.0
     """Where ``batchtopk`` looks for candidates."""
 
@@ -99,7 +101,7 @@ def sparse(
         pull = threshold[latent] * by_code + 2 * wanted.weight * share / (wanted.k * n)
         by_threshold = torch.zeros_like(threshold).index_add_(0, latent, near * -pull / model.bandwidth)
     extra = None
-    if wanted.aux_k and (len(wanted.dead) or comm.shards > 1):
+    if wanted.aux_k and (len(wanted.dead) or wanted.some_dead):
         dead = wanted.dead
         aux, more = auxiliary(
             ops, centred, -residual[-1], encoder[dead], bias[dead], decoder[dead],
@@ -108,8 +110,8 @@ def sparse(
         loss, extra = loss + aux, (dead, more)
     found = ops.latent_gradient(codes, slopes, centred, grads, ends, decoder, extra=extra, out=room)
     b_dec = grads[0].sum(0) - comm.over_latents(encoder.T @ found.bias)
-    fired = torch.zeros(len(decoder), dtype=torch.bool, device=x.device)
-    fired[codes.indices[opened].long()] = True
+    fired = torch.zeros(len(decoder), dtype=torch.uint8, device=x.device)
+    fired = fired.scatter_reduce_(0, codes.indices.long(), opened.to(torch.uint8), "amax").bool()
     return Outcome(found, b_dec, by_threshold, fired, -residual[-1], active, loss, cut)
 
 

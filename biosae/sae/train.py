@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -28,7 +31,6 @@ SWITCH = 0.05
 BETAS, EPS = (0.9, 0.999), 6.25e-10
 SAVE_SECONDS = 60.0
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
-SHARDED = ("W_enc", "b_enc", "W_dec", "threshold")
 
 
 class Trainer:
@@ -70,6 +72,7 @@ class Trainer:
         device = model.W_dec.device
         self.since_fired = torch.zeros(len(model.W_dec), dtype=torch.int64, device=device)
         self.dead = self.since_fired.new_zeros(0)
+        self.some_dead = False
         self.done, self.guess, self.density = 0, math.inf, 1.0
         self.stopped = ""
         self.history: list[dict[str, float]] = []
@@ -116,6 +119,7 @@ class Trainer:
             if look:
                 unit_rows_(self.weights["W_dec"], generator=self.generator)
                 self.dead = (self.since_fired >= self.plan.dead_after).nonzero().squeeze(1)
+                self.some_dead = self.comm.total(len(self.dead)) > 0
                 self.density = float(outcome.active) / (len(x) * len(self.since_fired))
             for name, mean in self.average.items():
                 mean.lerp_(self.weights[name], 1 - self.config.ema)
@@ -143,7 +147,7 @@ class Trainer:
         weight = {"relu": config.l1, "jumprelu": config.l0_weight}.get(config.architecture, 0.0)
         return Wanted(
             k=k_at(plan, self.done), weight=weight * penalty_at(plan, self.done), dead=self.dead,
-            aux_k=plan.aux_k, aux_alpha=config.aux_alpha, guess=self.guess,
+            some_dead=self.some_dead, aux_k=plan.aux_k, aux_alpha=config.aux_alpha, guess=self.guess,
         )  # fmt: skip
 
     def _reduced(self, outcome: Outcome) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -168,17 +172,22 @@ class Trainer:
         Rows are drawn with probability in proportion to their squared error; the new encoder row has 0.2 of the mean
         norm of those in use, the bias and the moments start from 0 (Bricken et al. 2023).
         """
+        comm = self.comm
         idle = (self.since_fired >= silent).nonzero().squeeze(1)
-        chance = error.square().sum(1).cpu().double()
-        idle = idle[: int((chance > 0).sum())]
-        if not len(idle):
+        chance = comm.all_rows(error.square().sum(1)).cpu().double()
+        before, total = comm.place(len(idle))
+        total = min(total, int((chance > 0).sum()))
+        if not total:
             return
-        drawn = torch.multinomial(chance, len(idle), generator=self.generator).to(x.device)
-        start = x[drawn] - self.weights["b_dec"]
+        drawn = comm.same(torch.multinomial(chance, total, generator=self.generator)).to(x.device)
+        start = (comm.pick(x, drawn) - self.weights["b_dec"])[before : before + len(idle)]
+        idle = idle[: len(start)]
         unit_rows_(start, generator=self.generator)
         used = torch.ones_like(self.since_fired, dtype=torch.bool)
         used[idle] = False
-        norm = self.weights["W_enc"][used].norm(dim=1).mean() if bool(used.any()) else 1.0
+        norms = self.weights["W_enc"].norm(dim=1) * used
+        norm, count = comm.over_latents(torch.stack([norms.sum(), used.sum().float()]))
+        norm = norm / count if count > 0 else 1.0
         self.weights["W_dec"][idle] = start
         self.weights["W_enc"][idle] = 0.2 * norm * start
         self.weights["b_enc"][idle] = 0
@@ -191,11 +200,12 @@ class Trainer:
     def _log(self, x: torch.Tensor, outcome: Outcome, rate: float) -> None:
         error, spread = self._sums(x, outcome.error)
         rows = self.comm.rows(len(x))
+        dead = (self.since_fired >= self.plan.dead_after).float().mean()
         found = {
             "loss": float(outcome.loss),
             "fvu": error / spread if error > 0 else error,
             "l0": float(self.comm.over_latents(self.comm.over_rows(torch.as_tensor(float(outcome.active))))) / rows,
-            "dead": float((self.since_fired >= self.plan.dead_after).float().mean()),
+            "dead": float(self.comm.over_latents(dead)) / self.comm.shards,
         }
         if self.held is not None:
             comm = self.comm if self.comm.shards > 1 else ALONE  # every replica has all held-out rows
@@ -203,9 +213,7 @@ class Trainer:
             error, spread = self._sums(self.held, self.held - x_hat, shared=False)
             found["fvu_val"] = error / spread if error > 0 else error
         self.history.append({"step": self.done, **found, "lr": rate})
-        for callback in self.config.callbacks:
-            callback(self.done, dict(self.history[-1]))
-        if self.config.verbose:
+        if self.config.verbose and self.comm.rank == 0:
             print("  ".join(f"{name} {value:.6g}" for name, value in self.history[-1].items()))
         if not self.config.early_stopping or "fvu_val" not in found:
             self.kept = self._final_weights()
@@ -215,6 +223,12 @@ class Trainer:
             self.best, self.waited, self.kept = found["fvu_val"], 0, self._final_weights()
         if self.waited >= self.config.patience:
             self.stopped = f"held-out FVU did not improve after step {self.done - self.waited * self.plan.log_every}"
+
+    def tell(self) -> None:
+        """Call the callbacks, in the first process, if the last step was a logged one."""
+        if self.comm.rank == 0 and self.history and self.history[-1]["step"] == self.done:
+            for callback in self.config.callbacks:
+                callback(self.done, dict(self.history[-1]))
 
     def _sums(self, x: torch.Tensor, error: torch.Tensor, *, shared: bool = True) -> tuple[float, float]:
         """Squared error and squared spread about the mean of a batch (``shared``: of which other replicas hold parts)."""
@@ -251,7 +265,10 @@ class Trainer:
         if folder is None:
             return
         every = self.config.checkpoint_every
-        due = self.done % every == 0 if every else time.monotonic() - self._saved > SAVE_SECONDS
+        if every:
+            due = self.done % every == 0
+        else:  # by the clock of the first process
+            due = bool(self.comm.same(torch.tensor(time.monotonic() - self._saved > SAVE_SECONDS)))
         if due or force:
             state.write(folder, self)
             self._saved = time.monotonic()
@@ -268,34 +285,82 @@ def run(trainers: list[Trainer], batches: Callable[[int], Iterator[torch.Tensor]
     Raises
     ------
     DivergedError
-        See :meth:`Trainer.step`. Whatever ends the run early, the states of all trainers are written first.
+        See :meth:`Trainer.step`.
+    KeyboardInterrupt
+        After Ctrl-C or SIGTERM, at the end of the step and once the states of all trainers are written.
+
+    Notes
+    -----
+    Before each step the processes that train together ask each other whether one has met an error or an interrupt; all
+    of them then end with it.
     """
     total = max(t.plan.n_steps for t in trainers)
     first = min((t.done for t in trainers if not t.finished), default=total)
     if first >= total:
         return
+    comm = trainers[0].comm
     stream = batches(first)
-    bar = _progress(total, first)
+    bar = _progress(total, first, shown=comm.rank == 0)
     try:
-        for position, rows in enumerate(stream, first):
-            due = [t for t in trainers if not t.finished and t.done == position]
-            for trainer in due:
-                trainer.step(rows)
-            bar.update()
-            for trainer in due:
-                trainer.save(force=trainer.finished)
-            if all(t.finished for t in trainers):
-                break
-    except KeyboardInterrupt:
-        for trainer in trainers:
-            trainer.save(force=True)
-        raise
+        with _interrupts() as asked:
+            trouble: BaseException | None = None
+            for position in range(first, total + 1):
+                over = all(t.finished for t in trainers)
+                if trouble is None and asked:
+                    trouble = KeyboardInterrupt()
+                if trouble is None and not over:
+                    try:
+                        rows = next(stream)
+                    except Exception as error:  # the other processes must hear of it before they wait for this one
+                        trouble = error
+                trouble = comm.agree(trouble)
+                if isinstance(trouble, KeyboardInterrupt):
+                    for trainer in trainers:
+                        trainer.save(force=True)
+                if trouble is not None:
+                    raise trouble
+                if over:
+                    break
+                due = [t for t in trainers if not t.finished and t.done == position]
+                for trainer in due:
+                    trainer.step(rows)
+                bar.update()
+                for trainer in due:
+                    trainer.save(force=trainer.finished)
+                    try:
+                        trainer.tell()
+                    except (Exception, KeyboardInterrupt) as error:
+                        trouble = error
     finally:
         bar.close()
         stream.close()
 
 
-def _progress(total: int, initial: int) -> Any:
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM wait for the end of a step, so that what is saved is the state between two steps.
+
+    Gives the list of those that came. A second Ctrl-C acts at once.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and number in came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield came
+        return
+    former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _progress(total: int, initial: int, *, shown: bool) -> Any:
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, initial=initial, desc="SAE", unit="step", disable=not settings.progress)
+    return tqdm(total=total, initial=initial, desc="SAE", unit="step", disable=not (shown and settings.progress))

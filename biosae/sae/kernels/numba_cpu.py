@@ -234,7 +234,7 @@ def select_above(
     threads()
     limit = np.ascontiguousarray(np.broadcast_to(np.asarray(threshold, np.float32), len(weight)))
     counts, indices, values = [np.zeros(1, np.int64)], [], []
-    slack = margin(x, weight).numpy() if low is not None else np.zeros(len(x), np.float32)
+    slack = margin(x, weight, bias, threshold).numpy() if low is not None else np.zeros(len(x), np.float32)
     for start in range(0, len(x), CHUNK):
         rows = slice(start, start + CHUNK)
         if low is None:
@@ -353,7 +353,9 @@ def _share(offsets, n_blocks):
 
 
 @njit(cache=True, parallel=True, fastmath=FAST)
-def _latent_gradient(offsets, order, row, value, code_grad, x, grads, ends, decoder, extra, n_blocks, dec, enc, bias, sq):
+def _latent_gradient(
+    offsets, order, row, value, code_grad, x, grads, ends, decoder, extra, n_blocks, dec, enc, bias, sq
+):
     bounds = _share(offsets, n_blocks)
     for block in prange(n_blocks):
         g = 0
@@ -420,15 +422,15 @@ def latent_gradient(
 
 
 @njit(cache=True, parallel=True, fastmath=FAST)
-def _adam(weight, grad, first, second, factor, rate, beta1, beta2, eps, debias, unit):
+def _adam(weight, grad, first, second, factor, rate, keep1, new1, keep2, new2, eps, debias, unit):
     """Adam with dense semantics: rows without gradient decay their moments and still move. Optional unit rows."""
     for j in prange(weight.shape[0]):
         w, g, m, v = weight[j], grad[j], first[j], second[j]
         square = np.float32(0)
         for t in range(len(w)):
             slope = factor * g[t]
-            m[t] = beta1 * m[t] + (1 - beta1) * slope
-            v[t] = beta2 * v[t] + (1 - beta2) * slope * slope
+            m[t] = keep1 * m[t] + new1 * slope
+            v[t] = keep2 * v[t] + new2 * slope * slope
             w[t] -= rate * m[t] / (np.sqrt(v[t]) * debias + eps)
             square += w[t] * w[t]
         if unit:
@@ -455,8 +457,8 @@ def adam_(
     f = np.float32
     tables = (t.detach().reshape(len(weight), -1).numpy() for t in (weight, grad, first, second))
     _adam(
-        *tables, f(factor), f(rate / (1 - betas[0] ** step)), f(betas[0]), f(betas[1]), f(eps),
-        f((1 - betas[1] ** step) ** -0.5), unit,
+        *tables, f(factor), f(rate / (1 - betas[0] ** step)), f(betas[0]), f(1 - betas[0]), f(betas[1]),
+        f(1 - betas[1]), f(eps), f((1 - betas[1] ** step) ** -0.5), unit,
     )  # fmt: skip
 
 

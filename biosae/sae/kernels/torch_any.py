@@ -45,10 +45,16 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return F.linear(x, weight, bias)
 
 
-def margin(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Six standard errors of a bfloat16 score of each row, (n,): 6 * 2^-9 |x| max_j |w_j| / sqrt(d), and rounding."""
-    norm = x.norm(dim=1) * weight.norm(dim=1).max()
-    return norm * (6 * 2.0**-9 / x.shape[1] ** 0.5 + 2.0**-9)
+def margin(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, threshold: float | torch.Tensor) -> torch.Tensor:
+    """How far below ``threshold`` the bfloat16 score of a row may lie while the exact one is above it, (n,).
+
+    Six standard errors of the products of rounded numbers, sqrt(sum_t (x_t w_t)^2) <= |x|_4 |w|_4 times 7/6 * 2^-9 (two
+    factors, each with 0.83 * 2^-9), at most their bound 2^-7 |x| |w|; and the rounding of the bias and of the score.
+    """
+    fourth = x.square().square().sum(1).pow(0.25) * weight.square().square().sum(1).max().pow(0.25)
+    products = torch.minimum(7 * 2.0**-9 * fourth, 2.0**-7 * x.norm(dim=1) * weight.norm(dim=1).max())
+    level = torch.as_tensor(threshold).abs().max() + 2 * bias.abs().max()
+    return 1.01 * products + 2.0**-8 * level
 
 
 def chunk_rows(x: torch.Tensor, n_latents: int) -> int:
@@ -127,7 +133,7 @@ def select_above(
             value = scores[row, column]
         else:
             coarse = linear(part.to(low.dtype), low, bias.to(low.dtype)).float()
-            row, column = (coarse > threshold - margin(part, weight)[:, None]).nonzero(as_tuple=True)
+            row, column = (coarse > threshold - margin(part, weight, bias, threshold)[:, None]).nonzero(as_tuple=True)
             value = (part[row] * weight[column]).sum(1) + bias[column]
             limit = threshold[column] if isinstance(threshold, torch.Tensor) and threshold.ndim else threshold
             row, column, value = (t[value > limit] for t in (row, column, value))
