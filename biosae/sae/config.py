@@ -94,8 +94,8 @@ class SAEConfig:
     warm_start: bool = False
     """``fit`` starts from the weights of the last fit instead of new ones."""
     parallel: str | None = None
-    """How the processes started by ``torchrun`` share one training: ``data`` (each has a part of every batch) or ``latents``
-    (each has a part of the latents). In a single process it changes nothing. None: each process trains alone."""
+    """How the processes started by ``torchrun`` share one training: ``data`` (each has a part of every batch) or
+    ``latents`` (each has a part of the latents). A single process is not changed. None: each process trains alone."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``mps`` or another torch device."""
     random_state: int | None = None

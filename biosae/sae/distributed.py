@@ -1,9 +1,9 @@
 """One training over several processes: what they must tell each other, as hooks that do nothing for one process.
 
-:class:`Replicas` share the rows of every batch and hold the whole model each; :class:`Shards` see every row and share the
-latents. In both, what follows from sums over the processes is the same number on all of them, so that all take the same
-decisions (dead latents, divergence, early stop) without asking each other. Tensors on the CPU travel by gloo, those on a
-CUDA device by NCCL. docs/methods/scale.md has the memory and traffic of both.
+:class:`Replicas` share the rows of every batch and hold the whole model each; :class:`Shards` see every row and share
+the latents. In both, what follows from sums over the processes is the same number on all of them, so that all take the
+same decisions (dead latents, divergence, early stop) without asking each other. Tensors on the CPU travel by gloo, those
+on a CUDA device by NCCL. docs/methods/scale.md has the memory and traffic of both.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ def _fit(models: list[SAE], rows: Rows, groups: Any, comm: Alone, device: torch.
         trainer.seed = seed
         if len(set(comm.of_all(trainer.key))) > 1:
             raise InputError(
-                "the processes were given different rows or settings; give every process the same X and the same settings: "
-                "each takes its own part"
+                "the processes were given different rows or settings; give every process the same X and the same "
+                "settings: each takes its own part"
             )
         if sae.checkpoint is not None:
             state.read(sae.checkpoint, trainer)
