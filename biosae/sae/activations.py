@@ -1,7 +1,7 @@
 """Rules that turn pre-activations (n, m) into non-negative sparse codes (n, m), as dense, differentiable functions.
 
-All of them return their input where a latent is kept and 0 elsewhere, so that gradients reach the kept entries only. They
-say what the kernels of :mod:`biosae.sae.sparse_ops` must compute.
+All of them return their input where a latent is kept and 0 elsewhere, so that gradients reach the kept entries only.
+They say what the kernels of :mod:`biosae.sae.sparse_ops` must compute.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def jumprelu(a: torch.Tensor, threshold: torch.Tensor, bandwidth: float) -> tupl
     """z = a 1[a > theta] and each row's L0 (Rajamanoharan et al. 2024, arXiv 2407.14435).
 
     Straight-through derivatives with bandwidth eps and K(u) = 1[|u| < 1/2]: dz/da = 1[a > theta], dz/dtheta =
-    -(theta / eps) K((a - theta) / eps), dL0/dtheta = -(1 / eps) K((a - theta) / eps), dL0/da = 0; the window is laid about
-    a, not about z.
+    -(theta / eps) K((a - theta) / eps), dL0/dtheta = -(1 / eps) K((a - theta) / eps), dL0/da = 0; the window is laid
+    about a, not about z.
 
     Returns
     -------

@@ -24,8 +24,8 @@ class SAEConfig:
     """Every setting of :class:`biosae.sae.SAE`; ``None`` means that the value is chosen from the data."""
 
     architecture: str = "topk"
-    """``relu`` (L1 penalty), ``topk`` (k latents a row), ``batchtopk`` (k a row on average), ``matryoshka`` (``batchtopk`` whose
-    prefixes reconstruct too) or ``jumprelu`` (learnt thresholds, k a row on average by a penalty)."""
+    """``relu`` (L1 penalty), ``topk`` (k latents a row), ``batchtopk`` (k a row on average), ``matryoshka``
+    (``batchtopk`` whose prefixes reconstruct too) or ``jumprelu`` (learnt thresholds, k a row on average)."""
     n_latents: int | None = None
     """Number of latents m. None: the power of two nearest to min(8 d, max(4 k, n k / 200)), at least 2."""
     k: int | None = None
@@ -82,9 +82,9 @@ class SAEConfig:
     validation: float = 0.1
     """Share of the rows held out (whole groups where groups are known); 0 holds out nothing."""
     backend: str = "auto"
-    """Kernels: ``numba`` (CPU), ``triton`` (CUDA), ``torch`` (anywhere), ``dense`` (autograd). ``auto``: the fastest that works."""
+    """Kernels: ``numba`` (CPU), ``triton`` (CUDA), ``torch`` (any), ``dense`` (autograd); ``auto``: the fastest."""
     prefilter: str | None = None
-    """``bfloat16``: rank latents in bfloat16 and score the best again in float32 (faster where the CPU has bfloat16)."""
+    """``bfloat16``: rank latents in bfloat16, score the best again in float32 (faster where the CPU has bfloat16)."""
     checkpoint: str | None = None
     """Folder for the state of an unfinished training: ``fit`` goes on from there. None: nothing is written."""
     checkpoint_every: int | None = None

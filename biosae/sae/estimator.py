@@ -99,8 +99,8 @@ class SAE(SAEConfig):
 
         The first call fixes scaling, start and all numbers that are chosen from the data (give ``n_latents``, ``k`` and
         ``learning_rate`` where that first part is small). Later calls go on with the same optimiser; after ``fit`` or
-        ``load`` a new optimiser starts from the fitted weights. Nothing is held out, and ``metrics_`` are of the rows of
-        the last call.
+        ``load`` a new optimiser starts from the fitted weights. Nothing is held out, and ``metrics_`` are of the rows
+        of the last call.
 
         Raises
         ------

@@ -188,7 +188,7 @@ def trainer_of(
     held: np.ndarray | None = None,
     comm: Alone = ALONE,
 ) -> Trainer:
-    """A trainer at step 0, of a new model started on the raw rows ``first``, or of the fitted one where that is None."""
+    """A trainer at step 0, of a new model started on the raw rows ``first``, or of the fitted one (None)."""
     generator = torch.Generator().manual_seed(seed)
     if first is None:
         model = copy.deepcopy(sae._model).to(device)

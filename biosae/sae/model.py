@@ -14,9 +14,9 @@ ZERO_NORM = 1e-12
 class SparseAutoencoder(nn.Module):
     """a = (x - b_dec) W_enc^T + b_enc,  z = activation(a),  x_hat = z W_dec + b_dec.
 
-    ``W_enc`` is stored with one latent a row, (m, d), like ``W_dec``. ``threshold`` is learnt by ``jumprelu``, one for each
-    latent; ``batchtopk`` and ``matryoshka`` use a common one in evaluation, so that the code of a row never depends on
-    other rows. ``ends`` are the prefix sizes of ``matryoshka``, (m,) for all others.
+    ``W_enc`` is stored with one latent a row, (m, d), like ``W_dec``. ``threshold`` is learnt by ``jumprelu``, one for
+    each latent; ``batchtopk`` and ``matryoshka`` use a common one in evaluation, so that the code of a row never
+    depends on other rows. ``ends`` are the prefix sizes of ``matryoshka``, (m,) for all others.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Containers in which ``transform`` gives codes: sparse matrix, pandas or polars data frame (scikit-learn's ``set_output``)."""
+"""Containers in which ``transform`` gives codes, chosen as in scikit-learn by ``set_output``."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def packed(codes: scipy.sparse.csr_matrix, container: str, *, names: np.ndarray,
         size = 4 * codes.shape[0] * codes.shape[1]
         if size > LARGEST_TABLE:
             raise InputError(
-                f"polars has no sparse columns: {codes.shape[0]} x {codes.shape[1]} codes would take {size / 2**30:.1f} GiB; "
-                "keep the sparse default, or transform fewer rows"
+                f"polars has no sparse columns: {codes.shape[0]} x {codes.shape[1]} codes would take "
+                f"{size / 2**30:.1f} GiB; keep the sparse default, or transform fewer rows"
             )
         try:
             import polars as pl

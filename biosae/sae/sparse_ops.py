@@ -1,16 +1,16 @@
 """The sparse training step: which codes are kept, what they reconstruct, and the gradient through them alone.
 
-Every function has a dense twin (:mod:`biosae.sae.activations`, :mod:`biosae.sae.objectives` under autograd) that the tests
-hold it to. The arithmetic is done by one of three sets of kernels with the same functions: numba on CPUs, plain torch on
-anything, Triton on CUDA devices (:mod:`biosae.sae.kernels`).
+Every function has a dense twin (:mod:`biosae.sae.activations`, :mod:`biosae.sae.objectives` under autograd) that the
+tests hold it to. The arithmetic is done by one of three sets of kernels with the same functions: numba on CPUs, plain
+torch on anything, Triton on CUDA devices (:mod:`biosae.sae.kernels`).
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import math
+import os
 from types import ModuleType
 
 import torch

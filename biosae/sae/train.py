@@ -1,4 +1,4 @@
-"""Training: one :class:`Trainer` holds one model and all that its next step depends on; :func:`run` feeds it batches."""
+"""Training: a :class:`Trainer` holds one model and all that its next step depends on; :func:`run` feeds it batches."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ class Trainer:
                 callback(self.done, dict(self.history[-1]))
 
     def _sums(self, x: torch.Tensor, error: torch.Tensor, *, shared: bool = True) -> tuple[float, float]:
-        """Squared error and squared spread about the mean of a batch (``shared``: of which other replicas hold parts)."""
+        """Squared error and squared spread about the mean of a batch, of which (``shared``) replicas hold parts."""
         over = self.comm.over_rows if shared else (lambda value: value)
         mean = over(x.sum(0)) / (self.comm.rows(len(x)) if shared else len(x))
         return float(over(error.square().sum())), float(over((x - mean).square().sum()))
@@ -247,8 +247,8 @@ class Trainer:
         last = self.history[-1]["step"] if self.history else 0
         self.stopped = "diverged"
         raise DivergedError(
-            f"training diverged at step {self.done + 1}; the model keeps its weights of step {last}. Lower learning_rate "
-            f"(now {self.plan.learning_rate:g}), or use normalise='centre_scale' and clip_norm=1"
+            f"training diverged at step {self.done + 1}; the model keeps its weights of step {last}. Lower "
+            f"learning_rate (now {self.plan.learning_rate:g}), or use normalise='centre_scale' and clip_norm=1"
         )
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """CPU kernels in numba: each row, and in the backward pass each latent, is worked through by one thread in one order.
 
-Hence results do not depend on the number of threads. The functions are those of :mod:`biosae.sae.kernels.torch_any`, whose
-docstrings hold the equations; here stands what is fast on a CPU.
+Hence results do not depend on the number of threads. The functions are those of :mod:`biosae.sae.kernels.torch_any`,
+whose docstrings hold the equations; here stands what is fast on a CPU.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The kernels in plain torch: any device. Shapes: rows x (n, d), weights (m, d), biases (m,), prefix ends (G,).
 
-Scores a = x W^T + b are made for a chunk of rows at a time; what is kept of them are codes (:class:`Codes`). ``grads`` is
+Scores a = x W^T + b are made for a chunk of rows at a time; what is kept of them are codes. ``grads`` is
 the derivative of the loss by the reconstruction, (G, n, d): ``grads[g]`` is summed over all prefixes that contain the
 latents of group g, which are those with ends[g - 1] <= j < ends[g].
 """

@@ -132,7 +132,7 @@ def select_above(
             scores, limit = linear(part, weight, bias), threshold
         else:
             scores = linear(part.to(low.dtype), low, bias)
-            limit = threshold - torch_any.margin(part, weight)[:, None]
+            limit = threshold - torch_any.margin(part, weight, bias, threshold)[:, None]
         kept = scores > limit
         row, column = kept.nonzero(as_tuple=True)
         counts.append(kept.sum(1))
