@@ -76,7 +76,7 @@ def fit_many(models: list[SAE], X: Any, *, groups: Any = None) -> list[SAE]:
 
 
 def _fit(models: list[SAE], rows: Rows, groups: Any, comm: Alone, device: torch.device) -> list[SAE]:
-    seeds = comm.same(torch.tensor([_seed(sae) for sae in models])).tolist()
+    seeds = [int(comm.of_all(str(_seed(sae)))[0]) for sae in models]
     held = Held.draw(rows, groups=groups, share=models[0].validation, rng=np.random.default_rng(seeds[0]))
     n = None if rows.n is None else rows.n - len(held)
     plans = [resolve(_warm(sae, _continues(sae)), n, rows.d) for sae in models]
@@ -89,17 +89,17 @@ def _fit(models: list[SAE], rows: Rows, groups: Any, comm: Alone, device: torch.
     trainers = []
     for sae, plan, seed in zip(models, plans, seeds, strict=True):
         sae._keep_plan(plan, seed, rows.d)
-        normaliser = _normaliser(sae, stream, normalisers)
-        first = None if _continues(sae) else stream.sample(INIT_ROWS, seed)
-        held_rows = stream.held_sample(HELD_ROWS, seed + 1) if len(held) else None
-        trainer = trainer_of(sae, plan, normaliser, first, seed, device, held=held_rows, comm=comm)
-        trainer.key = state.key(sae, plan, {**data, "seed": seed, "stream": seeds[0], "shards": comm.shards})
-        trainer.seed = seed
-        if len(set(comm.of_all(trainer.key))) > 1:
+        key = state.key(sae, plan, {**data, "seed": seed, "stream": seeds[0], "shards": comm.shards})
+        if len(set(comm.of_all(key))) > 1:
             raise InputError(
                 "the processes were given different rows or settings; give every process the same X and the same "
                 "settings: each takes its own part"
             )
+        normaliser = _normaliser(sae, stream, normalisers)
+        first = None if _continues(sae) else stream.sample(INIT_ROWS, seed)
+        held_rows = stream.held_sample(HELD_ROWS, seed + 1) if len(held) else None
+        trainer = trainer_of(sae, plan, normaliser, first, seed, device, held=held_rows, comm=comm)
+        trainer.key, trainer.seed = key, seed
         if sae.checkpoint is not None:
             state.read(sae.checkpoint, trainer)
             if len(set(comm.of_all(str(trainer.done)))) > 1:
@@ -130,7 +130,9 @@ def _fit(models: list[SAE], rows: Rows, groups: Any, comm: Alone, device: torch.
 def partial_fit(sae: SAE, X: Any) -> SAE:
     """See :meth:`biosae.sae.SAE.partial_fit`."""
     sae.validate()
-    if connect(sae.parallel, torch.device(resolve_device(sae.device)))[0] is not ALONE:
+    comm, _ = connect(sae.parallel, torch.device(resolve_device(sae.device)))
+    comm.close()
+    if comm is not ALONE:
         raise InputError("partial_fit works in a single process: set parallel=None, or use fit")
     goes_on = hasattr(sae, "_model")
     rows = sae._rows(X) if goes_on else Rows(X)
