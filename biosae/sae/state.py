@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +89,18 @@ def _write(file: Path, trainer: Trainer) -> None:
         "seed": str(trainer.seed),
         "numbers": json.dumps(numbers),
     }
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    header["sum"] = _sum(tensors, header["numbers"])
     with atomic_path(file) as temporary:
-        safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata=header)
+        safetensors.torch.save_file(tensors, temporary, metadata=header)
+
+
+def _sum(tensors: dict[str, torch.Tensor], numbers: str) -> str:
+    """CRC-32 of the whole state: safetensors itself would not notice a changed byte."""
+    total = zlib.crc32(numbers.encode())
+    for name in sorted(tensors):
+        total = zlib.crc32(tensors[name].cpu().numpy(), zlib.crc32(name.encode(), total))
+    return f"{total:08x}"
 
 
 def _log(folder: str | os.PathLike, trainer: Trainer) -> None:
@@ -146,12 +157,16 @@ def _opened(file: Path, trainer: Trainer, *, tensors: bool = True) -> tuple[dict
                 raise FormatError(
                     f"{file} is not a training state that this biosae reads; give another checkpoint folder"
                 )
-            if header["key"] != trainer.key:
+            if header.get("key") != trainer.key:
                 raise InputError(
                     f"{file} belongs to a training with other settings, data or seed; give another checkpoint folder, "
                     "or remove this one to start anew"
                 )
-            found = {name: opened.get_tensor(name) for name in opened.keys()} if tensors else {}  # noqa: SIM118
+            if not tensors:
+                return {}, json.loads(header["numbers"])
+            found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            if header.get("sum") != _sum(found, header.get("numbers", "")):
+                raise FormatError(f"{file} is corrupt (its checksum is another); remove it to start anew")
             return found, json.loads(header["numbers"])
     except safetensors.SafetensorError as error:
         raise FormatError(f"{file} is corrupt ({error}); remove it to start anew") from None
