@@ -62,45 +62,49 @@ def _kth_largest(values, count, k, heap):
     return heap[0] if size == k else heap.dtype.type(0)
 
 
+@njit(cache=True, fastmath={"nnan", "nsz"})
+def _lane_maxima(a, lanes):
+    """Maximum of a[l], a[l + W], ... in lane l. Without the rule for NaN (which is never chosen) this is vectorised."""
+    width = len(lanes)
+    whole = len(a) // width * width
+    lanes[:] = a[:width]
+    for start in range(width, whole, width):
+        part = a[start : start + width]
+        for lane in range(width):
+            lanes[lane] = part[lane] if part[lane] > lanes[lane] else lanes[lane]
+    for j in range(whole, len(a)):
+        lanes[j - whole] = a[j] if a[j] > lanes[j - whole] else lanes[j - whole]
+
+
 @njit(cache=True)
-def _candidates(a, k, lanes, heap, index):
+def _candidates(a, k, lanes, used, heap, index):
     """Indices, rising, of the positive entries of ``a`` that are at least its k-th largest lane maximum; their number.
 
     Lane l holds a[l], a[l + W], ...; k lanes have a maximum >= t, so the k-th largest entry is >= t as well: exact.
+    ``index`` has room for one more than the row.
     """
     m, width = len(a), len(lanes)
     count = 0
     if m < 2 * width:
         for j in range(m):
-            if a[j] > 0:
-                index[count] = j
-                count += 1
+            index[count] = j
+            count += a[j] > 0
         return count
-    rounds = m // width
-    lanes[:] = a[:width]
-    for q in range(1, rounds):
-        base = q * width
-        for lane in range(width):
-            value = a[base + lane]
-            lanes[lane] = max(lanes[lane], value)
-    for j in range(rounds * width, m):
-        lanes[j - rounds * width] = max(lanes[j - rounds * width], a[j])
+    _lane_maxima(a, lanes)
     least = _kth_largest(lanes, width, k, heap)
+    n_used = 0
     for lane in range(width):
-        if lanes[lane] >= least and lanes[lane] > 0:
-            for j in range(lane, m, width):
-                if a[j] >= least and a[j] > 0:
-                    index[count] = j
-                    count += 1
-    if count > 64:
-        index[:count] = np.sort(index[:count])
-    else:
-        for right in range(1, count):
-            moving, left = index[right], right - 1
-            while left >= 0 and index[left] > moving:
-                index[left + 1] = index[left]
-                left -= 1
-            index[left + 1] = moving
+        used[n_used] = lane
+        n_used += (lanes[lane] >= least) & (lanes[lane] > 0)
+    whole = m // width * width
+    for start in range(0, whole, width):
+        for u in range(n_used):
+            j = start + used[u]
+            index[count] = j
+            count += (a[j] >= least) & (a[j] > 0)
+    for j in range(whole, m):
+        index[count] = j
+        count += (a[j] >= least) & (a[j] > 0)
     return count
 
 
@@ -133,10 +137,10 @@ def _topk(a, k, n_blocks, index, value):
         width = LANES
         while width < 4 * k:
             width *= 2
-        lanes, heap = np.empty(width, a.dtype), np.empty(k, a.dtype)
-        found, score = np.empty(m, np.int32), np.empty(m, a.dtype)
+        lanes, used, heap = np.empty(width, a.dtype), np.empty(width + 1, np.int32), np.empty(k, a.dtype)
+        found, score = np.empty(m + 1, np.int32), np.empty(m, a.dtype)
         for i in range(block * n // n_blocks, (block + 1) * n // n_blocks):
-            count = _candidates(a[i], k, lanes, heap, found)
+            count = _candidates(a[i], k, lanes, used, heap, found)
             for c in range(count):
                 score[c] = a[i, found[c]]
             _keep(found, score, count, k, heap, index[i], value[i])
@@ -160,9 +164,10 @@ def _topk_rescored(bits, k, spare, x, weight, bias, n_blocks, index, value):
         while width < 4 * wanted:
             width *= 2
         lanes, coarse, heap = np.empty(width, bits.dtype), np.empty(wanted, bits.dtype), np.empty(k, np.float32)
-        found, score, low = np.empty(m, np.int32), np.empty(m, np.float32), np.empty(m, bits.dtype)
+        used, found = np.empty(width + 1, np.int32), np.empty(m + 1, np.int32)
+        score, low = np.empty(m, np.float32), np.empty(m, bits.dtype)
         for i in range(block * n // n_blocks, (block + 1) * n // n_blocks):
-            count = _candidates(bits[i], wanted, lanes, coarse, found)
+            count = _candidates(bits[i], wanted, lanes, used, coarse, found)
             for c in range(count):
                 low[c] = bits[i, found[c]]
             least = _kth_largest(low, count, wanted, coarse)
