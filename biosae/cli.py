@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -141,13 +142,14 @@ def embed(
 def train(
     embeddings: Annotated[Path, typer.Argument(help="Embeddings folder.")],
     out: Out,
-    architecture: Annotated[str, typer.Option(help="relu, topk or batchtopk.")] = "topk",
+    architecture: Annotated[str, typer.Option(help="topk, batchtopk, matryoshka, jumprelu or relu.")] = "topk",
     n_latents: Annotated[int | None, typer.Option(help="Latents (default: chosen by the data).")] = None,
     k: Annotated[int | None, typer.Option(help="Active latents a row (default: chosen by the width).")] = None,
+    n_steps: Annotated[int | None, typer.Option(help="Training steps (default: about 60 passes).")] = None,
     split: Annotated[str | None, typer.Option(help="Fit on this split only.")] = None,
     random_state: Seed = 0,
 ) -> None:
-    """Fit a sparse autoencoder to an embeddings folder."""
+    """Fit a sparse autoencoder to an embeddings folder; started again after a kill, it goes on."""
     from biosae.embeddings.store import Embeddings
     from biosae.pipeline.inputs import in_split
     from biosae.sae import SAE
@@ -155,8 +157,12 @@ def train(
     emb = Embeddings.open(embeddings)
     if split is not None:
         emb = emb.select(in_split(emb.obs, split))
-    sae = SAE(architecture, n_latents=n_latents, k=k, random_state=random_state).fit(emb)
+    unfinished = out / "unfinished"
+    sae = SAE(
+        architecture, n_latents=n_latents, k=k, n_steps=n_steps, random_state=random_state, checkpoint=str(unfinished)
+    ).fit(emb)
     sae.save(out)
+    shutil.rmtree(unfinished, ignore_errors=True)
     for name, value in sae.metrics_.items():
         _say(f"{name}: {value}")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from biosae.data import Samples
-from biosae.files import read_h5ad, write_h5ad, write_json, write_table
+from biosae.files import hash_json, read_h5ad, write_h5ad, write_json, write_table
 from biosae.pipeline.config import EncoderConfig, PipelineConfig, SamplesConfig, find_input
 from biosae.pipeline.inputs import (
     check_columns,
@@ -205,8 +206,15 @@ class Study:
         part = self._fit_on()
         if part is not None:
             emb = emb.select(in_split(emb.obs, part))
-        sae = SAE(c.architecture, n_latents=c.n_latents, k=c.k, random_state=self.config.random_state, **c.options)
-        sae.fit(emb).save(self.folder / view.sae)
+        seed, folder = self.config.random_state, self.folder / view.sae
+        # a training that was killed goes on from its own state; one with other settings or rows has another folder
+        kind = hash_json([c.model_dump(), seed, emb.fingerprint, list(emb.obs.index)])[:12]
+        unfinished = folder / f"unfinished-{kind}"
+        options = {"checkpoint": str(unfinished), **c.options}
+        sae = SAE(c.architecture, n_latents=c.n_latents, k=c.k, random_state=seed, **options)
+        sae.fit(emb).save(folder)
+        for state in folder.glob("unfinished-*"):
+            shutil.rmtree(state)
 
     def _encode(self, view: View, prefix: str, target: str) -> None:
         from biosae.embeddings.store import Embeddings
