@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from biosae.sae.train import Trainer
 
 FORMAT, VERSION = "biosae-sae-training", "1"
-NUMBERS = ("done", "guess", "density", "some_dead", "stopped", "history", "best", "waited")
+NUMBERS = ("done", "guess", "density", "some_dead", "stopped", "history", "best", "waited", "kept_at")
 FREE = ("device", "verbose", "checkpoint", "checkpoint_every", "callbacks", "warm_start", "random_state", "parallel")
 """Settings that may differ between the run that stopped and the one that goes on."""
 

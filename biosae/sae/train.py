@@ -30,6 +30,8 @@ SWITCH = 0.05
 """Share of active codes above which ``relu`` and ``jumprelu`` take the dense step, which is then the faster one."""
 BETAS, EPS = (0.9, 0.999), 6.25e-10
 SAVE_SECONDS = 60.0
+RUNAWAY = 1e6
+"""A squared error this many times the rows' own squares is called diverged, though all numbers are finite."""
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
 
@@ -77,7 +79,7 @@ class Trainer:
         self.stopped = ""
         self.history: list[dict[str, float]] = []
         self.average = {n: w.clone() for n, w in self.weights.items()} if config.ema else {}
-        self.kept: dict[str, torch.Tensor] = {}
+        self.kept, self.kept_at = self._final_weights(), 0
         self.best, self.waited = math.inf, 0
         self.key, self.seed = "", 0
         self._room = Gradient.empty(model.W_dec.detach()) if ops is not None else None
@@ -94,7 +96,8 @@ class Trainer:
         Raises
         ------
         DivergedError
-            If the gradient is not finite; the weights are then those of the last look at which all was well.
+            If the gradient is not finite or, at a logged step, the error beyond all measure. :meth:`finish` then puts
+            back the weights of the last logged step whose own batch showed that all was well.
         """
         x = self.normalise(rows)
         outcome = self._gradient(x)
@@ -103,6 +106,8 @@ class Trainer:
         logged = self.done % self.plan.log_every == self.plan.log_every - 1 or self.done == self.plan.n_steps - 1
         if (look or logged or norm.device.type == "cpu") and not math.isfinite(norm):
             self._diverged()
+        if logged:
+            self._check(x, outcome)
         clip = self.config.clip_norm
         factor = (clip / (norm + 1e-6)).clamp(max=1.0).float() if clip else torch.ones((), device=norm.device)
         rate, ops = rate_at(self.plan, self.done), self.ops or torch_any
@@ -215,12 +220,12 @@ class Trainer:
         self.history.append({"step": self.done, **found, "lr": rate})
         if self.config.verbose and self.comm.rank == 0:
             print("  ".join(f"{name} {value:.6g}" for name, value in self.history[-1].items()))
-        if not self.config.early_stopping or "fvu_val" not in found:
-            self.kept = self._final_weights()
+        if not self._stops_early:
             return
         self.waited += 1
         if found["fvu_val"] < self.best:
-            self.best, self.waited, self.kept = found["fvu_val"], 0, self._final_weights()
+            self.best, self.waited = found["fvu_val"], 0
+            self.kept, self.kept_at = self._final_weights(), self.done
         if self.waited >= self.config.patience:
             self.stopped = f"held-out FVU did not improve after step {self.done - self.waited * self.plan.log_every}"
 
@@ -236,6 +241,20 @@ class Trainer:
         mean = over(x.sum(0)) / (self.comm.rows(len(x)) if shared else len(x))
         return float(over(error.square().sum())), float(over((x - mean).square().sum()))
 
+    @property
+    def _stops_early(self) -> bool:
+        return self.config.early_stopping and self.held is not None
+
+    @torch.no_grad()
+    def _check(self, x: torch.Tensor, outcome: Outcome) -> None:
+        """Keep the weights that this batch has shown to be sound."""
+        over = self.comm.over_rows
+        error, size = float(over(outcome.error.square().sum())), float(over(x.square().sum()))
+        if not error <= RUNAWAY * (size + self.comm.rows(len(x))):
+            self._diverged()
+        if not self._stops_early:
+            self.kept, self.kept_at = self._final_weights(), self.done
+
     def _final_weights(self) -> dict[str, torch.Tensor]:
         """Copies of the weights as they would be kept now: the average where there is one."""
         kept = {name: weight.clone() for name, weight in (self.average or self.weights).items()}
@@ -244,17 +263,16 @@ class Trainer:
         return kept
 
     def _diverged(self) -> None:
-        last = self.history[-1]["step"] if self.history else 0
         self.stopped = "diverged"
         raise DivergedError(
-            f"training diverged at step {self.done + 1}; the model keeps its weights of step {last}. Lower "
+            f"training diverged at step {self.done + 1}; the model keeps its weights of step {self.kept_at}. Lower "
             f"learning_rate (now {self.plan.learning_rate:g}), or use normalise='centre_scale' and clip_norm=1"
         )
 
     @torch.no_grad()
     def finish(self) -> None:
         """Put the weights to keep into the model: the average, the best, or the last that were finite."""
-        kept = self.kept if self.stopped or self.config.early_stopping else self._final_weights()
+        kept = self.kept if self.stopped or self._stops_early else self._final_weights()
         for name, value in kept.items():
             self.weights[name].copy_(value)
         self.model.eval().requires_grad_(False)
