@@ -33,6 +33,15 @@ def write(folder: str | os.PathLike, tensors: dict[str, np.ndarray], config: dic
     write_json(folder / "config.json", {"format": FORMAT, "version": VERSION, "sha256": hash_file(model), **config})
 
 
+def write_log(folder: str | os.PathLike, history: list[dict[str, float]]) -> None:
+    """Write the history of a training as ``log.csv``, atomically; nothing where there is none yet."""
+    if history:
+        names = list(history[-1])
+        lines = [",".join(names), *(",".join(f"{row[name]:.9g}" for name in names) for row in history)]
+        with atomic_path(Path(folder) / "log.csv") as temporary:
+            temporary.write_text("\n".join(lines) + "\n")
+
+
 def read(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read and check both files.
 

@@ -84,7 +84,8 @@ class SAEConfig:
     backend: str = "auto"
     """Kernels: ``numba`` (CPU), ``triton`` (CUDA), ``torch`` (any), ``dense`` (autograd); ``auto``: the fastest."""
     prefilter: str | None = None
-    """``bfloat16``: rank latents in bfloat16, score the best again in float32 (faster where the CPU has bfloat16)."""
+    """``bfloat16``: rank latents in bfloat16, score the best again in float32 (faster where the CPU has bfloat16).
+    ``verify`` does so and counts at each look the latents that this misses (``missed`` in the history)."""
     checkpoint: str | None = None
     """Folder for the state of an unfinished training: ``fit`` goes on from there. None: nothing is written."""
     checkpoint_every: int | None = None
@@ -140,7 +141,7 @@ class SAEConfig:
             ("normalise", tuple(MODES)),
             ("decoder_init", DECODER_INITS),
             ("backend", BACKENDS),
-            ("prefilter", (None, "bfloat16")),
+            ("prefilter", (None, "bfloat16", "verify")),
             ("parallel", (None, "data", "latents")),
         ):
             value = getattr(self, name)

@@ -216,7 +216,7 @@ class SAE(SAEConfig):
         return np.asarray([self._hash_group(str(name)) in known for name in names], dtype=bool)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write ``model.safetensors`` and ``config.json`` (docs/file-formats.md); an existing save is replaced.
+        """Write ``model.safetensors``, ``config.json`` and ``log.csv`` (docs/file-formats.md), over an existing save.
 
         Of processes that trained together (``parallel``) the first one writes; in the others this does nothing.
         """
@@ -244,6 +244,7 @@ class SAE(SAEConfig):
             **{name: getattr(self, f"{name}_") for name in STATE},
         }
         checkpoint.write(folder, tensors, config)
+        checkpoint.write_log(folder, self.history_)
 
     @classmethod
     def load(cls, folder: str | os.PathLike, *, device: str = "auto") -> SAE:

@@ -14,6 +14,7 @@ import torch
 
 from biosae.errors import FormatError, InputError
 from biosae.files import atomic_path, hash_json
+from biosae.sae.checkpoint import write_log
 
 if TYPE_CHECKING:
     from biosae.sae.train import Trainer
@@ -61,7 +62,7 @@ def write(folder: str | os.PathLike, trainer: Trainer) -> None:
     comm.total(0)
     if comm.rank == 0:
         _write(path(folder), trainer)
-        _log(folder, trainer)
+        write_log(folder, trainer.history)
     comm.total(0)  # nobody leaves before the file is there
     if comm.rank and comm.shards > 1:
         for former in Path(folder).glob(f"training.{comm.rank}.*.safetensors"):
@@ -101,14 +102,6 @@ def _sum(tensors: dict[str, torch.Tensor], numbers: str) -> str:
     for name in sorted(tensors):
         total = zlib.crc32(tensors[name].cpu().numpy(), zlib.crc32(name.encode(), total))
     return f"{total:08x}"
-
-
-def _log(folder: str | os.PathLike, trainer: Trainer) -> None:
-    if trainer.history:
-        names = list(trainer.history[-1])
-        lines = [",".join(names), *(",".join(f"{row[name]:.9g}" for name in names) for row in trainer.history)]
-        with atomic_path(Path(folder) / "log.csv") as temporary:
-            temporary.write_text("\n".join(lines) + "\n")
 
 
 def read(folder: str | os.PathLike, trainer: Trainer) -> bool:

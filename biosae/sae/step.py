@@ -178,3 +178,14 @@ def reconstruct(
     """Reconstructions (n, d) of normalised rows, with codes by the training rule."""
     codes, _, _ = _select(model, x - model.b_dec, wanted, ops, None, comm)
     return comm.reconstruction(ops.decode(codes, model.W_dec.detach(), model.ends))[-1] + model.b_dec
+
+
+@torch.no_grad()
+def missed(model: SparseAutoencoder, x: torch.Tensor, wanted: Wanted, ops: ModuleType) -> float:
+    """Share of the active (row, latent) pairs of a batch that the bfloat16 prefilter does not find."""
+    centred, pairs = x - model.b_dec, []
+    for low in (None, model.W_enc.detach().bfloat16()):
+        codes, _, _ = _select(model, centred, wanted, ops, low, ALONE)
+        pairs.append((codes.rows() * len(model.W_enc) + codes.indices)[codes.values > 0])
+    exact, found = pairs
+    return float((~torch.isin(exact, found)).sum()) / max(len(exact), 1)

@@ -21,7 +21,7 @@ from biosae.sae.kernels import torch_any
 from biosae.sae.kernels.codes import Gradient
 from biosae.sae.model import SparseAutoencoder, unit_rows_
 from biosae.sae.sparse_ops import GUESS
-from biosae.sae.step import Outcome, Wanted, dense, reconstruct, sparse
+from biosae.sae.step import Outcome, Wanted, dense, missed, reconstruct, sparse
 from biosae.settings import settings
 
 REFRESH = 8
@@ -217,6 +217,8 @@ class Trainer:
             x_hat = reconstruct(self.model, self.held, self._wanted(), self.ops or torch_any, comm=comm)
             error, spread = self._sums(self.held, self.held - x_hat, shared=False)
             found["fvu_val"] = error / spread if error > 0 else error
+        if self.config.prefilter == "verify" and self.ops is not None:
+            found["missed"] = missed(self.model, x, self._wanted(), self.ops)
         self.history.append({"step": self.done, **found, "lr": rate})
         if self.config.verbose and self.comm.rank == 0:
             print("  ".join(f"{name} {value:.6g}" for name, value in self.history[-1].items()))

@@ -237,7 +237,7 @@ def select_above(
 ) -> Codes:
     """All scores above a threshold; see :func:`biosae.sae.kernels.torch_any.select_above`."""
     threads()
-    limit = np.ascontiguousarray(np.broadcast_to(np.asarray(threshold, np.float32), len(weight)))
+    limit = np.full(len(weight), np.asarray(threshold, np.float32))
     counts, indices, values = [np.zeros(1, np.int64)], [], []
     slack = margin(x, weight, bias, threshold).numpy() if low is not None else np.zeros(len(x), np.float32)
     for start in range(0, len(x), CHUNK):
