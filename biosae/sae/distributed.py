@@ -2,8 +2,8 @@
 
 :class:`Replicas` share the rows of every batch and hold the whole model each; :class:`Shards` see every row and share
 the latents. In both, what follows from sums over the processes is the same number on all of them, so that all take the
-same decisions (dead latents, divergence, early stop) without asking each other. Tensors on the CPU travel by gloo, those
-on a CUDA device by NCCL. docs/methods/scale.md has the memory and traffic of both.
+same decisions (dead latents, divergence, early stop) without asking each other. Tensors on the CPU travel by gloo, on a
+CUDA device by NCCL. docs/methods/scale.md has the memory and traffic of both.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from biosae.sae.model import SparseAutoencoder
 
 SHARDED = ("W_enc", "b_enc", "W_dec", "threshold")
 """Parameters with one row a latent."""
+MERGE_BYTES = 2**28
+"""Bytes of candidates of all shards that are merged at once."""
 
 
 class Alone:
@@ -257,12 +259,14 @@ class Shards(Processes):
     def top_rows(self, codes: Codes, k: int) -> Codes:
         n = codes.n_rows
         mine = codes.values.view(n, -1) if len(codes.values) else codes.values.new_zeros(n, 0)
-        values = self._gather(torch.nn.functional.pad(mine, (0, k - mine.shape[1])))
-        values = values.transpose(0, 1).reshape(n, -1)  # shards in order, so the lower latent comes first
-        index, value = torch_any.largest_of_rows(values, k)
-        keep = torch.zeros_like(values, dtype=torch.bool).scatter_(1, index, value > 0)
-        start = self.rank * k
-        return codes.keep(keep[:, start : start + mine.shape[1]].flatten())
+        start, kept = self.rank * k, []
+        for part in mine.split(max(1, MERGE_BYTES // (4 * self.world * k))):
+            values = self._gather(torch.nn.functional.pad(part, (0, k - part.shape[1])))
+            values = values.transpose(0, 1).reshape(len(part), -1)  # shards in order, so the lower latent comes first
+            index, value = torch_any.largest_of_rows(values, k)
+            keep = torch.zeros_like(values, dtype=torch.bool).scatter_(1, index, value > 0)
+            kept.append(keep[:, start : start + part.shape[1]].flatten())
+        return codes.keep(torch.cat(kept))
 
     def _order(self, codes: Codes, wanted: torch.Tensor) -> torch.Tensor:
         rising = torch.cat([wanted.new_zeros(1, dtype=torch.int64), wanted.cumsum(0)])
