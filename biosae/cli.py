@@ -147,21 +147,26 @@ def train(
     k: Annotated[int | None, typer.Option(help="Active latents a row (default: chosen by the width).")] = None,
     n_steps: Annotated[int | None, typer.Option(help="Training steps (default: about 60 passes).")] = None,
     split: Annotated[str | None, typer.Option(help="Fit on this split only.")] = None,
+    parallel: Annotated[str | None, typer.Option(help="Under torchrun, shared are: data or latents.")] = None,
     random_state: Seed = 0,
 ) -> None:
     """Fit a sparse autoencoder to an embeddings folder; started again after a kill, it goes on."""
     from biosae.embeddings.store import Embeddings
     from biosae.pipeline.inputs import in_split
     from biosae.sae import SAE
+    from biosae.sae.distributed import writes
 
     emb = Embeddings.open(embeddings)
     if split is not None:
         emb = emb.select(in_split(emb.obs, split))
     unfinished = out / "unfinished"
     sae = SAE(
-        architecture, n_latents=n_latents, k=k, n_steps=n_steps, random_state=random_state, checkpoint=str(unfinished)
-    ).fit(emb)
+        architecture, n_latents=n_latents, k=k, n_steps=n_steps, random_state=random_state, checkpoint=str(unfinished),
+        parallel=parallel,
+    ).fit(emb)  # fmt: skip
     sae.save(out)
+    if not writes(parallel):
+        return
     shutil.rmtree(unfinished, ignore_errors=True)
     for name, value in sae.metrics_.items():
         _say(f"{name}: {value}")
