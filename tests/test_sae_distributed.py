@@ -96,6 +96,7 @@ class Pair:
 
 CHANGES = {name: {"architecture": name} for name in ARCHITECTURES}
 CHANGES["resampled"] = {"resample_every": 10, "ema": 0.9}
+CHANGES["verified"] = {"prefilter": "verify", "backend": "torch", "n_steps": 12}
 RESUMED = {"architecture": "batchtopk", "ema": 0.9, "resample_every": 10}
 TIED = torch.from_numpy(np.random.default_rng(1).integers(0, 4, (8, 12)).astype(np.float32))
 
@@ -117,7 +118,7 @@ def pair(tmp_path_factory):
 
 
 @pytest.mark.parametrize("parallel", ["data", "latents"])
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "resampled"])
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "resampled", "verified"])
 def test_two_processes_train_the_model_of_one(pair, parallel, name):
     alone = SAE(**SETTINGS | CHANGES[name]).fit(rows())
     if name in ("topk", "batchtopk", "matryoshka"):

@@ -181,11 +181,11 @@ def reconstruct(
 
 
 @torch.no_grad()
-def missed(model: SparseAutoencoder, x: torch.Tensor, wanted: Wanted, ops: ModuleType) -> float:
+def missed(model: SparseAutoencoder, x: torch.Tensor, wanted: Wanted, ops: ModuleType, *, comm: Alone = ALONE) -> float:
     """Share of the active (row, latent) pairs of a batch that the bfloat16 prefilter does not find."""
     centred, pairs = x - model.b_dec, []
     for low in (None, model.W_enc.detach().bfloat16()):
-        codes, _, _ = _select(model, centred, wanted, ops, low, ALONE)
+        codes, _, _ = _select(model, centred, wanted, ops, low, comm)
         pairs.append((codes.rows() * len(model.W_enc) + codes.indices)[codes.values > 0])
     exact, found = pairs
-    return float((~torch.isin(exact, found)).sum()) / max(len(exact), 1)
+    return comm.total(int((~torch.isin(exact, found)).sum())) / max(comm.total(len(exact)), 1)

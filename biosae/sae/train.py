@@ -218,7 +218,7 @@ class Trainer:
             error, spread = self._sums(self.held, self.held - x_hat, shared=False)
             found["fvu_val"] = error / spread if error > 0 else error
         if self.config.prefilter == "verify" and self.ops is not None:
-            found["missed"] = missed(self.model, x, self._wanted(), self.ops)
+            found["missed"] = missed(self.model, x, self._wanted(), self.ops, comm=self.comm)
         self.history.append({"step": self.done, **found, "lr": rate})
         if self.config.verbose and self.comm.rank == 0:
             print("  ".join(f"{name} {value:.6g}" for name, value in self.history[-1].items()))
@@ -331,7 +331,10 @@ def run(trainers: list[Trainer], batches: Callable[[int], Iterator[torch.Tensor]
                 if trouble is None and not over:
                     try:
                         rows = next(stream)
-                    except Exception as error:  # the other processes must hear of it before they wait for this one
+                    except (
+                        Exception,
+                        KeyboardInterrupt,
+                    ) as error:  # all must hear of it
                         trouble = error
                 trouble = comm.agree(trouble)
                 if isinstance(trouble, KeyboardInterrupt):
