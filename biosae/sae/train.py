@@ -208,7 +208,7 @@ class Trainer:
         dead = (self.since_fired >= self.plan.dead_after).float().mean()
         found = {
             "loss": float(outcome.loss),
-            "fvu": error / spread if error > 0 else error,
+            "fvu": _ratio(error, spread),
             "l0": float(self.comm.over_latents(self.comm.over_rows(torch.as_tensor(float(outcome.active))))) / rows,
             "dead": float(self.comm.over_latents(dead)) / self.comm.shards,
         }
@@ -216,7 +216,7 @@ class Trainer:
             comm = self.comm if self.comm.shards > 1 else ALONE  # every replica has all held-out rows
             x_hat = reconstruct(self.model, self.held, self._wanted(), self.ops or torch_any, comm=comm)
             error, spread = self._sums(self.held, self.held - x_hat, shared=False)
-            found["fvu_val"] = error / spread if error > 0 else error
+            found["fvu_val"] = _ratio(error, spread)
         if self.config.prefilter == "verify" and self.ops is not None:
             found["missed"] = missed(self.model, x, self._wanted(), self.ops, comm=self.comm)
         self.history.append({"step": self.done, **found, "lr": rate})
@@ -381,6 +381,13 @@ def _interrupts() -> Iterator[list[int]]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def _ratio(error: float, spread: float) -> float:
+    """Fraction of variance unexplained; of rows that are all alike 0 or infinity."""
+    if spread > 0:
+        return error / spread
+    return math.inf if error > 0 else error
 
 
 def _progress(total: int, initial: int, *, shown: bool) -> Any:
