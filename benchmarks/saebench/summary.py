@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-FIELDS = ("wall", "cpu", "cores", "memory", "peak", "setup", "others")
+FIELDS = ("wall", "cpu", "cores", "memory", "anonymous", "peak", "setup", "others")
 
 
 def medians(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -126,7 +126,7 @@ def _goals(found: dict[str, dict[str, Any]]) -> str:
             (peers.get(best), f"the fastest peer ({best})"),
         ]
         text = "; ".join(f"{ours / other:.1f} x {name}" for other, name in against if other)
-        lines.append(f"- {label}: {text}")
+        lines += [f"- {label}: {text}"] if text else []
     return "\n".join(lines) or "No run of biosae counts yet."
 
 
@@ -145,7 +145,8 @@ def _notes(found: dict[str, Any]) -> str:
     return (
         "What was called, all from the same matrix in memory; learning rates rise over the first 5 % of the steps "
         "wherever the library has that setting, everything else is its default. biosae writes its history at 50 points "
-        "of a run, which is part of its time; so few steps make that share larger than in real use.\n\n"
+        "of a run, which is part of its time; so few steps make that share larger than in real use. AuxK is at work in "
+        "nobody's timed rounds (a latent is dead after 10 million rows there, the default of two of the peers).\n\n"
         + _table(["package", "version", "entry", "notes"], rows)
     )
 
@@ -175,9 +176,9 @@ def _streaming(records: list[dict[str, Any]]) -> str:
             rate = speed(found, label)
             rows.append(
                 [f"{n:,}", label, f"{rate:,.0f}", _ratio(rate, memory, ".3f"), f"{one['cores']:.2f}",
-                 f"{one['memory']:,.0f}", f"{one['peak']:,.0f}"]
+                 f"{one['anonymous']:,.0f}", f"{one['peak']:,.0f}"]
             )  # fmt: skip
-    head = ["rows", "", "rows/s", "of in memory", "cores", "anonymous MB", "peak resident MB"]
+    head = ["rows", "", "rows/s", "of in memory", "cores", "peak anonymous MB", "peak resident MB"]
     return (
         f"### Streaming\n\nfloat16 rows of width {records[0]['d']} from an embeddings folder on disk against the same "
         "rows in memory, alternated. Anonymous memory counts; resident memory also holds pages of the mapped files, "
