@@ -14,7 +14,9 @@ from biosae.errors import InputError
 from biosae.sae import activations, objectives
 from biosae.sae.config import SAEConfig, nearest_power_of_two, rate_at, resolve
 from biosae.sae.model import SparseAutoencoder, geometric_median, unit_rows_
-from biosae.sae.train import batches
+from biosae.sae.rows import Rows
+from biosae.sae.step import Wanted, dense
+from biosae.sae.stream import Stream
 
 T = torch.tensor
 few = hypothesis_settings(max_examples=40, deadline=None)
@@ -62,6 +64,34 @@ def test_batchtopk_worked_example_and_its_threshold():
 def test_batchtopk_keeps_everything_when_there_is_too_little():
     r = T([[1.0, -1.0], [0.0, -2.0]])
     assert activations.batchtopk(r, 2).tolist() == [[1, 0], [0, 0]]
+
+
+def test_jumprelu_worked_numbers():
+    """a = 0.3, theta = 0.2996, eps = 0.001: z = 0.3, dz/da = 1, dz/dtheta = -299.6, dL0/dtheta = -1000, dL0/da = 0."""
+    for part, by_a, by_theta in ((0, 1.0, -299.6), (1, 0.0, -1000.0)):
+        a, theta = (
+            T([[0.3]], dtype=torch.float64, requires_grad=True),
+            T([0.2996], dtype=torch.float64, requires_grad=True),
+        )
+        out = activations.jumprelu(a, theta, 0.001)
+        assert out[0].item() == 0.3 and out[1].item() == 1
+        out[part].sum().backward()
+        assert a.grad.item() == by_a and theta.grad.item() == pytest.approx(by_theta)
+    assert activations.jumprelu(T([[0.3]]), T([0.3]), 0.001)[0].item() == 0  # a = theta is closed
+
+
+def test_jumprelu_lays_the_window_about_the_preactivation():
+    """With theta < eps / 2 a closed latent far below lends the threshold nothing, though its code is 0."""
+    theta = T([1e-4], requires_grad=True)
+    activations.jumprelu(T([[-5.0]]), theta, 1e-3)[1].sum().backward()
+    assert theta.grad.item() == 0
+
+
+@few
+@given(tied, st.integers(1, 6))
+def test_l0_target_is_the_squared_relative_excess(a, k):
+    l0 = torch.from_numpy((a > 0).sum(1).astype(np.float32))
+    assert float(objectives.l0_target(l0, k)) == pytest.approx((float((a > 0).sum()) / len(a) / k - 1) ** 2, abs=1e-5)
 
 
 def test_topk_passes_gradients_to_the_kept_entries_only():
@@ -160,9 +190,14 @@ def test_projected_gradient_is_orthogonal_to_the_atoms():
     rows = torch.randn(50, 6, generator=g)
     model.initialise(rows, atoms="data", generator=g)
     objectives.mse_sum(rows, model(rows)[2]).backward()
-    assert float((model.W_dec.grad * model.W_dec).sum(1).abs().max()) > 1e-3
-    model.project_gradient()
-    assert float((model.W_dec.grad * model.W_dec).sum(1).abs().max()) < 1e-5
+    plain = model.W_dec.grad.clone()
+    assert float((plain * model.W_dec.detach()).sum(1).abs().max()) > 1e-3
+    wanted = Wanted(k=3, weight=0.0, dead=torch.zeros(0, dtype=torch.int64), aux_k=0, aux_alpha=0.0)
+    projected = dense(model, rows, wanted).latents.dec
+    atoms = model.W_dec.detach()
+    assert float((projected * atoms).sum(1).abs().max()) < 1e-5
+    # what was taken away lies along the atoms and nowhere else
+    torch.testing.assert_close(projected, plain - (plain * atoms).sum(1, keepdim=True) * atoms)
 
 
 @pytest.mark.parametrize("atoms", ["data", "random"])
@@ -180,7 +215,7 @@ def test_initialisation_starts_at_the_input_norm(atoms):
     assert (model.W_dec @ model.W_dec.T - 2 * torch.eye(64)).max() < 1 - 1e-6  # no atom twice, though rows repeat
 
 
-@pytest.mark.parametrize("architecture", ["relu", "topk", "batchtopk"])
+@pytest.mark.parametrize("architecture", ["relu", "topk", "batchtopk", "matryoshka", "jumprelu"])
 def test_single_and_double_precision_agree(architecture):
     g = torch.Generator().manual_seed(2)
     rows = torch.randn(200, 16, generator=g)
@@ -201,7 +236,10 @@ def test_unknown_and_invalid_settings_are_named():
     with pytest.raises(InputError, match="did you mean 'topk'"):
         SAEConfig("topq").validate()
     for bad in ({"k": 0}, {"k": 2.5}, {"n_latents": 0}, {"learning_rate": -1}, {"validation": 1.0}, {"l1": -1},
-                {"warmup": 0.7, "decay": 0.6}, {"random_state": -1}, {"clip_norm": float("nan")}):  # fmt: skip
+                {"warmup": 0.7, "decay": 0.6}, {"random_state": -1}, {"clip_norm": float("nan")}, {"backend": "cuda"},
+                {"ema": 1.0}, {"k_start": 0}, {"k_anneal": 1.5}, {"resample_every": 1}, {"patience": 0},
+                {"prefixes": (0.5,)}, {"prefixes": (1.0, 0.5)}, {"prefilter": "int8"}, {"checkpoint_every": 0},
+                {"bandwidth": 0}, {"l0_weight": -1}, {"early_stopping": True, "validation": 0}):  # fmt: skip
         with pytest.raises(InputError, match=next(iter(bad))):
             SAEConfig(**bad).validate()
 
@@ -234,9 +272,12 @@ def test_learning_rate_schedule():
 
 
 def test_batches_cover_each_epoch_without_repeats():
-    plan = resolve(SAEConfig(n_steps=9, batch_size=25), 110, 4)
-    drawn = [b.tolist() for b in batches(110, plan, torch.Generator().manual_seed(0))]
-    assert len(drawn) == 9 and {len(b) for b in drawn} == {25}
+    stream = Stream(Rows(np.arange(440, dtype=np.float32).reshape(110, 4)), batch_size=25, seed=0)
+    batches = stream.batches()
+    drawn = [(next(batches)[:, 0] / 4).int().tolist() for _ in range(9)]
+    batches.close()
+    assert {len(b) for b in drawn} == {25} and stream.per_epoch == 4
     for epoch in (drawn[:4], drawn[4:8]):
         rows = [row for batch in epoch for row in batch]
         assert len(set(rows)) == 100
+    assert drawn[0] != drawn[4]

@@ -58,7 +58,9 @@ def digest(sae):
 def same(one, other):
     assert digest(one) == digest(other)
     assert one.history_ == other.history_
-    assert repr(one.metrics_) == repr(other.metrics_)  # some are NaN where nothing is held out
+    assert repr(sorted(one.metrics_.items())) == repr(
+        sorted(other.metrics_.items())
+    )  # some are NaN where nothing is held out
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -252,7 +254,7 @@ kills, seed = int(sys.argv[4]), int(sys.argv[5])
 moments = random.Random(seed)
 counts = []
 for attempt in range(1000):
-    wait, delay = moments.randint(1, 5), moments.uniform(0, 0.01)
+    wait, delay = moments.randint(1, 3), moments.uniform(0, 0.004)
     child = os.fork()  # nothing has been computed here yet, so no thread is lost
     if not child:
         seen = []
@@ -300,8 +302,8 @@ def test_killed_three_times(name, tmp_path):
 @pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka", "jumprelu", "topk, all", "relu, all"])
 @pytest.mark.parametrize("every", [1, 3])
 def test_killed_twenty_times(name, every, tmp_path):
-    """Kills come at random moments 0-10 ms after a step, some of them in the middle of a write."""
-    settings = SMALL | CASES[name] | {"checkpoint_every": every, "n_steps": 150}
+    """Kills come at random moments 0-4 ms after a step, some of them in the middle of a write."""
+    settings = SMALL | CASES[name] | {"checkpoint_every": every, "n_steps": 99}
     found, kills = killed(settings, 20, every, tmp_path)
     assert kills == 20
     same(found, SAE(**settings).fit(X))
