@@ -82,7 +82,7 @@ def test_sparse_step_equals_dense_step(ops, architecture, dead, table, monkeypat
     latents = torch.arange(3, 90, 3)[:dead] if dead else NONE
     with torch.no_grad():
         model.b_enc[latents] -= 0.5
-    aux = 0 if architecture in ("relu", "jumprelu") else 4
+    aux = 0 if architecture == "relu" else 4
     want = wanted(6, weight=0.7, dead=latents, aux_k=aux)
     room = Gradient(*(torch.full_like(t, float("nan")) for t in vars(Gradient.empty(model.W_dec.detach())).values()))
     expected = exact(model, x, want)
@@ -122,7 +122,7 @@ def test_batches_with_too_few_positive_scores(ops, architecture, offset):
 @pytest.mark.parametrize(("n", "d", "m", "k"), [(1, 16, 90, 6), (1, 1, 21, 3), (40, 5, 21, 50), (600, 3, 25, 2)])
 def test_odd_shapes(ops, architecture, n, d, m, k):
     model, x = random_model(architecture, n=n, d=d, m=m, k=k)
-    want = wanted(k, weight=0.3, dead=T([0, 20]), aux_k=0 if architecture in ("relu", "jumprelu") else 9)
+    want = wanted(k, weight=0.3, dead=T([0, 20]), aux_k=0 if architecture == "relu" else 9)
     found, expected = step.sparse(model, x, want, ops), exact(model, x, want)
     for field in ("enc", "bias"):
         close(getattr(found.latents, field), getattr(expected.latents, field), rel=4e-6)

@@ -250,7 +250,7 @@ def resolve(config: SAEConfig, n_rows: int | None, n_features: int) -> Plan:
     if rate is None:
         rate = min(1e-3 / math.sqrt(latents / 2**14), 4e-3)
     aux = config.aux_k if config.aux_k is not None else nearest_power_of_two(n_features / 2)
-    if config.architecture in ("relu", "jumprelu"):
+    if config.architecture == "relu":
         aux = 0
     k = min(k, latents)
     ends = (latents,)
