@@ -177,6 +177,34 @@ def test_backends_reach_the_loss_of_the_dense_reference(architecture):
         assert fvu == pytest.approx(found["dense"], rel=0.01), (name, found)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_verify_counts_what_the_prefilter_misses_and_changes_nothing(architecture):
+    settings = SMALL | KINDS[architecture]
+    sae = SAE(architecture, prefilter="verify", **settings).fit(X)
+    assert digest(sae) == digest(SAE(architecture, prefilter="bfloat16", **settings).fit(X))
+    assert all(0 <= point["missed"] < 0.02 for point in sae.history_)
+
+
+def test_verify_finds_a_prefilter_that_is_blind(monkeypatch):
+    """A prefilter that scores half of the latents as 0 misses all their entries."""
+    made, batches = trainer(n_steps=2)
+    model, x = made.model, made.normalise(batches[0])
+    want = made._wanted()
+    codes = made.ops.select_topk(x - made.weights["b_dec"], made.weights["W_enc"], made.weights["b_enc"], 4)
+    on = codes.indices[codes.values > 0]
+    blind = (on < 24).float().mean()
+
+    def half_blind(rows, weight, bias, k, *, low=None):
+        if low is not None:
+            weight = weight.clone()
+            weight[:24] = 0
+        return kernel(rows, weight, bias, k)
+
+    kernel = made.ops.select_topk
+    monkeypatch.setattr(made.ops, "select_topk", half_blind)
+    assert step.missed(model, x, want, made.ops) == pytest.approx(float(blind), abs=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_half_precision_rows_are_those_numbers_in_float32(dtype, backend):
