@@ -188,7 +188,7 @@ def test_projected_gradient_is_orthogonal_to_the_atoms():
     model = SparseAutoencoder(6, 10, architecture="topk", k=3)
     g = torch.Generator().manual_seed(0)
     rows = torch.randn(50, 6, generator=g)
-    model.initialise(rows, atoms="data", generator=g)
+    model.initialise(rows, atoms="data", scale="probes", generator=g)
     objectives.mse_sum(rows, model(rows)[2]).backward()
     plain = model.W_dec.grad.clone()
     assert float((plain * model.W_dec.detach()).sum(1).abs().max()) > 1e-3
@@ -205,7 +205,7 @@ def test_initialisation_starts_at_the_input_norm(atoms):
     g = torch.Generator().manual_seed(0)
     rows = torch.randn(40, 8, generator=g) + 5
     model = SparseAutoencoder(8, 64, architecture="topk", k=8)
-    model.initialise(rows, atoms=atoms, generator=g)
+    model.initialise(rows, atoms=atoms, scale="probes", generator=g)
     torch.testing.assert_close(model.W_dec.norm(dim=1), torch.ones(64))
     cosine = torch.nn.functional.cosine_similarity(model.W_enc, model.W_dec)
     torch.testing.assert_close(cosine, torch.ones(64))
@@ -215,12 +215,28 @@ def test_initialisation_starts_at_the_input_norm(atoms):
     assert (model.W_dec @ model.W_dec.T - 2 * torch.eye(64)).max() < 1 - 1e-6  # no atom twice, though rows repeat
 
 
+def test_least_squares_start_cannot_be_scaled_to_a_smaller_error():
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(60, 8, generator=g) @ torch.randn(8, 8, generator=g) + 5
+    model = SparseAutoencoder(8, 32, architecture="topk", k=6)
+    model.initialise(rows, atoms="data", scale="least_squares", generator=g)
+
+    def error(factor):
+        weight = model.W_enc.data.clone()
+        model.W_enc.data.mul_(factor)
+        found = float(objectives.mse_sum(rows, model(rows)[2]))
+        model.W_enc.data.copy_(weight)
+        return found
+
+    assert all(error(1.0) < error(f) for f in (0.5, 0.9, 0.99, 1.01, 1.1, 2.0))
+
+
 @pytest.mark.parametrize("architecture", ["relu", "topk", "batchtopk", "matryoshka", "jumprelu"])
 def test_single_and_double_precision_agree(architecture):
     g = torch.Generator().manual_seed(2)
     rows = torch.randn(200, 16, generator=g)
     model = SparseAutoencoder(16, 64, architecture=architecture, k=6)
-    model.initialise(rows, atoms="random", generator=g)
+    model.initialise(rows, atoms="random", scale="probes", generator=g)
     found = model(rows)
     expected = model.double()(rows.double())
     for single, double in zip(found, expected):

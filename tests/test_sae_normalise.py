@@ -178,7 +178,7 @@ def trained(normaliser, u, architecture, *, m=40, k=5, seed=3):
     g = torch.Generator().manual_seed(seed)
     y = normaliser.apply(u)
     model = SparseAutoencoder(y.shape[1], m, architecture=architecture, k=k)
-    model.initialise(y, atoms="random", generator=g)
+    model.initialise(y, atoms="random", scale="probes", generator=g)
     with torch.no_grad():
         model.b_enc.normal_(0, 0.01, generator=g)
         model.b_dec.add_(0.05 * torch.randn(y.shape[1], generator=g))

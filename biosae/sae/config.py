@@ -13,6 +13,9 @@ from biosae.sae.normalise import MODES
 ARCHITECTURES = ("relu", "topk", "batchtopk", "matryoshka", "jumprelu")
 BACKENDS = ("auto", "numba", "torch", "triton", "dense")
 DECODER_INITS = ("data", "random")
+ENCODER_INITS = ("least_squares", "probes")
+FEW_PASSES = 20
+"""Passes over the rows from which ``encoder_init="probes"`` reconstructs held-out rows better (docs/methods/sae.md)."""
 MIN_ROWS = 8
 PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 LOGGED = 50
@@ -38,7 +41,7 @@ class SAEConfig:
     max_epochs: float | None = None
     """Passes over the training rows when ``n_steps`` is None. None: 60 passes, between 400 and 20,000 steps."""
     learning_rate: float | None = None
-    """Adam step size. None: 1e-3 / sqrt(m / 2**14), at most 4e-3."""
+    """Adam step size. None: 1e-3 / sqrt(m / 2**14), times sqrt(2000 / steps) for fewer steps, at most 4e-3."""
     warmup: float = 0.05
     """Share of the steps over which the learning rate rises from 0."""
     decay: float = 0.2
@@ -49,9 +52,9 @@ class SAEConfig:
     """Share of the steps over which the L1 weight rises from 0."""
     normalise: str = "centre_scale"
     """Input scaling while training: ``none``, ``centre``, ``unit_mean_square``, ``centre_scale`` or ``layernorm``."""
-    l0_weight: float = 1.0
+    l0_weight: float = 4.0
     """Weight of the penalty (L0 / k - 1)^2 of ``jumprelu``; it rises like that of ``l1``, over ``l1_warmup``."""
-    bandwidth: float = 1e-3
+    bandwidth: float = 0.1
     """Width of the window about a threshold of ``jumprelu`` that lends it a derivative, in normalised units."""
     threshold: float = 1e-3
     """First threshold of ``jumprelu``, in normalised units."""
@@ -71,6 +74,9 @@ class SAEConfig:
     """Looks without improvement before ``early_stopping`` stops."""
     decoder_init: str = "data"
     """Atoms start as training rows minus the bias (``data``) or as random directions (``random``)."""
+    encoder_init: str | None = None
+    """Length of the first encoder rows: ``least_squares`` fits the first reconstructions to the data, ``probes`` to
+    random unit vectors (Gao et al.). None: ``least_squares`` for fewer than 20 passes over the rows, else ``probes``."""
     aux_k: int | None = None
     """Dead latents that model the residual in AuxK. None: the power of two nearest to d / 2; 0 switches AuxK off."""
     aux_alpha: float = 1 / 8
@@ -140,6 +146,7 @@ class SAEConfig:
             ("architecture", ARCHITECTURES),
             ("normalise", tuple(MODES)),
             ("decoder_init", DECODER_INITS),
+            ("encoder_init", (None, *ENCODER_INITS)),
             ("backend", BACKENDS),
             ("prefilter", (None, "bfloat16", "verify")),
             ("parallel", (None, "data", "latents")),
@@ -212,6 +219,7 @@ class Plan:
     k_anneal_steps: int
     ends: tuple[int, ...]
     log_every: int
+    encoder_init: str
 
 
 def resolve(config: SAEConfig, n_rows: int | None, n_features: int) -> Plan:
@@ -248,7 +256,7 @@ def resolve(config: SAEConfig, n_rows: int | None, n_features: int) -> Plan:
     steps = int(steps)
     rate = config.learning_rate
     if rate is None:
-        rate = min(1e-3 / math.sqrt(latents / 2**14), 4e-3)
+        rate = min(1e-3 / math.sqrt(latents / 2**14) * math.sqrt(max(1.0, 2000 / steps)), 4e-3)
     aux = config.aux_k if config.aux_k is not None else nearest_power_of_two(n_features / 2)
     if config.architecture == "relu":
         aux = 0
@@ -271,6 +279,7 @@ def resolve(config: SAEConfig, n_rows: int | None, n_features: int) -> Plan:
         k_anneal_steps=round(config.k_anneal * steps),
         ends=ends,
         log_every=max(1, steps // LOGGED),
+        encoder_init=config.encoder_init or ENCODER_INITS[steps >= FEW_PASSES * per_epoch],
     )
 
 

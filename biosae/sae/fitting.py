@@ -198,7 +198,7 @@ def trainer_of(
     else:
         model = empty_model(sae, plan, first.shape[1]).to(device)
         start = normaliser.apply(torch.from_numpy(normaliser.ready(first)).to(device)).cpu()
-        model.initialise(start, atoms=sae.decoder_init, generator=generator)
+        model.initialise(start, atoms=sae.decoder_init, scale=plan.encoder_init, generator=generator)
     if held is not None:
         held = _normalised(normaliser, torch.from_numpy(held).to(device))
     if sae.backend == "dense" and comm is not ALONE:

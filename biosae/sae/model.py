@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from biosae.sae import activations
 
 ZERO_NORM = 1e-12
+PROBES = 4096
 
 
 class SparseAutoencoder(nn.Module):
@@ -71,8 +72,8 @@ class SparseAutoencoder(nn.Module):
         return a, z, self.decode(z)
 
     @torch.no_grad()
-    def initialise(self, rows: torch.Tensor, *, atoms: str, generator: torch.Generator) -> None:
-        """Start from data (section 2d): geometric median, unit atoms, W_enc = W_dec scaled to the input norm.
+    def initialise(self, rows: torch.Tensor, *, atoms: str, scale: str, generator: torch.Generator) -> None:
+        """Start from data: b_dec the geometric median, unit atoms, W_enc = g W_dec with one factor g.
 
         Parameters
         ----------
@@ -80,6 +81,10 @@ class SparseAutoencoder(nn.Module):
             Normalised training rows, (n, d), on the CPU.
         atoms
             ``data``: rows minus the bias, drawn without replacement as far as they last; ``random``: directions.
+        scale
+            ``probes``: 1 / g is the mean norm of the reconstructions of 256 random unit vectors about b_dec (Gao et al.
+            2024, released code); ``least_squares``: g brings the reconstructions of the first 4,096 rows closest to
+            them, which the former does not where rows resemble many atoms.
         generator
             CPU generator.
         """
@@ -100,13 +105,23 @@ class SparseAutoencoder(nn.Module):
         self.W_dec.copy_(start)
         self.W_enc.copy_(start)
         self.b_enc.zero_()
-        probe = torch.randn(256, width, generator=generator)
-        unit_rows_(probe, generator=generator)
+        if scale == "least_squares":
+            probe = rows[:PROBES].to(self.b_dec.device) - self.b_dec
+        else:
+            probe = torch.randn(256, width, generator=generator)
+            unit_rows_(probe, generator=generator)
+            probe = probe.to(self.b_dec.device)
         was_training = self.training
         self.train()
-        _, _, x_hat = self(probe.to(self.b_dec.device) + self.b_dec)
+        _, _, x_hat = self(probe + self.b_dec)
         self.train(was_training)
-        gain = (x_hat - self.b_dec).norm(dim=1).mean()
+        found = x_hat - self.b_dec
+        if scale == "least_squares":
+            square = found.square().sum()
+            gain = (found * probe).sum() / square if square > ZERO_NORM else square
+            gain = 1 / gain if gain > ZERO_NORM else gain
+        else:
+            gain = found.norm(dim=1).mean()
         if gain > ZERO_NORM:
             self.W_enc.div_(gain)
 
