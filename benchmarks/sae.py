@@ -43,13 +43,14 @@ def peers(results: dict[str, Any], options: argparse.Namespace, setting: Setting
             case = replace(case, n=n, d=d, batch=min(4096, max(256, n // 16), n))
         else:
             paths = data.write_synthetic(options.work, n=case.n, d=case.d)
-        entry = found[case.name] = {"case": case.as_dict(), "rounds": [], "quality": []}
-        for record in timed(who.CONTESTANTS, case, paths, setting):
-            entry["rounds"].append(record)
-            save(results, options.out)
-        for record in judged(who.CONTESTANTS, case, paths, setting):
-            entry["quality"].append(record)
-            save(results, options.out)
+        entry = found.setdefault(case.name, {"rounds": [], "quality": []})
+        entry["case"] = case.as_dict()
+        for name, measure in (("rounds", timed), ("quality", judged)):
+            if name in options.measure:
+                entry[name] = []
+                for record in measure(who.CONTESTANTS, case, paths, setting):
+                    entry[name].append(record)
+                    save(results, options.out)
 
 
 def scaling(results: dict[str, Any], options: argparse.Namespace, setting: Setting) -> None:
@@ -134,6 +135,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/sae.json", help="raw results")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs/benchmarks.md", help="page that gets the tables")
     parser.add_argument("--cases", nargs="*", help=f"of peers: {[c.name for c in who.CASES]} and {who.REAL.name!r}")
+    parser.add_argument(
+        "--measure",
+        nargs="*",
+        default=["rounds", "quality"],
+        help="of peers: rounds (speed; needs a quiet machine), quality",
+    )
     parser.add_argument("--rows", type=int, nargs="*", default=[500_000, 2_000_000], help="of streaming")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)

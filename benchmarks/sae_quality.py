@@ -186,7 +186,7 @@ def fit(name: str, grid: dict[str, dict[str, Any]], seeds: tuple[int, ...], fold
             line |= {"fvu": here["fvu"], "fvu_held": there["fvu"], "l0": here["l0"], "l0_held": there["l0"]}
             line |= {"dead": here["dead_share"], "gamma": here["gamma"], "gamma_held": there["gamma"]}
             line |= {"densest": float(sae.density_.max()), "dense_share": float((sae.density_ > 0.1).mean())}
-            line |= {"median_density": float(np.median(sae.density_)), "seconds": seconds}
+            line |= {"median_density": float(np.median(sae.density_)), "copies": copies(sae), "seconds": seconds}
             lines.append(line)
             models.append(sae)
         if len(models) > 1:
@@ -204,8 +204,17 @@ def fit(name: str, grid: dict[str, dict[str, Any]], seeds: tuple[int, ...], fold
     return found
 
 
+def copies(sae: SAE, *, cosine: float = 0.7) -> float:
+    """Share of live atoms that have another atom of the same model nearby: what makes finding them again easy."""
+    atoms = sae.decoder_[sae.density_ > 0]
+    near = atoms @ atoms.T
+    np.fill_diagonal(near, -1)
+    return float((near.max(1) >= cosine).mean())
+
+
 def report(lines: list[dict[str, Any]]) -> None:
     """Means over seeds on one line."""
+
     def mean(key: str) -> float:
         values = [line[key] for line in lines if key in line]
         return float(np.mean(values)) if values else float("nan")
@@ -239,7 +248,13 @@ RULES: list[tuple[str, tuple[int, ...], dict[str, dict[str, Any]]]] = [
     ("breast", SEEDS, {f"rate {r:g}": BREAST | {"learning_rate": r} for r in (1e-3, 8e-3)}),
     ("breast", SEEDS, {f"{e} epochs": BREAST | {"max_epochs": e} for e in (20, 180)}),
     ("breast", SEEDS, {"random atoms": BREAST | {"decoder_init": "random"}, "aux 0": BREAST | {"aux_k": 0}}),
+    ("leaf", SEEDS, {"k 32, m 512": LEAF | {"n_latents": 512}}),
+    ("ecg", SEEDS, {"relu": ECG | {"architecture": "relu", "l1": 0.25}, "batchtopk": ECG | {"architecture": "batchtopk"}}),
+    ("leaf", SEEDS, {"relu": LEAF | {"architecture": "relu", "l1": 0.25, "n_latents": 256}, "batchtopk": LEAF | {"architecture": "batchtopk", "n_latents": 256}}),
     ("breast", SEEDS, {"m 1024": BREAST | {"n_latents": 1024}}),
+    ("ecg", SEEDS, {"random atoms": ECG | {"decoder_init": "random"}}),
+    ("leaf", SEEDS, {"random atoms": LEAF | {"n_latents": 256, "decoder_init": "random"}}),
+    ("chest", SEEDS[:2], {"random atoms": CHEST | {"decoder_init": "random"}}),
 ]  # fmt: skip
 
 
@@ -249,7 +264,7 @@ def rules(folders: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 SPARSITY = (4, 8, 16, 32)
-L1 = (2.4, 1.2, 0.6, 0.25)
+L1 = (1.2, 0.6, 0.25, 0.1)
 """Weights of ``relu`` that come out near :data:`SPARSITY` latents a row on this set."""
 CURVES = {
     f"{name} {level:g}": {"architecture": name, **BREAST, **({"l1": level} if name == "relu" else {"k": level})}
