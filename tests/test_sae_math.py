@@ -270,7 +270,7 @@ def test_every_setting_is_documented():
 def test_plan_clips_to_the_data():
     plan = resolve(SAEConfig(k=32), 100, 1)
     assert [resolve(SAEConfig(), 10_000, d).k for d in (1, 24, 128, 384, 1536)] == [1, 4, 16, 32, 32]
-    assert [resolve(SAEConfig(), n, 128).n_latents for n in (1000, 12_000, 100_000)] == [64, 1024, 1024]
+    assert [resolve(SAEConfig(), n, 128).n_latents for n in (1000, 12_000, 100_000)] == [128, 256, 1024]
     assert plan.n_latents == 8 and plan.k == 8 and plan.batch_size == 100 and plan.aux_k <= 8
     assert resolve(SAEConfig(n_latents=100, k=10), 50_000, 8).batch_size == 3125
     assert resolve(SAEConfig(n_steps=7), 1000, 8).n_steps == 7

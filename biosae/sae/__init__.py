@@ -7,5 +7,6 @@ from biosae.sae.config import SAEConfig
 from biosae.sae.estimator import SAE
 from biosae.sae.fitting import fit_many
 from biosae.sae.metrics import density_histogram
+from biosae.sae.presets import preset
 
-__all__ = ["SAE", "SAEConfig", "Stability", "density_histogram", "fit_many", "stability"]
+__all__ = ["SAE", "SAEConfig", "Stability", "density_histogram", "fit_many", "preset", "stability"]

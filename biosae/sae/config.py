@@ -30,7 +30,7 @@ class SAEConfig:
     """``relu`` (L1 penalty), ``topk`` (k latents a row), ``batchtopk`` (k a row on average), ``matryoshka``
     (``batchtopk`` whose prefixes reconstruct too) or ``jumprelu`` (learnt thresholds, k a row on average)."""
     n_latents: int | None = None
-    """Number of latents m. None: the power of two nearest to min(8 d, max(4 k, n k / 200)), at least 2."""
+    """Number of latents m. None: the power of two nearest to min(8 d, max(8 k, n k / 800)), at least 2."""
     k: int | None = None
     """Active latents a row; unused by ``relu``; clipped to the number of latents. None: d / 8, between 4 and 32."""
     _: KW_ONLY
@@ -243,7 +243,7 @@ def resolve(config: SAEConfig, n_rows: int | None, n_features: int) -> Plan:
     k = min(32, max(n_features // 8, min(4, n_features))) if config.k is None else int(config.k)
     latents = config.n_latents
     if latents is None:
-        latents = max(2, nearest_power_of_two(min(8 * n_features, max(4 * k, n_rows * k / 200))))
+        latents = max(2, nearest_power_of_two(min(8 * n_features, max(8 * k, n_rows * k / 800))))
     latents = int(latents)
     batch = min(config.batch_size, max(256, n_rows // 16), n_rows)
     per_epoch = max(1, n_rows // batch)
