@@ -307,3 +307,13 @@ def test_killed_twenty_times(name, every, tmp_path):
     found, kills = killed(settings, 20, every, tmp_path)
     assert kills == 20
     same(found, SAE(**settings).fit(X))
+
+
+def test_leftovers_of_a_kill_are_removed_and_others_may_read_the_state(folder):
+    stale = folder / ".training.safetensors.abc.tmp.safetensors"
+    stale.write_bytes(b"half")
+    mask = os.umask(0)
+    os.umask(mask)
+    assert state.path(folder).stat().st_mode & 0o777 == 0o666 & ~mask
+    SAE(**SMALL, checkpoint=str(folder)).fit(X)
+    assert not stale.exists()

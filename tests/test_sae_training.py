@@ -564,3 +564,16 @@ def test_the_loop_asks_for_batches_from_the_step_at_which_the_models_are():
     for batch in batches:
         whole.step(batch)
     assert isinstance(whole, Trainer) and all(torch.equal(made.weights[n], w) for n, w in whole.weights.items())
+
+
+def test_partial_fit_names_a_bad_row_before_it_learns():
+    rows = torch.randn(600, 8, generator=torch.Generator().manual_seed(0)).numpy()
+    sae = SAE(n_latents=16, k=2, batch_size=256, random_state=0).partial_fit(rows)
+    before = sae.decoder_.copy()
+    bad = rows.copy()
+    bad[577, 3] = float("nan")
+    with pytest.raises(InputError, match="577"):
+        sae.partial_fit(bad)
+    np.testing.assert_array_equal(sae.decoder_, before)
+    again = SAE(n_latents=16, k=2, batch_size=256, random_state=0).partial_fit(rows).partial_fit(rows)
+    np.testing.assert_array_equal(sae.partial_fit(rows).decoder_, again.decoder_)

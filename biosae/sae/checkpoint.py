@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+import safetensors.torch
+import torch
 
 from biosae.errors import FormatError
 from biosae.files import atomic_path, hash_file, read_json, write_json
@@ -26,11 +28,16 @@ def write(folder: str | os.PathLike, tensors: dict[str, np.ndarray], config: dic
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = folder / "model.safetensors"
-    with atomic_path(model) as temporary:
-        mode = temporary.stat().st_mode  # the library makes a new file that only its owner may read
-        safetensors.numpy.save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, temporary)
-        temporary.chmod(mode)
+    write_tensors(model, {name: torch.from_numpy(np.asarray(value, order="C")) for name, value in tensors.items()})
     write_json(folder / "config.json", {"format": FORMAT, "version": VERSION, "sha256": hash_file(model), **config})
+
+
+def write_tensors(file: Path, tensors: dict[str, torch.Tensor], header: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically, with the permissions of other new files."""
+    with atomic_path(file) as temporary:
+        mode = temporary.stat().st_mode  # the library makes a new file that only its owner may read
+        safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata=header)
+        temporary.chmod(mode)
 
 
 def write_log(folder: str | os.PathLike, history: list[dict[str, float]]) -> None:

@@ -76,7 +76,7 @@ class SAEConfig:
     """Atoms start as training rows minus the bias (``data``) or as random directions (``random``)."""
     encoder_init: str | None = None
     """Length of the first encoder rows: ``least_squares`` fits the first reconstructions to the data, ``probes`` to
-    random unit vectors (Gao et al.). None: ``least_squares`` for fewer than 20 passes over the rows, else ``probes``."""
+    random unit vectors (Gao et al.). None: ``least_squares`` below 20 passes over the rows, else ``probes``."""
     aux_k: int | None = None
     """Dead latents that model the residual in AuxK. None: the power of two nearest to d / 2; 0 switches AuxK off."""
     aux_alpha: float = 1 / 8

@@ -138,6 +138,8 @@ def partial_fit(sae: SAE, X: Any) -> SAE:
     rows = sae._rows(X) if goes_on else Rows(X)
     if rows.n is None:
         raise InputError("partial_fit takes one table at a time: call it for each chunk, or pass the chunks to fit")
+    for _ in rows.blocks():  # a bad row is named before anything is learnt
+        pass
     trainer = sae._trainer
     if trainer is None:
         seed = sae.random_state_ if goes_on else _seed(sae)

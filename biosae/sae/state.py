@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 
 from biosae.errors import FormatError, InputError
-from biosae.files import atomic_path, hash_json
-from biosae.sae.checkpoint import write_log
+from biosae.files import hash_json
+from biosae.sae.checkpoint import write_log, write_tensors
 
 if TYPE_CHECKING:
     from biosae.sae.train import Trainer
@@ -92,8 +92,7 @@ def _write(file: Path, trainer: Trainer) -> None:
     }
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     header["sum"] = _sum(tensors, header["numbers"])
-    with atomic_path(file) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata=header)
+    write_tensors(file, tensors, header)
 
 
 def _sum(tensors: dict[str, torch.Tensor], numbers: str) -> str:
@@ -105,7 +104,7 @@ def _sum(tensors: dict[str, torch.Tensor], numbers: str) -> str:
 
 
 def read(folder: str | os.PathLike, trainer: Trainer) -> bool:
-    """Bring a fresh trainer to the state in ``folder``; False if there is none.
+    """Bring a fresh trainer to the state in ``folder``; False if there is none. What a kill left half written goes.
 
     Raises
     ------
@@ -115,6 +114,9 @@ def read(folder: str | os.PathLike, trainer: Trainer) -> bool:
         If it is of other settings, data or seed.
     """
     file = path(folder)
+    if trainer.comm.rank == 0:
+        for stale in Path(folder).glob(".training.*.tmp.safetensors"):
+            stale.unlink()
     if not file.is_file():
         return False
     if trainer.comm.rank and trainer.comm.shards > 1:
