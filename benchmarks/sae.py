@@ -141,6 +141,9 @@ def main() -> None:
         default=["rounds", "quality"],
         help="of peers: rounds (speed; needs a quiet machine), quality",
     )
+    parser.add_argument(
+        "--rates", nargs="*", default=["own", "common"], help="learning rates at which quality is judged"
+    )
     parser.add_argument("--rows", type=int, nargs="*", default=[500_000, 2_000_000], help="of streaming")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -151,8 +154,9 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     setting = Setting(
-        options.peers_python, options.threads, options.rounds, options.max_others, options.tries, options.pause
-    )
+        options.peers_python, options.threads, options.rounds, options.max_others, options.tries, options.pause,
+        rates=tuple(options.rates),
+    )  # fmt: skip
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     for part in PARTS if options.part == "all" else [p for p in PARTS if p == options.part]:
         results["machine"] = machine(options.threads)

@@ -34,6 +34,8 @@ class Setting:
     pause: float = 20.0
     """Seconds before a round is repeated."""
     seed: int = 0
+    rates: tuple[str, ...] = ("own", "common")
+    """Learning rates at which quality is judged: each library's own, and one for all."""
 
 
 def call(
@@ -94,7 +96,7 @@ def timed(ones: list[Contestant], case: Case, paths: tuple[Path, Path], setting:
 def judged(ones: list[Contestant], case: Case, paths: tuple[Path, Path], setting: Setting) -> Iterator[dict[str, Any]]:
     """Quality of everyone that learns anything, after the same steps, at its own learning rate and at a common one."""
     for rate, name in ((None, "own"), (COMMON_RATE, "common")):
-        for one in ones:
+        for one in ones if name in setting.rates else ():
             if one.kind == "yardstick":
                 continue
             found = call(one, case, paths, setting, steps=case.steps, learning_rate=rate, judge=True)
