@@ -4,12 +4,12 @@
     python benchmarks/sae_quality.py ... --only curves                                                # one part
 
 ``curves`` trains the five architectures over a grid of sparsity on patches of breast tumour, three seeds each, and
-draws ``sae_curves``. ``rules`` varies one setting at a time on several sets: what the rules for ``None`` and the presets
-rest on. DATA and WEIGHTS hold the packs named in :data:`SETS`; embeddings are kept in CACHE. OUT gets one JSON and one
-CSV a part, one line a fit or a comparison of seeds, and the figures. Finished fits are not repeated.
+draws ``sae_curves``. ``rules`` varies one setting at a time on several sets: what the rules for ``None`` and the
+presets rest on. DATA and WEIGHTS hold the packs named in :data:`SETS`; embeddings are kept in CACHE. OUT gets one JSON
+and one CSV a part, one line a fit or a comparison of seeds, and the figures. Finished fits are not repeated.
 
-Rows are held out by group (tile, patient, photo block): the same fifth for all fits of a set. For each seed, models of
-equal batch share one stream; other seeds start from other rows and see the rows in another order.
+Rows are held out by group (tile, patient, photo block): the same fifth for all fits of a set. With another seed a
+model starts from other rows and sees the rows in another order, as a user would have it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ARCHITECTURES = ("relu", "topk", "batchtopk", "matryoshka", "jumprelu")
 
 
 def _images(
-    pack: str, encoder: str, *, layer: str = "final", group: str | None = None, pool: str = "tokens",
+    pack: str, encoder: str, *, group: str | None = None, pool: str = "tokens",
     mpp: float | None = None, **options: Any,
 ) -> Callable[[Path, Path, Path], tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """Embeddings of all pictures of a pack; a group is a column of its table, or the picture."""
@@ -55,7 +55,7 @@ def _images(
         samples = bs.read.images(table, id="sample_id", patient=who)
         network = bs.encoders.load(weights / encoder, device="cpu", mpp=mpp, **options)
         out = cache / "embeddings" / pack
-        found = bs.embeddings.embed(samples, network, layer=layer, pool=pool, out=out, n_jobs=0, dtype="float16")
+        found = bs.embeddings.embed(samples, network, pool=pool, out=out, n_jobs=0, dtype="float16")
         labels = found.obs[group] if group else found.obs.index
         return np.asarray(found.array(), np.float32), np.repeat(np.asarray(labels, str), found.tokens_per_sample)
 
@@ -140,15 +140,13 @@ def divide(X: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # ---------------------------------------------------------------------------------------------------- fits
 
 
-def fit(name: str, grid: dict[str, dict[str, Any]], seeds: tuple[int, ...], folders: argparse.Namespace, **more: Any):
+def fit(name: str, grid: dict[str, dict[str, Any]], seeds: tuple[int, ...], folders: argparse.Namespace) -> list[dict]:
     """Rows of one table: every setting of the grid on one set with each seed, and the agreement of the seeds.
 
     Parameters
     ----------
     grid
         Label to settings of :class:`biosae.sae.SAE`; ``rows`` among them takes that many training rows at random.
-    more
-        Columns that all rows get.
 
     Returns
     -------
@@ -157,8 +155,7 @@ def fit(name: str, grid: dict[str, dict[str, Any]], seeds: tuple[int, ...], fold
     """
     X, groups = load(name, folders)
     train, held = divide(X, groups)
-    rows, outside = X, np.ascontiguousarray(X[held])
-    found = []
+    outside, found = np.ascontiguousarray(X[held]), []
     for label, given in grid.items():
         mark = zlib.crc32(json.dumps([name, label, given, seeds, len(X)], sort_keys=True).encode())
         file = folders.cache / "fits" / f"{name}-{label}-{mark:08x}.json".replace("/", "_").replace(" ", "_")
@@ -173,9 +170,9 @@ def fit(name: str, grid: dict[str, dict[str, Any]], seeds: tuple[int, ...], fold
         for seed in seeds:
             sae = SAE(**{"validation": 0.0, "device": "cpu", "random_state": seed, **chosen})
             started = time.process_time()
-            line = {"kind": "fit", **shown, **more, "label": label, "seed": seed}
+            line = {"kind": "fit", **shown, "label": label, "seed": seed}
             try:
-                sae.fit(rows[inside])
+                sae.fit(X[inside])
             except DivergedError as error:
                 lines.append({**line, "error": str(error)})
                 continue
@@ -193,7 +190,7 @@ def fit(name: str, grid: dict[str, dict[str, Any]], seeds: tuple[int, ...], fold
             some = outside[np.random.default_rng(2).permutation(len(outside))[:4096]]
             agreed = stability(models, some, n_null=2, null="second_moment", random_state=0)
             for pair in agreed.pairs:
-                line = {"kind": "pair", **shown, **more, "label": label, "seed": f"{pair.first}-{pair.second}"}
+                line = {"kind": "pair", **shown, "label": label, "seed": f"{pair.first}-{pair.second}"}
                 line |= {"mmcs": pair.mmcs, "hungarian": pair.hungarian, "shared": pair.shared}
                 line |= {f"null_{score}": value for score, value in pair.null_mean.items()}
                 lines.append(line | {"activation": (pair.activation + pair.activation_back) / 2})
@@ -235,26 +232,30 @@ BREAST = {"rows": 12_000, "n_latents": 256, "k": 16}
 ECG = {"rows": 6_000, "n_latents": 256, "k": 8}
 CHEST = {"rows": 4_000, "n_latents": 256, "k": 32, "n_steps": 500}
 LEAF = {"n_latents": 128, "k": 32}
+WIDE = LEAF | {"n_latents": 256}
 RULES: list[tuple[str, tuple[int, ...], dict[str, dict[str, Any]]]] = [
-    ("breast", SEEDS, {f"m {m}": BREAST | {"n_latents": m} for m in (64, 128, 256, 512)}),
+    ("breast", SEEDS, {f"m {m}": BREAST | {"n_latents": m} for m in (64, 128, 256, 512, 1024)}),
     ("breast", SEEDS, {f"n 1000, m {m}": BREAST | {"rows": 1000, "n_latents": m} for m in (32, 64, 128, 256)}),
-    ("leaf", SEEDS, {f"k {k}, m 128": LEAF | {"k": k} for k in (8, 32, 64)}),
-    ("leaf", SEEDS, {f"k 32, m {m}": LEAF | {"n_latents": m} for m in (64, 256)}),
-    ("ecg", SEEDS, {f"k {k}, m 256": ECG | {"k": k} for k in (4, 8, 16)}),
-    ("chest", SEEDS[:2], {f"k {k}, m 256": CHEST | {"k": k} for k in (16, 32, 64)}),
-    ("ecg", SEEDS, {f"k 8, m {m}": ECG | {"n_latents": m} for m in (64, 512)}),
-    ("chest", SEEDS[:2], {f"k 32, m {m}": CHEST | {"n_latents": m} for m in (128, 512)}),
     ("breast", SEEDS, {f"n 3000, m {m}": BREAST | {"rows": 3000, "n_latents": m} for m in (64, 128, 256, 512)}),
     ("breast", SEEDS, {f"rate {r:g}": BREAST | {"learning_rate": r} for r in (1e-3, 8e-3)}),
     ("breast", SEEDS, {f"{e} epochs": BREAST | {"max_epochs": e} for e in (20, 180)}),
     ("breast", SEEDS, {"random atoms": BREAST | {"decoder_init": "random"}, "aux 0": BREAST | {"aux_k": 0}}),
-    ("leaf", SEEDS, {"k 32, m 512": LEAF | {"n_latents": 512}}),
-    ("ecg", SEEDS, {"relu": ECG | {"architecture": "relu", "l1": 0.25}, "batchtopk": ECG | {"architecture": "batchtopk"}}),
-    ("leaf", SEEDS, {"relu": LEAF | {"architecture": "relu", "l1": 0.25, "n_latents": 256}, "batchtopk": LEAF | {"architecture": "batchtopk", "n_latents": 256}}),
-    ("breast", SEEDS, {"m 1024": BREAST | {"n_latents": 1024}}),
+    ("ecg", SEEDS, {f"k {k}, m 256": ECG | {"k": k} for k in (4, 8, 16)}),
+    ("ecg", SEEDS, {f"k 8, m {m}": ECG | {"n_latents": m} for m in (64, 512)}),
+    ("ecg", SEEDS, {"relu": ECG | {"architecture": "relu", "l1": 0.25}}),
+    ("ecg", SEEDS, {"batchtopk": ECG | {"architecture": "batchtopk"}}),
     ("ecg", SEEDS, {"random atoms": ECG | {"decoder_init": "random"}}),
-    ("leaf", SEEDS, {"random atoms": LEAF | {"n_latents": 256, "decoder_init": "random"}}),
+    ("leaf", SEEDS, {f"k {k}, m 128": LEAF | {"k": k} for k in (8, 32, 64)}),
+    ("leaf", SEEDS, {f"k 32, m {m}": LEAF | {"n_latents": m} for m in (64, 256, 512)}),
+    ("leaf", SEEDS, {"relu": WIDE | {"architecture": "relu", "l1": 0.25}}),
+    ("leaf", SEEDS, {"batchtopk": WIDE | {"architecture": "batchtopk"}}),
+    ("leaf", SEEDS, {"random atoms": WIDE | {"decoder_init": "random"}}),
+    ("chest", SEEDS[:2], {f"k {k}, m 256": CHEST | {"k": k} for k in (16, 32, 64)}),
+    ("chest", SEEDS[:2], {f"k 32, m {m}": CHEST | {"n_latents": m} for m in (128, 512)}),
     ("chest", SEEDS[:2], {"random atoms": CHEST | {"decoder_init": "random"}}),
+    ("ecg", SEEDS, {"rate 0.008": ECG | {"learning_rate": 8e-3}}),
+    ("leaf", SEEDS, {"rate 0.008": WIDE | {"learning_rate": 8e-3}}),
+    ("chest", SEEDS[:2], {"rate 0.008": CHEST | {"learning_rate": 8e-3}}),
 ]  # fmt: skip
 
 
@@ -276,7 +277,7 @@ CURVES = {
 def curves(folders: argparse.Namespace) -> list[dict[str, Any]]:
     """All architectures over the grid of sparsity, and the figure."""
     lines = fit("breast", CURVES, SEEDS, folders)
-    draw(lines, folders.out / "sae_curves", samples=f"{834:,} tiles of 2 patients")
+    draw(lines, folders.out / "sae_curves")
     return lines
 
 
@@ -284,14 +285,14 @@ PANELS = (
     ("fvu_held", "fit", "FVU, held-out tiles", None),
     ("fvu_gap", "fit", "FVU held out minus training", None),
     ("shared", "pair", "share of atoms found again\n(cosine ≥ 0.7, one to one)", "null_shared"),
-    ("activation", "pair", "correlation of codes with the\nbest match, held out", None),
+    ("activation", "pair", "correlation of codes with\nthe best match, held out", None),
     ("dead", "fit", "dead latents", None),
     ("gamma_held", "fit", "γ (1: no shrinkage)", None),
 )
 MARKERS = dict(zip(ARCHITECTURES, "osD^v"))
 
 
-def draw(lines: list[dict[str, Any]], path: Path, *, samples: str) -> None:
+def draw(lines: list[dict[str, Any]], path: Path) -> None:
     """Six panels against L0 of the held-out rows; dots are means, bars reach over the seeds (or pairs of seeds)."""
     from biosae.pl import style
 
@@ -321,13 +322,17 @@ def draw(lines: list[dict[str, Any]], path: Path, *, samples: str) -> None:
             ax.set_xlim(0.85 * sparsity.min(), 1.18 * sparsity.max())
             ax.set_xlabel("active latents a row (L0, held out)")
             ax.set_ylabel(title)
-            if key != "gamma_held":
+            if key == "fvu_held":
+                ax.set_yscale("log", base=2)
+                ax.set_yticks(levels := [0.05, 0.1, 0.2, 0.4, 0.8], [f"{v:.2g}" for v in levels])
+            elif key != "gamma_held":
                 ax.set_ylim(bottom=0)
-        first, m = fits.iloc[0], int(fits["m"].iloc[0])
+        first, m, held = fits.iloc[0], int(fits["m"].iloc[0]), round(fits["groups"].iloc[0] * HELD / (1 - HELD))
         fig.suptitle(
-            f"{int(first['rows']):,} training rows of {samples}, d = {int(first['d'])}, {m} latents, "
-            f"{int(first['steps']):,} steps; {len(SEEDS)} seeds, bars: range. Dotted: turned atoms with the same "
-            "second moment",
+            f"{int(first['rows']):,} patches of {int(first['groups'])} breast tumour tiles (2 patients), {held} tiles "
+            f"held out, d = {int(first['d'])}, {m} latents, {int(first['steps'])} steps. "
+            f"{len(SEEDS)} seeds: mean and range.\n"
+            "Dotted: atoms of the other seed turned at random, second moment kept (mean)",
             fontsize=7, color="#555555",
         )  # fmt: skip
         handles, names = places.flat[0].get_legend_handles_labels()
