@@ -99,6 +99,7 @@ def _fit(models: list[SAE], rows: Rows, groups: Any, comm: Alone, device: torch.
         first = None if _continues(sae) else stream.sample(INIT_ROWS, seed)
         held_rows = stream.held_sample(HELD_ROWS, seed + 1) if len(held) else None
         trainer = trainer_of(sae, plan, normaliser, first, seed, device, held=held_rows, comm=comm)
+        del first
         trainer.key, trainer.seed = key, seed
         if sae.checkpoint is not None:
             state.read(sae.checkpoint, trainer)
@@ -115,12 +116,14 @@ def _fit(models: list[SAE], rows: Rows, groups: Any, comm: Alone, device: torch.
         )
     except DivergedError as error:
         diverged = error
-    for sae, seed, (trainer, normaliser) in zip(models, seeds, trainers, strict=True):
+    for sae, seed in zip(models, seeds, strict=True):
+        trainer, normaliser = trainers.pop(0)
         trainer.finish()
-        model = comm.whole(trainer.model)
+        model, history = comm.whole(trainer.model), trainer.history
+        del trainer  # and with it moments and gradients, before more is held
         _complete(sae, model, normaliser, stream.sample(CALIBRATION_ROWS, seed + 2))
         sae._trainer = None
-        sae._keep_fit(model, normaliser, rows, held, trainer.history)
+        sae._keep_fit(model, normaliser, rows, held, history)
         sae._measure(_measured(rows, stream, seed), held)
     if diverged is not None:
         raise diverged
@@ -199,7 +202,9 @@ def trainer_of(
         normaliser.unfold_(model)
     else:
         model = empty_model(sae, plan, first.shape[1]).to(device)
-        start = normaliser.apply(torch.from_numpy(normaliser.ready(first)).to(device)).cpu()
+        start = torch.from_numpy(normaliser.ready(first))
+        for part in start.split(MEASURED_BLOCK):  # in place: these are many rows
+            part.copy_(normaliser.apply(part))
         model.initialise(start, atoms=sae.decoder_init, scale=plan.encoder_init, generator=generator)
     if held is not None:
         held = _normalised(normaliser, torch.from_numpy(held).to(device))

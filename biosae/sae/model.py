@@ -10,6 +10,7 @@ from biosae.sae import activations
 
 ZERO_NORM = 1e-12
 PROBES = 4096
+MEDIAN_ROWS = 4096
 
 
 class SparseAutoencoder(nn.Module):
@@ -106,22 +107,24 @@ class SparseAutoencoder(nn.Module):
         self.W_enc.copy_(start)
         self.b_enc.zero_()
         if scale == "least_squares":
-            probe = rows[:PROBES].to(self.b_dec.device) - self.b_dec
+            probe = rows[:PROBES] - bias
         else:
             probe = torch.randn(256, width, generator=generator)
             unit_rows_(probe, generator=generator)
-            probe = probe.to(self.b_dec.device)
         was_training = self.training
         self.train()
-        _, _, x_hat = self(probe + self.b_dec)
+        norm = square = product = 0.0
+        for part in probe.to(self.b_dec.device).split(256):
+            _, _, x_hat = self(part + self.b_dec)
+            found = (x_hat - self.b_dec).double()
+            norm += float(found.norm(dim=1).sum())
+            square += float(found.square().sum())
+            product += float((found * part).sum())
         self.train(was_training)
-        found = x_hat - self.b_dec
         if scale == "least_squares":
-            square = found.square().sum()
-            gain = (found * probe).sum() / square if square > ZERO_NORM else square
-            gain = 1 / gain if gain > ZERO_NORM else gain
+            gain = square / product if product > ZERO_NORM else 0.0
         else:
-            gain = found.norm(dim=1).mean()
+            gain = norm / len(probe)
         if gain > ZERO_NORM:
             self.W_enc.div_(gain)
 
@@ -142,11 +145,14 @@ def geometric_median(x: torch.Tensor, *, max_iterations: int = 100, tolerance: f
 
     w_i = 1 / max(||x_i - m||, 1e-12), m <- sum w_i x_i / sum w_i, until a step is < ``tolerance`` (section 0.4).
     """
-    x = x.double()
-    median = x.mean(0)
+    median = x.mean(0, dtype=torch.float64)
     for _ in range(max_iterations):
-        weight = 1 / (x - median).norm(dim=1).clamp_min(ZERO_NORM)
-        moved = (weight @ x) / weight.sum()
+        total, moved = torch.zeros((), dtype=torch.float64), torch.zeros_like(median)
+        for part in x.split(MEDIAN_ROWS):
+            weight = 1 / (part - median.to(x)).norm(dim=1).clamp_min(ZERO_NORM)
+            total += weight.sum(dtype=torch.float64)
+            moved += (weight @ part).double()
+        moved /= total
         step = (moved - median).norm()
         median = moved
         if step < tolerance:

@@ -23,7 +23,7 @@ square of a row is then the same for all rows."""
 DOMINANT_SHARE = 0.5
 """Share of the variance above which one dimension is said to dominate the loss (if it is also 10 times the mean)."""
 FOLD_ROWS = 65_536
-MOMENT_ROWS = 4096
+MOMENT_ROWS = 1024
 
 
 @dataclass(frozen=True)

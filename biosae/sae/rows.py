@@ -12,7 +12,7 @@ import torch
 
 from biosae.errors import InputError
 
-BLOCK = 16384
+BLOCK = 4096
 """Rows of one block when reading through."""
 IN_MEMORY = 2 * 1024**3
 """Bytes of float32 rows up to which a table is held in memory for training."""

@@ -79,7 +79,8 @@ class Trainer:
         self.stopped = ""
         self.history: list[dict[str, float]] = []
         self.average = {n: w.clone() for n, w in self.weights.items()} if config.ema else {}
-        self.kept, self.kept_at = self._final_weights(), 0
+        self.kept: dict[str, torch.Tensor] = {}
+        self._keep()
         self.best, self.waited = math.inf, 0
         self.key, self.seed = "", 0
         self._room = Gradient.empty(model.W_dec.detach()) if ops is not None else None
@@ -227,7 +228,7 @@ class Trainer:
         self.waited += 1
         if found["fvu_val"] < self.best:
             self.best, self.waited = found["fvu_val"], 0
-            self.kept, self.kept_at = self._final_weights(), self.done
+            self._keep()
         if self.waited >= self.config.patience:
             self.stopped = f"held-out FVU did not improve after step {self.done - self.waited * self.plan.log_every}"
 
@@ -255,14 +256,16 @@ class Trainer:
         if not error <= RUNAWAY * (size + self.comm.rows(len(x))):
             self._diverged()
         if not self._stops_early:
-            self.kept, self.kept_at = self._final_weights(), self.done
+            self._keep()
 
-    def _final_weights(self) -> dict[str, torch.Tensor]:
-        """Copies of the weights as they would be kept now: the average where there is one."""
-        kept = {name: weight.clone() for name, weight in (self.average or self.weights).items()}
+    @torch.no_grad()
+    def _keep(self) -> None:
+        """Copy the weights as they are (the average where there is one) to those that are kept."""
+        for name, weight in (self.average or self.weights).items():
+            self.kept.setdefault(name, torch.empty_like(weight)).copy_(weight)
         if self.average:
-            unit_rows_(kept["W_dec"])
-        return kept
+            unit_rows_(self.kept["W_dec"])
+        self.kept_at = self.done
 
     def _diverged(self) -> None:
         self.stopped = "diverged"
@@ -274,9 +277,11 @@ class Trainer:
     @torch.no_grad()
     def finish(self) -> None:
         """Put the weights to keep into the model: the average, the best, or the last that were finite."""
-        kept = self.kept if self.stopped or self._stops_early else self._final_weights()
-        for name, value in kept.items():
-            self.weights[name].copy_(value)
+        if not self.stopped and not self._stops_early and self.average:
+            self._keep()
+        if self.stopped or self._stops_early or self.average:
+            for name, value in self.kept.items():
+                self.weights[name].copy_(value)
         self.model.eval().requires_grad_(False)
 
     def save(self, *, force: bool = False) -> None:
