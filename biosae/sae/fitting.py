@@ -202,9 +202,10 @@ def trainer_of(
         normaliser.unfold_(model)
     else:
         model = empty_model(sae, plan, first.shape[1]).to(device)
-        start = torch.from_numpy(normaliser.ready(first))
-        for part in start.split(MEASURED_BLOCK):  # in place: these are many rows
-            part.copy_(normaliser.apply(part))
+        start = torch.empty(first.shape)
+        for at in range(0, len(first), MEASURED_BLOCK):  # in parts: these are many rows
+            part = normaliser.ready(first[at : at + MEASURED_BLOCK])
+            start[at : at + MEASURED_BLOCK] = normaliser.apply(torch.from_numpy(part))
         model.initialise(start, atoms=sae.decoder_init, scale=plan.encoder_init, generator=generator)
     if held is not None:
         held = _normalised(normaliser, torch.from_numpy(held).to(device))

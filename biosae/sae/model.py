@@ -149,9 +149,10 @@ def geometric_median(x: torch.Tensor, *, max_iterations: int = 100, tolerance: f
     for _ in range(max_iterations):
         total, moved = torch.zeros((), dtype=torch.float64), torch.zeros_like(median)
         for part in x.split(MEDIAN_ROWS):
-            weight = 1 / (part - median.to(x)).norm(dim=1).clamp_min(ZERO_NORM)
-            total += weight.sum(dtype=torch.float64)
-            moved += (weight @ part).double()
+            part = part.double()
+            weight = 1 / (part - median).norm(dim=1).clamp_min(ZERO_NORM)
+            total += weight.sum()
+            moved += weight @ part
         moved /= total
         step = (moved - median).norm()
         median = moved
