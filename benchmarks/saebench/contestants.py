@@ -71,8 +71,8 @@ class Case:
 # the estimator takes at most n / 16 rows a step, hence 65,536 rows for steps of 4,096
 CASES = [
     Case("synthetic 384", 65_536, 384, 4_096, 32, 4_096, 100, 12),
-    Case("synthetic 768", 65_536, 768, 12_288, 32, 4_096, 40, 3),
-    Case("synthetic 1024", 65_536, 1_024, 16_384, 64, 4_096, 20, 2),
+    Case("synthetic 768", 65_536, 768, 12_288, 32, 4_096, 40, 3, 2),
+    Case("synthetic 1024", 65_536, 1_024, 16_384, 64, 4_096, 20, 2, 2),
 ]
 REAL = Case("her2st patches", 0, 128, 1_024, 16, 0, 400, 100)
 """The sizes of n and batch follow from the embeddings."""
