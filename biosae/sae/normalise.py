@@ -150,7 +150,7 @@ class Normaliser:
             parts = (None if a is None else torch.from_numpy(a).to(u.dtype) for a in (self.mean, self.whiten))
             self._tensors[key] = tuple(a if a is None else a.to(u.device) for a in parts)
         mean, whiten = self._tensors[key]
-        y = (u - mean) * self.scale
+        y = torch.sub(u, mean).mul_(self.scale)
         return y if whiten is None else y @ whiten
 
     @torch.no_grad()

@@ -109,7 +109,7 @@ def largest(codes: Codes, count: int) -> tuple[Codes, float]:
 def auxiliary(
     ops: ModuleType,
     x: torch.Tensor,
-    error: torch.Tensor,
+    residual: torch.Tensor,
     encoder: torch.Tensor,
     bias: torch.Tensor,
     decoder: torch.Tensor,
@@ -122,13 +122,13 @@ def auxiliary(
 
     Parameters
     ----------
-    x, error
-        Rows minus b_dec and e = x - x_hat, (n, d).
+    x, residual
+        Rows minus b_dec and -e = x_hat - x, (n, d).
     encoder, bias, decoder
         Encoder rows (q, d), biases (q,) and atoms (q, d) of the dead latents.
     """
     n = comm.rows(len(x))
-    spread = comm.over_rows((error - comm.over_rows(error.sum(0)) / n).square().sum()) / n
+    spread = comm.over_rows((residual - comm.over_rows(residual.sum(0)) / n).square().sum()) / n
     few = len(decoder) <= DENSE_AUX * k and comm.shards == 1
     if few:
         z = _dense_topk(ops.linear(x, encoder, bias), k)
@@ -140,7 +140,7 @@ def auxiliary(
         none = Codes(torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device), bias.int(), bias)
         comm.top_rows(none, k)
         e_hat = comm.reconstruction(torch.zeros_like(x)[None])[0]
-    off = e_hat - error
+    off = e_hat + residual
     usable = spread >= 1e-12
     scale = torch.where(usable, alpha / (n * spread.clamp_min(1e-12)), 0.0)
     loss = scale * comm.over_rows(off.square().sum())

@@ -44,7 +44,7 @@ class Outcome:
     fired: torch.Tensor
     """Bool (m,): latents active in this batch."""
     error: torch.Tensor
-    """x - x_hat, (n, d), by the whole dictionary."""
+    """x_hat - x, (n, d), by the whole dictionary."""
     active: int | torch.Tensor
     """Number of active entries."""
     loss: torch.Tensor
@@ -79,12 +79,13 @@ def sparse(
     centred = x - model.b_dec.detach()
     n, ends = comm.rows(len(x)), model.ends
     codes, raw, cut = _select(model, centred, wanted, ops, low, comm)
-    residual = comm.reconstruction(ops.decode(codes, decoder, ends)) - centred
-    loss = comm.over_rows(residual.square().sum()) / (n * len(ends))
-    grads = residual * (2 / (n * len(ends)))
-    if len(ends) > 1:
-        grads = grads.flip(0).cumsum(0).flip(0)
-    by_code = ops.code_gradient(codes, grads, decoder, ends)
+    # tables of n x d cost as much as the sparse work: few are made, and the factor goes to the codes instead
+    residual = comm.reconstruction(ops.decode(codes, decoder, ends)).sub_(centred)
+    scale = 2 / (n * len(ends))
+    flat = residual.flatten()
+    loss = comm.over_rows(flat @ flat) / (n * len(ends))
+    summed = residual.flip(0).cumsum(0).flip(0) if len(ends) > 1 else residual
+    by_code = ops.code_gradient(codes, summed, decoder, ends) * scale
     opened = codes.values > 0
     slopes = by_code * opened
     active = opened.sum()
@@ -104,15 +105,16 @@ def sparse(
     if wanted.aux_k and (len(wanted.dead) or wanted.some_dead):
         dead = wanted.dead
         aux, more = auxiliary(
-            ops, centred, -residual[-1], encoder[dead], bias[dead], decoder[dead],
+            ops, centred, residual[-1], encoder[dead], bias[dead], decoder[dead],
             k=wanted.aux_k, alpha=wanted.aux_alpha, comm=comm,
         )  # fmt: skip
         loss, extra = loss + aux, (dead, more)
-    found = ops.latent_gradient(codes, slopes, centred, grads, ends, decoder, extra=extra, out=room)
-    b_dec = grads[0].sum(0) - comm.over_latents(encoder.T @ found.bias)
+    scaled = Codes(codes.indptr, codes.indices, codes.values * scale)
+    found = ops.latent_gradient(scaled, slopes, centred, summed, ends, decoder, extra=extra, out=room)
+    b_dec = scale * summed[0].sum(0) - comm.over_latents(encoder.T @ found.bias)
     fired = torch.zeros(len(decoder), dtype=torch.uint8, device=x.device)
     fired = fired.scatter_reduce_(0, codes.indices.long(), opened.to(torch.uint8), "amax").bool()
-    return Outcome(found, b_dec, by_threshold, fired, -residual[-1], active, loss, cut)
+    return Outcome(found, b_dec, by_threshold, fired, residual[-1], active, loss, cut)
 
 
 def _select(
@@ -167,7 +169,7 @@ def dense(model: SparseAutoencoder, x: torch.Tensor, wanted: Wanted) -> Outcome:
     return Outcome(
         Gradient(dec, enc, bias, square), model.b_dec.grad,
         model.threshold.grad if model.architecture == "jumprelu" else None,
-        opened.any(0), (x - x_hat).detach(), opened.sum(), loss.detach(),
+        opened.any(0), (x_hat - x).detach(), opened.sum(), loss.detach(),
     )  # fmt: skip
 
 
