@@ -63,7 +63,7 @@ def compare(found, expected):
     for field in ("dec", "enc", "bias", "square"):
         close(getattr(found.latents, field), getattr(expected.latents, field), rel=4e-6 if field == "square" else 2e-6)
     close(found.b_dec, expected.b_dec)
-    close(found.error, expected.error)
+    close(found.residual, expected.residual)
     assert torch.equal(found.fired, expected.fired) and int(found.active) == int(expected.active)
     assert float(found.loss) == pytest.approx(float(expected.loss), rel=2e-6)
     assert (found.threshold is None) == (expected.threshold is None)
@@ -90,7 +90,7 @@ def test_sparse_step_equals_dense_step(ops, architecture, dead, table, monkeypat
     compare(step.sparse(model, x, want, ops, room=room), expected)
     compare(step.dense(copy.deepcopy(model), x, want), expected)
     with torch.no_grad():
-        close(x - step.reconstruct(model, x, want, ops), expected.error)
+        close(step.reconstruct(model, x, want, ops) - x, expected.residual)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -174,7 +174,7 @@ def both_steps(model, x, want):
 def test_relu_worked_example():
     for found in both_steps(plain("relu", 2), T([[3.0, -1.0]]), wanted(1, weight=0.1)):
         assert float(found.loss) == pytest.approx(1.3)
-        assert found.error.tolist() == [[0, -1]] and found.fired.tolist() == [True, False]
+        assert found.residual.tolist() == [[0, 1]] and found.fired.tolist() == [True, False]
         # z_0 = 3 is exact, the penalty alone pulls: 0.1 x into the encoder row, 0.1 into its bias
         assert found.latents.enc.flatten().tolist() == pytest.approx([0.3, -0.1, 0, 0])
         assert found.latents.bias.tolist() == pytest.approx([0.1, 0])
@@ -184,7 +184,7 @@ def test_matryoshka_worked_example():
     """x = (3, 2, 1), z = (3, 2, 0), prefixes of 1 and 3 atoms: losses 5 and 1, mean 3."""
     for found in both_steps(plain("matryoshka", 3, k=2, ends=(1, 3)), T([[3.0, 2.0, 1.0]]), wanted(2)):
         assert float(found.loss) == pytest.approx(3)
-        assert found.error.tolist() == [[0, 0, 1]]
+        assert found.residual.tolist() == [[0, 0, -1]]
         # grads of the prefixes: (0, -2, -1) and (0, 0, -1); the first atom is in both, the second in one
         expected = T([[0.0, 3 * -2, 3 * -2], [0, 0, 2 * -1], [0, 0, 0]])
         torch.testing.assert_close(found.latents.dec, expected)
@@ -193,7 +193,7 @@ def test_matryoshka_worked_example():
 def test_batchtopk_worked_example():
     x = T([[5.0, 4.0, 3.0], [2.0, 1.0, 0.5]])
     for found in both_steps(plain("batchtopk", 3, k=2), x, wanted(2)):
-        assert found.error.tolist() == [[0, 0, 0], [0, 1, 0.5]] and int(found.active) == 4
+        assert found.residual.tolist() == [[0, 0, 0], [0, -1, -0.5]] and int(found.active) == 4
         assert float(found.loss) == pytest.approx(1.25 / 2)
     for module in OPS.values():
         assert step.sparse(plain("batchtopk", 3, k=2), x, wanted(2), module).cut == 2

@@ -43,7 +43,7 @@ class Outcome:
     """By the thresholds of ``jumprelu``, (m,)."""
     fired: torch.Tensor
     """Bool (m,): latents active in this batch."""
-    error: torch.Tensor
+    residual: torch.Tensor
     """x_hat - x, (n, d), by the whole dictionary."""
     active: int | torch.Tensor
     """Number of active entries."""

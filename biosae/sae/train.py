@@ -131,7 +131,7 @@ class Trainer:
                 mean.lerp_(self.weights[name], 1 - self.config.ema)
             every = self.config.resample_every
             if every and self.done % every == every - 1 and self.done < self.plan.decay_start:
-                self._resample(x, outcome.error, every // 2 * self.comm.rows(len(x)))
+                self._resample(x, outcome.residual, every // 2 * self.comm.rows(len(x)))
         self.done += 1
         if logged:
             self._log(x, outcome, rate)
@@ -204,7 +204,7 @@ class Trainer:
 
     @torch.no_grad()
     def _log(self, x: torch.Tensor, outcome: Outcome, rate: float) -> None:
-        error, spread = self._sums(x, outcome.error)
+        error, spread = self._sums(x, outcome.residual)
         rows = self.comm.rows(len(x))
         dead = (self.since_fired >= self.plan.dead_after).float().mean()
         found = {
@@ -252,7 +252,7 @@ class Trainer:
     def _check(self, x: torch.Tensor, outcome: Outcome) -> None:
         """Keep the weights that this batch has shown to be sound."""
         over = self.comm.over_rows
-        error, size = float(over(outcome.error.square().sum())), float(over(x.square().sum()))
+        error, size = float(over(outcome.residual.square().sum())), float(over(x.square().sum()))
         if not error <= RUNAWAY * (size + self.comm.rows(len(x))):
             self._diverged()
         if not self._stops_early:
