@@ -52,6 +52,7 @@ def _peers(found: dict[str, Any]) -> Any:
             colour, marker, _ = KINDS[one.kind]
             ax.plot(rate, at, marker, color=colour, markersize=5)
         ax.set_xscale("log")
+        _plain(ax.xaxis)
         ax.set_ylim(-0.6, len(labels) - 0.4)
         ax.grid(axis="both", color="#dddddd", linewidth=0.5)
         ax.set_axisbelow(True)
@@ -59,6 +60,15 @@ def _peers(found: dict[str, Any]) -> Any:
         ax.set_title(f"{case['name']}\nd {case['d']}, m {case['m']:,}, k {case['k']}", fontsize=8)
     axes[0].set_yticks(range(len(labels)), labels)
     return figure
+
+
+def _plain(axis: Any) -> None:
+    """Ticks at 1, 2 and 5 of each power of ten, written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _scaling(records: list[dict[str, Any]]) -> Any:
@@ -79,6 +89,7 @@ def _scaling(records: list[dict[str, Any]]) -> Any:
                 ax.plot(*zip(*lines[label]), color=colour, marker=marker, linestyle=dash, markersize=4, label=label)
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
+        _plain(ax.yaxis)
         ax.set_xticks(sorted({r["value"] for r in records if r["axis"] == axis}))
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.set_xlabel(name)
