@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
@@ -47,8 +48,7 @@ def packed(codes: scipy.sparse.csr_matrix, container: str, *, names: np.ndarray,
         If polars is not installed.
     """
     if container == "pandas":
-        import pandas as pd
-
+        pd = importlib.import_module("pandas")  # asked for by name; this room stands without it
         return pd.DataFrame.sparse.from_spmatrix(codes, index=index, columns=names)
     if container == "polars":
         size = 4 * codes.shape[0] * codes.shape[1]
@@ -58,7 +58,7 @@ def packed(codes: scipy.sparse.csr_matrix, container: str, *, names: np.ndarray,
                 f"{size / 2**30:.1f} GiB; keep the sparse default, or transform fewer rows"
             )
         try:
-            import polars as pl
+            pl = importlib.import_module("polars")
         except ImportError:
             raise MissingExtraError("polars output needs polars: pip install polars") from None
         return pl.DataFrame(codes.toarray(), schema=[str(name) for name in names], orient="row")
