@@ -54,7 +54,7 @@ def encode(sae: Any, emb: Any, *, tokens: str | None = "mean", keep_embedding: b
     """
     import anndata
 
-    if not hasattr(sae, "transform") or not hasattr(emb, "tokens_per_sample"):
+    if not hasattr(sae, "codes") or not hasattr(emb, "tokens_per_sample"):
         raise InputError(
             f"encode(sae, emb) got a {type(sae).__name__} and a {type(emb).__name__}; pass a fitted SAE and Embeddings "
             "(wrap an array with Embeddings.from_array)"

@@ -22,7 +22,7 @@ class Copy:
     def __init__(self, d):
         self.decoder_ = np.eye(d, dtype=np.float32)
 
-    def transform(self, X):
+    def codes(self, X):
         return sp.csr_matrix(np.maximum(X.array(), 0))
 
 
@@ -50,7 +50,7 @@ def test_tokens_are_pooled_as_dense(monkeypatch, block):
 
 def test_negative_codes_are_pooled_with_their_zeros():
     class Signed(Copy):
-        def transform(self, X):
+        def codes(self, X):
             return sp.csr_matrix(np.where(X.array() < -0.9, X.array(), 0))
 
     emb = embeddings()

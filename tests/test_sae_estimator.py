@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from biosae.errors import BiosaeError, FormatError, IdentityError, InputError, NotFittedError
 from biosae.sae import SAE
-from biosae.sae.rows import hold_out
+from biosae.sae.rows import Held, Rows
 
 ARCHITECTURES = ("relu", "topk", "batchtopk", "matryoshka", "jumprelu")
 SMALL = {"n_latents": 48, "k": 4, "n_steps": 80, "learning_rate": 5e-3, "random_state": 0, "device": "cpu"}
@@ -349,7 +349,8 @@ def test_patients_of_a_store_are_used_and_tokens_stay_together():
 @hypothesis_settings(max_examples=60, deadline=None)
 def test_no_group_lies_on_both_sides(codes, share, seed):
     labels = np.asarray([str(c) for c in codes], dtype=object)
-    held = hold_out(len(labels), labels, share, np.random.default_rng(seed))
+    rows = Rows(np.zeros((len(labels), 1), np.float32))
+    held = Held.draw(rows, groups=labels, share=share, rng=np.random.default_rng(seed)).mask(0, len(labels))
     assert not set(labels[held]) & set(labels[~held]) and (~held).any()
     assert held.sum() <= max(2, 2 * round(share * len(labels)))
 

@@ -238,8 +238,9 @@ class Held:
     def draw(cls, rows: Rows, *, groups: Any = None, share: float, rng: np.random.Generator) -> Held:
         """About ``share`` of the rows: whole groups where they are known, else rows spread over the table.
 
-        Groups are those of :func:`groups_of`; nothing is held out of chunks. Memory goes with the number of samples,
-        and without groups with the number of rows held out, at most 200,000.
+        Given ``groups`` come first, then the ``patient`` column of a stored table, then, for token rows, the sample;
+        missing labels form one group of their own. Nothing is held out of chunks. Memory goes with the number of
+        samples, and without groups with the number of rows held out, at most 200,000.
 
         Raises
         ------
@@ -297,45 +298,8 @@ def spread(n: int, count: int, rng: np.random.Generator) -> np.ndarray:
     return rng.integers(edges[:-1], edges[1:])
 
 
-def groups_of(rows: Rows, groups: Any) -> tuple[np.ndarray | None, str]:
-    """Group label of each row as text, and what the groups are.
-
-    Given ``groups`` come first; then the ``patient`` column of a stored table; then, for token rows, the sample.
-    Missing labels form one group of their own.
-
-    Raises
-    ------
-    InputError
-        If ``groups`` has neither one entry a row nor one entry a sample.
-    """
-    groups, what = _given_groups(rows, groups)
-    if groups is None:
-        return None, what
-    labels = np.asarray([str(g) for g in groups], dtype=object)
-    if len(labels) != rows.n and len(labels) * rows.tokens == rows.n:
-        labels = np.repeat(labels, rows.tokens)
-    if len(labels) != rows.n:
-        raise InputError(f"groups has {len(labels)} entries for {rows.n} rows")
-    return labels, what
-
-
-def hold_out(n: int, labels: np.ndarray | None, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Boolean (n,): rows held out for validation, about ``share`` of them, whole groups where groups are known.
-
-    Groups are taken in random order while the held-out part stays within twice the share; with few groups this may
-    leave none, as no patient may lie on both sides.
-    """
-    held = np.zeros(n, bool)
-    if share == 0 or n < 20:
-        return held
-    if labels is None:
-        held[rng.permutation(n)[: max(1, round(share * n))]] = True
-        return held
-    names, code = _coded(labels)
-    return _choose(np.bincount(code, minlength=len(names)), share, rng)[code]
-
-
 def _given_groups(rows: Rows, groups: Any) -> tuple[Any, str]:
+    """Groups and what they are: those given, else the ``patient`` column of a store, else (tokens) the sample."""
     if groups is not None:
         return groups, "groups"
     if rows.obs is not None and "patient" in getattr(rows.obs, "columns", ()):
