@@ -224,7 +224,7 @@ def test_auxk_worked_example():
     """e = ((2, 0), (0, 2)), the dead latent explains ((1, 0), (0, 0)): L_aux = 1.25, weight 1/8."""
     x, encoder, bias, decoder = T([[2.0, 0.0], [0.0, 2.0]]), T([[0.5, -9.0]]), torch.zeros(1), T([[1.0, 0.0]])
     for module in OPS.values():
-        loss, found = sparse_ops.auxiliary(module, x, x, encoder, bias, decoder, k=5, alpha=0.125)
+        loss, found = sparse_ops.auxiliary(module, x, -x, encoder, bias, decoder, k=5, alpha=0.125)
         assert float(loss) == pytest.approx(0.125 * 1.25)
         # d/dz of alpha * mean |e - z D|^2 / 2 at the open entry: 0.125 / 2 * (1 - 2) = -0.0625; x = (2, 0)
         assert found.bias.tolist() == pytest.approx([-0.0625])
