@@ -18,10 +18,10 @@ from biosae.sae.kernels.codes import Codes, Gradient
 from biosae.sae.sparse_ops import kernels, select_batchtopk
 
 numba = pytest.importorskip("numba", reason="numba is not installed")
-from biosae.sae.kernels import numba_cpu  # noqa: E402
+from biosae.sae.kernels import numba_cpu, numba_select  # noqa: E402
 
 OPS = {"numba": numba_cpu, "torch": torch_any}
-LANES = numba_cpu.LANES
+LANES = numba_select.LANES
 
 
 @pytest.fixture(params=list(OPS))
