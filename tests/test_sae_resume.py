@@ -317,3 +317,12 @@ def test_leftovers_of_a_kill_are_removed_and_others_may_read_the_state(folder):
     assert state.path(folder).stat().st_mode & 0o777 == 0o666 & ~mask
     SAE(**SMALL, checkpoint=str(folder)).fit(X)
     assert not stale.exists()
+
+
+def test_other_held_out_patients_are_refused(tmp_path):
+    settings = SMALL | {"validation": 0.3}
+    one, other = (np.asarray([f"p{(i + shift) // (len(X) // 10)}" for i in range(len(X))]) for shift in (0, 37))
+    with pytest.raises(KeyboardInterrupt):
+        SAE(**settings, checkpoint=str(tmp_path), callbacks=(Stop(10),)).fit(X, groups=one)
+    with pytest.raises(InputError, match="other settings, data or seed"):
+        SAE(**settings, checkpoint=str(tmp_path)).fit(X, groups=other)

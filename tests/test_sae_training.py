@@ -578,3 +578,24 @@ def test_partial_fit_names_a_bad_row_before_it_learns():
     np.testing.assert_array_equal(sae.decoder_, before)
     again = SAE(n_latents=16, k=2, batch_size=256, random_state=0).partial_fit(rows).partial_fit(rows)
     np.testing.assert_array_equal(sae.partial_fit(rows).decoder_, again.decoder_)
+
+
+def test_what_goes_on_keeps_its_patients_and_refuses_other_models(tmp_path):
+    rows = torch.randn(600, 8, generator=torch.Generator().manual_seed(0)).numpy()
+    settings = {"n_latents": 16, "k": 2, "n_steps": 5, "random_state": 0, "validation": 0, "warm_start": True}
+    sae = SAE(**settings).fit(rows[:300], groups=["a", "b", "c"] * 100)
+    sae.fit(rows[300:], groups=["d"] * 300)
+    assert sae.trained_on(["a", "c", "d", "e"]).tolist() == [True, True, True, False]
+    sae.set_params(k=5).fit(rows, groups=["d"] * 600)
+    assert (np.diff(sae.transform(rows).indptr) > 2).any()  # the k that it was trained with, not the first one
+    sae.partial_fit(rows)  # nobody knows whose rows these are
+    with pytest.raises(InputError, match="not recorded"):
+        sae.trained_on(["a"])
+    with pytest.raises(InputError, match="has architecture='topk'"):
+        sae.set_params(architecture="relu").fit(rows)
+    with pytest.raises(InputError, match="n_latents=16"):
+        sae.set_params(architecture="topk", n_latents=32).fit(rows)
+    with pytest.raises(InputError, match="7 features"):
+        sae.set_params(n_latents=None).fit(rows[:, :7])
+    with pytest.raises(InputError, match="folder each"):
+        fit_many([SAE(checkpoint=str(tmp_path)), SAE(checkpoint=str(tmp_path / "."))], rows)

@@ -313,15 +313,26 @@ class SAE(SAEConfig):
         return Quality(self.bias_ * (not self.normaliser_.rowwise), self.n_latents_)
 
     def _keep_fit(
-        self, model: SparseAutoencoder, normaliser: Normaliser, rows: Rows, held: Held, history: list[dict[str, float]]
+        self,
+        model: SparseAutoencoder,
+        normaliser: Normaliser,
+        rows: Rows,
+        held: Held,
+        history: list[dict[str, float]],
+        *,
+        went_on: bool,
     ) -> None:
-        """Everything learnt but the metrics; ``model`` is folded."""
+        """Everything learnt but the metrics; ``model`` is folded. ``went_on``: groups seen before stay seen."""
         self.normaliser_, self.identity_, self.fingerprint_ = normaliser, rows.identity, rows.fingerprint
         self.history_, self.offset_ = history, normaliser.offset
         self._keep_model(model)
         self.validation_ = {"by": held.by, "n_groups": held.n_groups, "n_rows": len(held)}
-        self.groups_salt_ = hashlib.sha256(self.decoder_.tobytes()).hexdigest()[:32]
-        self.training_groups_ = tuple(sorted(self._hash_group(g) for g in held.training_groups))
+        if not went_on:
+            self.groups_salt_ = hashlib.sha256(self.decoder_.tobytes()).hexdigest()[:32]
+        groups = {self._hash_group(g) for g in held.training_groups}
+        if went_on:  # if the groups of any part are unknown, nobody can say which were never seen
+            groups = groups | set(self.training_groups_) if groups and self.training_groups_ else set()
+        self.training_groups_ = tuple(sorted(groups))
         device = next(model.parameters()).device.type
         self.provenance_ = provenance.record(seed=self.random_state_, threads=torch.get_num_threads(), device=device)
 
@@ -367,7 +378,10 @@ class SAE(SAEConfig):
 
     def _rows(self, X: Any) -> Rows:
         self._check_fitted()
-        rows = Rows(X)
+        return self._check_rows(Rows(X))
+
+    def _check_rows(self, rows: Rows) -> Rows:
+        """The rows, if they are of the kind that this SAE was fitted to."""
         if self.fingerprint_ and rows.fingerprint and rows.fingerprint != self.fingerprint_:
             ours, theirs = self.identity_ or {}, rows.identity or {}
             keys = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
@@ -66,6 +67,9 @@ def fit_many(models: list[SAE], X: Any, *, groups: Any = None) -> list[SAE]:
         raise InputError("fit_many needs at least one SAE")
     for sae in models:
         sae.validate()
+    folders = [os.path.abspath(sae.checkpoint) for sae in models if sae.checkpoint is not None]
+    if len(set(folders)) < len(folders):
+        raise InputError("models on one stream need a checkpoint folder each: two of these have the same")
     if len({sae.parallel for sae in models}) > 1:
         raise InputError("models on one stream need one setting of parallel")
     comm, device = connect(models[0].parallel, torch.device(resolve_device(models[0].device)))
@@ -76,6 +80,9 @@ def fit_many(models: list[SAE], X: Any, *, groups: Any = None) -> list[SAE]:
 
 
 def _fit(models: list[SAE], rows: Rows, groups: Any, comm: Alone, device: torch.device) -> list[SAE]:
+    for sae in models:
+        if _continues(sae):
+            sae._check_rows(rows)
     seeds = [int(comm.of_all(str(_seed(sae)))[0]) for sae in models]
     held = Held.draw(rows, groups=groups, share=models[0].validation, rng=np.random.default_rng(seeds[0]))
     n = None if rows.n is None else rows.n - len(held)
@@ -84,7 +91,7 @@ def _fit(models: list[SAE], rows: Rows, groups: Any, comm: Alone, device: torch.
     if len(sizes) > 1:
         raise InputError(f"models on one stream need one batch size, these come out at {sorted(sizes)}; set batch_size")
     stream = Stream(rows, held=held, batch_size=plans[0].batch_size, seed=seeds[0], device=device)
-    data = {"n": rows.n, "d": rows.d, "rows": _digest(rows), "fingerprint": rows.fingerprint, "held": len(held)}
+    data = {"n": rows.n, "d": rows.d, "rows": _digest(rows), "fingerprint": rows.fingerprint, "held": _hash(held.units)}
     normalisers: dict[str, Normaliser] = {}
     trainers = []
     for sae, plan, seed in zip(models, plans, seeds, strict=True):
@@ -123,7 +130,7 @@ def _fit(models: list[SAE], rows: Rows, groups: Any, comm: Alone, device: torch.
         del trainer  # and with it moments and gradients, before more is held
         _complete(sae, model, normaliser, stream.sample(CALIBRATION_ROWS, seed + 2))
         sae._trainer = None
-        sae._keep_fit(model, normaliser, rows, held, history)
+        sae._keep_fit(model, normaliser, rows, held, history, went_on=_continues(sae))
         sae._measure(_measured(rows, stream, seed), held)
     if diverged is not None:
         raise diverged
@@ -171,7 +178,8 @@ def partial_fit(sae: SAE, X: Any) -> SAE:
     sae.n_steps_ = sae.n_steps_ + trainer.done - start if goes_on else trainer.done
     model = copy.deepcopy(trainer.model).eval()
     _complete(sae, model, normaliser, rows.take(order[:CALIBRATION_ROWS]))
-    sae._keep_fit(model, normaliser, rows, Held(), trainer.history)
+    seen = Held.draw(rows, share=0, rng=np.random.default_rng(0))  # holds nothing out, and knows the patients
+    sae._keep_fit(model, normaliser, rows, seen, trainer.history, went_on=goes_on)
     sae._trainer = trainer
     sae._measure(rows.blocks(), Held())
     return sae
@@ -199,6 +207,7 @@ def trainer_of(
     generator = torch.Generator().manual_seed(seed)
     if first is None:
         model = copy.deepcopy(sae._model).to(device)
+        model.k, model.ends, model.bandwidth = plan.k, plan.ends, sae.bandwidth
         normaliser.unfold_(model)
     else:
         model = empty_model(sae, plan, first.shape[1]).to(device)
@@ -258,9 +267,22 @@ def _continues(sae: SAE) -> bool:
 
 
 def _warm(sae: SAE, goes_on: bool) -> SAEConfig:
-    """Settings to plan with: a fitted model that goes on keeps its number of latents and its k."""
+    """Settings to plan with: a fitted model that goes on keeps its number of latents and, where none is given, its k.
+
+    Raises
+    ------
+    InputError
+        If the settings now ask for another architecture or width than the fitted model has.
+    """
     if not goes_on:
         return sae
+    made = {"architecture": sae._model.architecture, "n_latents": sae.n_latents_}
+    for name, value in made.items():
+        if getattr(sae, name) not in (value, None):
+            raise InputError(
+                f"the fitted model that is to go on has {name}={value!r}, the setting now is {getattr(sae, name)!r}; "
+                "set it back, or clone the SAE to start anew"
+            )
     given = SAEConfig(**sae.get_params())
     return given.set_params(n_latents=sae.n_latents_, k=sae.k if sae.k is not None else sae.k_)
 
@@ -294,7 +316,11 @@ def _digest(rows: Rows) -> str | None:
     if rows.n is None:
         return None
     spread = np.unique(np.linspace(0, rows.n - 1, 64).astype(np.int64))
-    return hashlib.sha256(rows.take(spread).tobytes()).hexdigest()
+    return _hash(rows.take(spread))
+
+
+def _hash(array: np.ndarray) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def _measured(rows: Rows, stream: Stream, seed: int) -> Any:

@@ -197,7 +197,9 @@ class Trainer:
         self.weights["W_dec"][idle] = start
         self.weights["W_enc"][idle] = 0.2 * norm * start
         self.weights["b_enc"][idle] = 0
-        for name in ("W_dec", "W_enc", "b_enc"):
+        if "threshold" in self.weights:
+            self.weights["threshold"][idle] = self.config.threshold
+        for name in self.weights.keys() - {"b_dec"}:
             for moment in self.moments[name]:
                 moment[idle] = 0
         self.since_fired[idle] = 0
@@ -336,11 +338,8 @@ def run(trainers: list[Trainer], batches: Callable[[int], Iterator[torch.Tensor]
                 if trouble is None and not over:
                     try:
                         rows = next(stream)
-                    except (
-                        Exception,
-                        KeyboardInterrupt,
-                    ) as error:  # all must hear of it
-                        trouble = error
+                    except (Exception, KeyboardInterrupt) as error:
+                        trouble = error  # all must hear of it
                 trouble = comm.agree(trouble)
                 if isinstance(trouble, KeyboardInterrupt):
                     for trainer in trainers:
