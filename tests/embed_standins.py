@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from biosae.data.samples import ReadError, Samples
+from biosae.encoders import Encoder, EncoderInfo
 
 
 class NumberReader:
@@ -64,6 +65,8 @@ class Scaling:
 class PatchEncoder:
     """A patch projection and a second layer, with seeded weights. An all-black image gives NaN in layer ``late``."""
 
+    item = "image"
+    suited, _check_item = Encoder.suited, Encoder._check_item
     layers = ["early", "late"]
     device, precision = "cpu", "float32"
 
@@ -72,6 +75,7 @@ class PatchEncoder:
         self.weight = torch.randn(dim, 3, patch, patch, generator=draw) * scale
         self.seed, self.dim, self.patch, self.pause = seed, dim, patch, pause
         self.preprocess = Scaling()
+        self.info = EncoderInfo("stand-in")
         self.batches: list[tuple[int, tuple[str, ...]]] = []  # what forward was asked for
 
     def at_mpp(self, mpp: float) -> PatchEncoder:

@@ -200,7 +200,7 @@ def test_text_html_and_frame(tmp_path):
     frame.loc[0, "split"] = "test"
     result = audit(tmp_path, frame)
     lines = str(result).splitlines()
-    assert lines[0].startswith("Audit of Samples: 24 samples, 8 patients")
+    assert lines[0].startswith("Audit of Samples: 24 images, 8 patients")
     assert lines[1].startswith(" ! leakage: 1 patients")  # problems come first
     assert "<script>" not in result._repr_html_()
     table = result.to_frame()

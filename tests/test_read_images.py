@@ -279,7 +279,7 @@ def test_folder(folder):
     named = bs.read.images(folder, patient=None, label="folder")
     assert named.obs["label"].tolist()[1:] == ["a", "a", "b"]
     (folder / "none").mkdir()
-    with pytest.raises(InputError, match="no image"):
+    with pytest.raises(InputError, match="no file of a fitting kind"):
         bs.read.images(folder / "none", patient=None)
 
 

@@ -9,8 +9,11 @@ import pandas as pd
 
 from biosae.errors import InputError, nearest
 
-ROLES = ("patient", "slide", "site", "scanner", "label", "split", "path", "mpp")
-ID_ROLES = ("patient", "slide", "site", "scanner", "split", "path")  # always strings in their canonical column
+ROLES = (
+    "patient", "slide", "recording", "sequence", "site", "location", "scanner", "collector", "label", "split", "path",
+    "mask", "mpp",
+)  # fmt: skip
+ID_ROLES = tuple(r for r in ROLES if r not in ("label", "mpp"))  # always strings in their canonical column
 
 
 def canonical_obs(obs: pd.DataFrame, roles: Mapping[str, str | None]) -> tuple[pd.DataFrame, dict[str, str | None]]:

@@ -16,13 +16,17 @@ from biosae.data.roles import canonical_obs
 from biosae.errors import BiosaeError, FormatError, InputError, nearest
 from biosae.files import atomic_path, canonical_json, hash_json
 
-REASONS = ("missing", "empty", "truncated", "unreadable", "unsupported", "wrong_size")
+REASONS = (
+    "missing", "empty", "truncated", "unreadable", "unsupported", "wrong_size",
+    "no_image", "no_unit", "no_channel", "too_short", "gaps",
+)  # fmt: skip
 FORMAT_VERSION = 1
 
 # kind (``reader.spec()["kind"]``) -> constructor that takes the rest of the spec as keywords, or its "module:attribute"
 READERS: dict[str, Callable[..., Reader] | str] = {
     "image": "biosae.read.decode:ImageReader",
     "phantom": "biosae.data.phantom:PhantomReader",
+    "signal": "biosae.read.signals:SignalReader",
 }
 
 
@@ -40,11 +44,25 @@ class ReadError(BiosaeError):
         return f"{self.reason}: {self.detail}"
 
 
+# kind of item -> (dtype, number of axes, what it is)
+ITEMS: dict[str, tuple[type, int, str]] = {
+    "image": (np.uint8, 3, "RGB image (height, width, 3)"),
+    "signal": (np.float32, 2, "signal (channels, time)"),
+    "features": (np.float32, 1, "vector (values,)"),
+}
+NOUNS = {"image": "images", "signal": "signals", "features": "vectors"}
+
+
 class Reader(Protocol):
-    """What turns one row into an image; small and picklable."""
+    """What turns one row into an item; small and picklable, safe in threads.
+
+    ``item`` is a key of ``ITEMS`` (``"image"`` where a reader does not say). A reader of signals also has ``rate`` (Hz,
+    None if the rows differ), ``unit`` and ``channels`` (names). ``columns`` names the columns, besides ``path``, that
+    say which item a row is (``start`` of a window, say); they are part of the samples' fingerprint.
+    """
 
     def __call__(self, row: Mapping[str, Any]) -> np.ndarray:
-        """Image of the row, ``uint8 (H, W, 3)``; raises :class:`ReadError`. ``row["path"]`` is resolved."""
+        """Item of the row; raises :class:`ReadError`. ``row["path"]`` is resolved."""
 
     def spec(self) -> dict[str, Any]:
         """JSON-ready settings: ``kind`` (a key of ``READERS``) and the constructor's keywords."""
@@ -61,7 +79,10 @@ class _Row(Mapping):
         if key == "sample_id":
             return obs.index[self._i]
         value = obs[key].iloc[self._i]
-        return str(self._samples.file(self._i)) if key == "path" else value
+        if key not in ("path", "mask") or not isinstance(value, str):
+            return value
+        root = self._samples.root
+        return value if root is None else str(root / value)
 
     def __iter__(self) -> Iterator[str]:
         yield "sample_id"
@@ -72,14 +93,14 @@ class _Row(Mapping):
 
 
 class Samples:
-    """A table with one row a sample, and a reader: a picklable map-style dataset of RGB images.
+    """A table with one row a sample, and a reader: a picklable map-style dataset of images, signals or vectors.
 
     Parameters
     ----------
     obs
         Table whose index holds the sample ids (unique strings).
     reader
-        Callable that takes a row (mapping of column to value) and returns ``uint8 (H, W, 3)``; see :class:`Reader`.
+        Callable that takes a row (mapping of column to value) and returns an item; see :class:`Reader`.
     roles
         Role to column name. ``patient`` must be there; ``None`` says that the patient is unknown. The column of
         each role is also kept under the role's own name (the canonical column). A column that already bears the
@@ -130,8 +151,14 @@ class Samples:
     def __repr__(self) -> str:
         named = ", ".join(f"{r}={c!r}" for r, c in self.roles.items() if r != "path")
         patients = f"{self.obs['patient'].nunique()} patients" if "patient" in self.obs else "patients unknown"
-        mpp = "mpp unknown" if self.mpp is None else f"{self.mpp:g} um/px"
-        return f"Samples: {len(self)} samples, {patients}, {mpp}; {named}"
+        return f"Samples: {len(self)} {NOUNS[self.item]}, {patients}, {self._scale()}; {named}"
+
+    def _scale(self) -> str:
+        """The physical scale in words."""
+        if self.item != "signal":
+            return "mpp unknown" if self.mpp is None else f"{self.mpp:g} um/px"
+        rate = "rates differ" if self.rate is None else f"{self.rate:g} Hz"
+        return f"{len(self.channels)} channels, {rate}, {self.unit}"
 
     def _repr_html_(self) -> str:
         import html
@@ -152,10 +179,38 @@ class Samples:
         return float(values[0]) if (values == values[0]).all() else None
 
     @property
+    def item(self) -> str:
+        """Kind of item: a key of ``ITEMS``."""
+        return getattr(self.reader, "item", "image")
+
+    @property
+    def rate(self) -> float | None:
+        """Samples a second (Hz) of every signal; None where they differ, or for other items."""
+        return getattr(self.reader, "rate", None)
+
+    @property
+    def unit(self) -> str | None:
+        """Physical unit of the signals' values; None for other items."""
+        return getattr(self.reader, "unit", None)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the signals' channels, in order; empty for other items."""
+        return tuple(getattr(self.reader, "channels", None) or ())
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """What the reader listed and could not use: columns ``item, stage, reason, detail``."""
+        return pd.DataFrame(self.meta.get("failures", []), columns=["item", "stage", "reason", "detail"])
+
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 over ids, paths as written in ``obs``, the reader's settings; not over the files' contents."""
+        """SHA-256 over ids, paths as written in ``obs``, where in the files the items lie, and the reader's settings;
+        not over the files' contents."""
         paths = self.obs["path"].tolist() if "path" in self.obs else None
-        return hash_json({"ids": self.ids.tolist(), "paths": paths, "reader": self.reader.spec()})
+        facts = {"ids": self.ids.tolist(), "paths": paths, "reader": self.reader.spec()}
+        where = {c: self.obs[c].tolist() for c in getattr(self.reader, "columns", ()) if c in self.obs}
+        return hash_json(facts | ({"where": where} if where else {}))
 
     # -- items ---------------------------------------------------------------------------------------------------
 
@@ -171,7 +226,8 @@ class Samples:
 
         Returns
         -------
-        ``uint8 (H, W, 3)``, RGB.
+        ``uint8 (H, W, 3)`` RGB for images, ``float32 (C, T)`` for signals (NaN where nothing was recorded),
+        ``float32 (d,)`` for features.
 
         Raises
         ------
@@ -185,10 +241,15 @@ class Samples:
         n = len(self)
         if not -n <= i < n:
             raise IndexError(f"sample {i} of {n}")
-        image = self.reader(_Row(self, int(i) % n))
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise TypeError(f"the reader returned {image.dtype} {image.shape}, not uint8 (H, W, 3)")
-        return image
+        item = self.reader(self.row(int(i) % n))
+        dtype, n_axes, what = ITEMS[self.item]
+        if item.dtype != dtype or item.ndim != n_axes or (self.item == "image" and item.shape[2] != 3):
+            raise TypeError(f"the reader returned {item.dtype} {item.shape}, not {np.dtype(dtype)}, {what}")
+        return item
+
+    def row(self, i: int) -> Mapping[str, Any]:
+        """Row ``i`` as a reader gets it: column to value, ``sample_id``, and ``path`` (and ``mask``) resolved."""
+        return _Row(self, i)
 
     def select(self, which: Sequence | np.ndarray | pd.Series | slice) -> Samples:
         """Samples of some rows.

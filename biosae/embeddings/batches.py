@@ -25,7 +25,7 @@ class Job:
 
 @dataclass
 class Loaded:
-    """A batch after a worker: images grouped by shape with their positions, and position -> why it failed."""
+    """A batch after a worker: items grouped by shape with their positions, and position -> why it failed."""
 
     groups: dict[tuple[int, ...], tuple[torch.Tensor, list[int]]] = field(default_factory=dict)
     failed: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -83,9 +83,9 @@ def load_batch(samples: Any, preprocess: Callable, positions: range, pin: bool) 
     for at in positions:
         stage = "read"
         try:
-            image = samples[at]
+            item = samples[at]
             stage = "preprocess"
-            tensor = preprocess(image)
+            tensor = preprocess(item)
         except ReadError as error:
             batch.failed[at] = (error.reason, error.detail)
             continue
@@ -93,12 +93,6 @@ def load_batch(samples: Any, preprocess: Callable, positions: range, pin: bool) 
             batch.failed[at] = (f"{stage}_error", f"{type(error).__name__}: {error}")
             continue
         shape = tuple(tensor.shape)
-        if len(shape) != 3:
-            batch.failed[at] = (
-                "wrong_shape",
-                f"the preprocessed image has shape {shape}, not (channels, height, width)",
-            )
-            continue
         if shape not in batch.groups:
             batch.groups[shape] = (torch.empty((len(positions), *shape), dtype=tensor.dtype, pin_memory=pin), [])
         buffer, members = batch.groups[shape]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import warnings
@@ -66,10 +65,11 @@ def embed(
     Parameters
     ----------
     samples
-        :class:`biosae.Samples`: ``samples[i]`` is ``uint8 (H, W, 3)``. Reading must be safe in threads.
+        :class:`biosae.Samples` of the kind of item that the encoder takes. Reading must be safe in threads.
     encoder
-        An encoder, or the name of one for :func:`biosae.encoders.load`. If the samples' micrometres per pixel are known
-        and the encoder's tiles have none yet, it is used as ``encoder.at_mpp(samples.mpp)``.
+        An encoder, or the name of one for :func:`biosae.encoders.load`. It is used as ``encoder.suited(samples)``: set
+        to the samples' micrometres per pixel where they are known, and refused where it is made for another kind of
+        item, or for signals of another rate, unit or other channels.
     layer
         A layer's name or number (negative from the end), or several: one forward pass then serves all of them.
     pool
@@ -134,7 +134,7 @@ def embed(
     several = isinstance(layer, Sequence) and not isinstance(layer, str)
     if several and not layer:
         raise InputError("layer=[] names no layer")
-    encoder = _ready(encoder, samples.mpp, device=device, precision=precision)
+    encoder = _ready(encoder, samples, device=device, precision=precision)
     shards.obs_bytes(samples.obs, roles=samples.roles, mpp=samples.mpp)  # refuse before the work, not after it
 
     layers = list(dict.fromkeys(encoder.resolve_layer(one) for one in (layer if several else [layer])))
@@ -157,25 +157,17 @@ def embed(
     return found if several else found[layers[0]]
 
 
-def _ready(encoder: Any, mpp: float | None, *, device: str, precision: str | None) -> Any:
+def _ready(encoder: Any, samples: Any, *, device: str, precision: str | None) -> Any:
     """The encoder itself, on its device and set to the physical scale of the samples."""
     if isinstance(encoder, str | os.PathLike):
         from biosae.encoders import load
 
-        return load(encoder, device=device, precision=precision or "float32", mpp=mpp)
+        return load(encoder, device=device, precision=precision or "float32").suited(samples)
     if precision is not None and precision != encoder.precision:
         raise InputError(f"the encoder was loaded with precision={encoder.precision!r}; load it with {precision!r}")
     if device != "auto":
         encoder = encoder.to(device)
-    known = encoder.preprocess.tile_mpp
-    if mpp is None or (known is not None and math.isclose(known, mpp, rel_tol=1e-3)):
-        return encoder
-    if known is not None:
-        raise InputError(
-            f"the encoder was loaded for tiles of {known:g} um/px, the samples have {mpp:g}; "
-            "pass encoder.at_mpp(samples.mpp)"
-        )
-    return encoder.at_mpp(mpp)
+    return encoder.suited(samples)
 
 
 def _open_layer(
@@ -285,7 +277,7 @@ def _run(
                 bar.set_postfix(failed=len(log), refresh=False)
 
 
-# outputs of one batch and layer: for each group of one shape, (positions, input height and width, array)
+# outputs of one batch and layer: for each group of one shape, (positions, last two sides of an input, array)
 _Outputs = list[tuple[list[int], tuple[int, int], np.ndarray]]
 
 
@@ -304,20 +296,20 @@ def _forwarded(
 
 def _forward(encoder: Any, job: Job, batch: Loaded, pool: str) -> list:
     outputs = []
-    for shape, (images, members) in batch.groups.items():
+    for shape, (items, members) in batch.groups.items():
         try:
             with torch.inference_mode():
-                found = encoder.forward(images, list(job.layers), pool)
+                found = encoder.forward(items, list(job.layers), pool)
         except Exception as error:
             if isinstance(error, torch.cuda.OutOfMemoryError) or "allocate memory" in str(error):
                 raise InputError(
-                    f"the forward pass ran out of memory with {len(members)} images of {shape}; give a smaller "
+                    f"the forward pass ran out of memory with {len(members)} items of {shape}; give a smaller "
                     "batch_size= (finished shards are kept)"
                 ) from error
             why = ("forward_error", f"{type(error).__name__}: {error}")
             batch.failed.update(dict.fromkeys(members, why))
             continue
-        outputs.append((members, shape[1:], found))
+        outputs.append((members, shape[-2:], found))
     return outputs
 
 

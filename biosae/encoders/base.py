@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from biosae.encoders.catalog import EncoderInfo
-from biosae.encoders.preprocess import Preprocess
 from biosae.errors import InputError, nearest
 from biosae.files import hash_json
 
@@ -75,10 +75,13 @@ class Encoder(ABC):
 
     Attributes
     ----------
+    item : str
+        Kind of item that it takes: ``"image"``, ``"signal"`` or ``"features"`` (see :class:`biosae.Samples`).
     info : EncoderInfo
         Facts, after the overrides of ``load``.
     preprocess : Preprocess
-        ``uint8 (H, W, 3)`` to ``float32 (3, h, w)``; picklable.
+        Item to the network's input without its batch axis, for images ``uint8 (H, W, 3)`` to ``float32 (3, h, w)``;
+        picklable.
     model : torch.nn.Module
         The network, in evaluation mode, without gradients.
     layers : list of str
@@ -89,11 +92,13 @@ class Encoder(ABC):
         Where and in which number format the network runs.
     """
 
+    item = "image"
+
     def __init__(
         self,
         model: nn.Module,
         info: EncoderInfo,
-        preprocess: Preprocess,
+        preprocess: Any,
         sites: Mapping[str, Layer],
         *,
         architecture: Mapping[str, Any],
@@ -153,6 +158,33 @@ class Encoder(ABC):
         other = copy.copy(self)
         other.preprocess = replace(self.preprocess, tile_mpp=mpp, match_mpp=match_mpp)
         return other
+
+    def suited(self, samples: Any) -> Encoder:
+        """The encoder set to the physical scale of the samples (micrometres per pixel, for images).
+
+        Raises
+        ------
+        InputError
+            If the samples' kind or scale is not what the encoder takes; the message says what to change.
+        """
+        self._check_item(samples)
+        known, mpp = self.preprocess.tile_mpp, samples.mpp
+        if mpp is None or (known is not None and math.isclose(known, mpp, rel_tol=1e-3)):
+            return self
+        if known is not None:
+            raise InputError(
+                f"the encoder was loaded for tiles of {known:g} um/px, the samples have {mpp:g}; "
+                "pass encoder.at_mpp(samples.mpp)"
+            )
+        return self.at_mpp(mpp)
+
+    def _check_item(self, samples: Any) -> None:
+        given = getattr(samples, "item", "image")
+        if given != self.item:
+            raise InputError(
+                f"{self.info.name} takes an {self.item} a sample, these samples are of kind {given!r}; choose one of "
+                f"bs.encoders.list(item={given!r})"
+            )
 
     def resolve_layer(self, layer: int | str) -> str:
         """Name of a layer given as a name, a position or a position from the end.
@@ -214,7 +246,8 @@ class Encoder(ABC):
     def grid(self, layer: int | str, input_hw: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the tokens of a layer, for an input of ``input_hw`` pixels (after preprocessing).
 
-        Token ``t`` of ``pool="tokens"`` lies at row ``t // columns``, column ``t % columns``.
+        Token ``t`` of ``pool="tokens"`` lies at row ``t // columns``, column ``t % columns``. For signals ``input_hw``
+        is (channels, time steps), rows are channels (1 where the tokens span all channels) and columns steps of time.
         """
         stride = self._sites[self.resolve_layer(layer)].stride
         return input_hw[0] // stride, input_hw[1] // stride
@@ -240,8 +273,8 @@ class Encoder(ABC):
             "norm": self._norm(name, pool),
             "preprocess": spec,
             "dim": self.dim(name, pool),
-            "mpp": spec["rescale_to_mpp"],
-            "tile_mpp": self.preprocess.tile_mpp,
+            "mpp": spec.get("rescale_to_mpp"),
+            "tile_mpp": getattr(self.preprocess, "tile_mpp", None),
             "licence": self.info.licence,
             "derivatives_restricted": self.info.derivatives_restricted,
         }
@@ -259,7 +292,7 @@ class Encoder(ABC):
         Parameters
         ----------
         batch
-            ``(B, 3, H, W)`` float32, preprocessed.
+            Preprocessed items: ``(B, 3, H, W)`` float32 for images, ``(B, C, T)`` for signals, ``(B, d)`` for features.
         layers
             One layer or several (see :meth:`resolve_layer`).
         pool
@@ -281,21 +314,26 @@ class Encoder(ABC):
         wanted = [layers] if isinstance(layers, (int, str)) else list(layers)
         if not wanted:
             raise InputError("give at least one layer")
-        if batch.ndim != 4 or batch.shape[1] != 3:
-            raise InputError(f"a batch must be (B, 3, H, W), got {tuple(batch.shape)}")
-        self._check_size(tuple(batch.shape[2:]))
+        self._check_batch(batch)
         pools = {self.resolve_layer(layer): self.resolve_pool(layer, pool) for layer in wanted}
         dtype = getattr(torch, self.precision)
         with torch.inference_mode():
-            x = batch.to(self.device, dtype=dtype, memory_format=self._memory, non_blocking=True)
+            memory = self._memory if batch.ndim == 4 else torch.contiguous_format
+            x = batch.to(self.device, dtype=dtype, memory_format=memory, non_blocking=True)
             found = self._run(x, pools)
         return {name: found[name].float() for name in pools}
 
     __call__ = forward
 
-    @abstractmethod
+    def _check_batch(self, batch: torch.Tensor) -> None:
+        """Raise InputError if the network cannot take a batch of this shape."""
+        if batch.ndim != 4 or batch.shape[1] != 3:
+            raise InputError(f"a batch must be (B, 3, H, W), got {tuple(batch.shape)}")
+        self._check_size(tuple(batch.shape[2:]))
+
     def _check_size(self, input_hw: tuple[int, int]) -> None:
-        """Raise InputError if the network cannot take inputs of this size in pixels."""
+        """Raise InputError if an image network cannot take inputs of this size in pixels; every size is fine here."""
+        return
 
     @abstractmethod
     def _run(self, x: torch.Tensor, pools: dict[str, str]) -> dict[str, torch.Tensor]:

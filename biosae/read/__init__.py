@@ -1,4 +1,9 @@
-"""Readers of tables, folders and image files; each returns :class:`biosae.Samples`."""
+"""Readers of tables, folders and files of every modality; each returns :class:`biosae.Samples`.
+
+What the readers' packages bring (OpenSlide, pydicom, MNE ...) is imported where it is used.
+"""
+
+from __future__ import annotations
 
 from biosae.read.images import images
 from biosae.read.tiles import tiles

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,34 @@ def image_samples(
     """Samples of image files; what :func:`biosae.read.tiles` and :func:`biosae.read.images` share."""
     if isinstance(mpp, str):
         roles, mpp = {**roles, "mpp": mpp}, None
+    obs, roles, root = record_table(source, roles=roles, id=id, root=root, suffixes=SUFFIXES)
+    samples = Samples(obs, reader, roles=roles, mpp=mpp, root=root)
+    _check_present(samples, max_failures)
+    return samples
+
+
+def record_table(
+    source: str | os.PathLike | pd.DataFrame,
+    *,
+    roles: Mapping[str, str | None],
+    id: str | None,
+    root: str | os.PathLike | None,
+    suffixes: Sequence[str],
+) -> tuple[pd.DataFrame, dict[str, str | None], Path]:
+    """Table of files with ids as its index, the roles with ``path`` among them, and the root of its paths.
+
+    Raises
+    ------
+    InputError
+        If the patient is not spoken of, a column is absent, or there are no rows.
+    """
     if roles["patient"] is ...:
         raise InputError(
             "say which column names the patients: patient='<column>'; or patient=None if nobody knows (then no "
             "patient-level test is possible)"
         )
     named = [column for role, column in roles.items() if role in ID_ROLES and column]
-    obs, home = load_table(source, text=[*ID_ROLES, *named, id or "sample_id"])
+    obs, home = load_table(source, text=[*ID_ROLES, *named, id or "sample_id"], suffixes=suffixes)
     if obs.empty:
         raise InputError("the table has no rows; check the file, or the filter that made it")
     root = Path(home if root is None else root).absolute()
@@ -46,18 +67,20 @@ def image_samples(
     if path not in obs:
         raise InputError(f"no column {path!r} with the files' paths; pass path= its name. {nearest(path, obs.columns)}")
     obs[path] = [_under(p, root) for p in obs[path]]
-    samples = Samples(obs.set_index(_ids(obs, id, path)), reader, roles=roles, mpp=mpp, root=root)
-    _check_present(samples, max_failures)
-    return samples
+    return obs.set_index(_ids(obs, id, path)), dict(roles), root
 
 
-def load_table(source: str | os.PathLike | pd.DataFrame, *, text: list[str]) -> tuple[pd.DataFrame, Path]:
+def load_table(
+    source: str | os.PathLike | pd.DataFrame, *, text: list[str], suffixes: Sequence[str] = SUFFIXES
+) -> tuple[pd.DataFrame, Path]:
     """Read a table, or list a folder's images; return it with the folder against which its paths are meant.
 
     Parameters
     ----------
     source
         CSV, TSV or Parquet file, folder, or DataFrame (copied).
+    suffixes
+        Endings of the files to list in a folder, lower case; an empty string is any ending.
     text
         Columns of a text table to read as strings, so that ``007`` stays ``007``.
     """
@@ -68,7 +91,7 @@ def load_table(source: str | os.PathLike | pd.DataFrame, *, text: list[str]) -> 
         raise InputError(f"source is a {type(source).__name__}; pass a file, a folder or a pandas DataFrame")
     source = Path(source)
     if source.is_dir():
-        return _list_folder(source), source
+        return _list_folder(source, suffixes), source
     if not source.is_file():
         raise InputError(f"no file or folder {source}; relative names start from {Path.cwd()}")
     suffixes = [s.lower() for s in source.suffixes]
@@ -130,16 +153,16 @@ def _plain(values: pd.Series) -> pd.Series:
     return values if values.isna().any() else values.astype(values.dtype.numpy_dtype)
 
 
-def _list_folder(folder: Path) -> pd.DataFrame:
+def _list_folder(folder: Path, suffixes: Sequence[str]) -> pd.DataFrame:
     """Columns ``path`` (relative) and ``folder`` (name of the file's own folder, missing at the top)."""
     files = sorted(
         Path(parent, name).relative_to(folder)
         for parent, folders, names in os.walk(folder)
         for name in names
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        if name.lower().endswith(tuple(suffixes)) and not name.startswith(".")
     )
     if not files:
-        raise InputError(f"no image ({', '.join(SUFFIXES)}) in {folder} or below it")
+        raise InputError(f"no file of a fitting kind ({', '.join(suffixes) or 'any'}) in {folder} or below it")
     return pd.DataFrame({"path": [f.as_posix() for f in files], "folder": [f.parent.name or np.nan for f in files]})
 
 

@@ -1,0 +1,234 @@
+"""Recordings of signals (EEG, ECG, wearables): what a format must offer, and the reader of windows."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+
+from biosae.data.samples import ReadError
+from biosae.errors import InputError, nearest
+from biosae.read.channels import canonical_unit, factor, find_channels
+from biosae.read.handles import Handles
+from biosae.read.resample import piece
+
+FORMATS: dict[str, str] = {
+    "edf": "biosae.read.edf:open_edf",
+    "wfdb": "biosae.read.wfdb:open_wfdb",
+    "e4": "biosae.read.e4:open_e4",
+}
+"""Format -> ``module:function`` that opens a path as a :class:`Recording`."""
+
+
+class Channel(NamedTuple):
+    """One channel as the file has it: name, rate in Hz, physical unit (None if the file does not say), samples."""
+
+    name: str
+    rate: float
+    unit: str | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a recording says of itself, read without its signals.
+
+    Attributes
+    ----------
+    channels
+        Channels in file order.
+    seconds
+        Length of the longest channel.
+    annotations
+        One row a mark: ``onset`` and ``duration`` in seconds from the start, ``label``; further columns by format.
+    facts
+        Other plain facts of the file (device, filters, comments); names, dates and record numbers of patients are not
+        among them.
+    """
+
+    channels: tuple[Channel, ...]
+    seconds: float
+    annotations: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["onset", "duration", "label"]))
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Recording(Protocol):
+    """An open file. ``read`` gives physical values in the channels' own units, NaN where nothing was recorded."""
+
+    header: Header
+
+    def read(self, channels: Sequence[int], first: int, count: int) -> np.ndarray:
+        """Samples ``first`` to ``first + count`` of channels of one rate, ``float64 (len(channels), count)``."""
+
+    def close(self) -> None:
+        """Let the file go."""
+
+
+def open_recording(format: str, path: str) -> Recording:
+    """Open a recording.
+
+    Raises
+    ------
+    ReadError
+        If the file is missing, empty, truncated, damaged or of an unsupported kind.
+    """
+    if format not in FORMATS:
+        raise InputError(f"no signal format {format!r}; {nearest(format, FORMATS)}")
+    module, function = FORMATS[format].split(":")
+    return getattr(importlib.import_module(module), function)(path)
+
+
+_OPENED: dict[str, Handles] = {}
+
+
+class _Opener:
+    """``open_recording`` of one format, picklable."""
+
+    def __init__(self, format: str) -> None:
+        self.format = format
+
+    def __call__(self, path: str) -> Recording:
+        return open_recording(self.format, path)
+
+
+def _handles(format: str) -> Handles:
+    return _OPENED.setdefault(format, Handles(_Opener(format)))
+
+
+class SignalReader:
+    """Reader of windows of recordings: chosen channels, in one unit, at one rate.
+
+    Parameters
+    ----------
+    format
+        Key of ``FORMATS``.
+    channels
+        Names in the wanted order. ``"Fp1-F7"`` is a channel of that name, else the difference of two channels.
+    unit
+        Physical unit of the values given.
+    rate
+        Samples a second (Hz) to resample to; None keeps the rate of the file.
+    units
+        Unit of channels whose file states none: one for all, or channel name to unit.
+    reference
+        None, or ``"average"``: the mean of the chosen channels is taken from each.
+    """
+
+    item = "signal"
+    columns = ("start", "duration")
+
+    def __init__(
+        self,
+        *,
+        format: str,
+        channels: Sequence[str],
+        unit: str,
+        rate: float | None = None,
+        units: str | Mapping[str, str] | None = None,
+        reference: str | None = None,
+    ) -> None:
+        if reference not in (None, "average"):
+            raise InputError(f"reference={reference!r}; valid: None, 'average' (or name differences as channels)")
+        self.format, self.channels, self.unit = format, tuple(channels), unit
+        self.rate = None if rate is None else float(rate)
+        self.units = dict(units) if isinstance(units, Mapping) else units
+        self.reference = reference
+
+    def __call__(self, row: Mapping[str, Any]) -> np.ndarray:
+        """Window of ``row["duration"]`` seconds from ``row["start"]``: ``float32 (C, T)``, NaN where nothing was
+        recorded."""
+        recording = _handles(self.format).get(row["path"])
+        return self.window(recording, float(row["start"]), float(row["duration"]))
+
+    def spec(self) -> dict[str, Any]:
+        """Settings that rebuild this reader."""
+        return {
+            "kind": "signal", "format": self.format, "channels": list(self.channels), "unit": self.unit,
+            "rate": self.rate, "units": self.units, "reference": self.reference,
+        }  # fmt: skip
+
+    def window(self, recording: Recording, start: float, duration: float) -> np.ndarray:
+        """A window of an open recording, ``float32 (C, T)``; ``T = round(duration * rate)``.
+
+        Raises
+        ------
+        ReadError
+            ``no_channel``, ``no_unit``, ``too_short`` (the window ends behind the recording) or ``unsupported`` (the
+            channels' rates differ and none was asked for), or what the file's own format raises.
+        """
+        places, scales, rate = self.plan(recording.header)
+        used = sorted({i for place in places for i in place if i is not None})
+        seconds = max(recording.header.channels[i].n / recording.header.channels[i].rate for i in used)
+        if start < 0 or start + duration > seconds + 0.5 / rate:
+            raise ReadError("too_short", f"a window from {start:g} to {start + duration:g} s of {seconds:g} s")
+        n_out = round(duration * rate)
+        values = self._channels(recording, used, rate, start, n_out)
+        rows = []
+        for (plus, minus), scale in zip(places, scales):
+            row = values[plus] * scale[0]
+            rows.append(row if minus is None else row - values[minus] * scale[1])
+        out = np.stack(rows)
+        if self.reference == "average":
+            known = np.isfinite(out)
+            out -= np.where(known, out, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        return out.astype(np.float32)
+
+    def plan(self, header: Header) -> tuple[list[tuple[int, int | None]], list[tuple[float, float]], float]:
+        """Channels to take (as :func:`~biosae.read.channels.find_channels`), factors to the wanted unit, and the rate.
+
+        Raises
+        ------
+        ReadError
+            As :meth:`window`.
+        """
+        names = [c.name for c in header.channels]
+        try:
+            places = find_channels(self.channels, names)
+        except InputError as error:
+            raise ReadError("no_channel", str(error)) from None
+        try:
+            scales = [
+                (factor(self._unit(header.channels[p]), self.unit),
+                 1.0 if m is None else factor(self._unit(header.channels[m]), self.unit))
+                for p, m in places
+            ]  # fmt: skip
+        except InputError as error:
+            raise ReadError("no_unit", str(error)) from None
+        rates = {header.channels[i].rate for place in places for i in place if i is not None}
+        if self.rate is None and len(rates) > 1:
+            shown = ", ".join(f"{r:g}" for r in sorted(rates))
+            raise ReadError("unsupported", f"channels of {shown} Hz; pass rate= to resample, or channels= of one rate")
+        return places, scales, self.rate or rates.pop()
+
+    def _unit(self, channel: Channel) -> str:
+        stated = canonical_unit(channel.unit)
+        if stated is not None:
+            return stated
+        given = self.units.get(channel.name) if isinstance(self.units, dict) else self.units
+        if given is None:
+            said = f"states the unit {channel.unit!r}, which is unknown" if channel.unit else "states no unit"
+            raise ReadError("no_unit", f"channel {channel.name!r} {said}; pass units={{{channel.name!r}: '...'}}")
+        return given
+
+    @staticmethod
+    def _channels(
+        recording: Recording, used: Sequence[int], rate: float, start: float, n_out: int
+    ) -> dict[int, np.ndarray]:
+        """Channel number to its window at the wanted rate; channels of one native rate are read together."""
+        groups: dict[tuple[float, int], list[int]] = {}
+        for i in used:
+            channel = recording.header.channels[i]
+            groups.setdefault((channel.rate, channel.n), []).append(i)
+        found: dict[int, np.ndarray] = {}
+        for (native, n), members in groups.items():
+
+            def read(first: int, count: int, members: list[int] = members) -> np.ndarray:
+                return recording.read(members, first, count) if count else np.empty((len(members), 0))
+
+            out = piece(read, n, rate=native, target=rate, start=start, n_out=n_out)
+            found.update(zip(members, out))
+        return found

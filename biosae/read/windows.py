@@ -1,0 +1,281 @@
+"""From a table of recordings to samples, one row a window; shared by the readers of signals."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from biosae.data.samples import ReadError, Samples
+from biosae.errors import InputError
+from biosae.read.channels import canonical_unit
+from biosae.read.scan import scan
+from biosae.read.signals import Header, Recording, SignalReader, open_recording
+from biosae.read.table import record_table
+
+_EDGE = 1e-6  # s; windows that end this much behind the recording still fit
+FLAT = 1e-6  # a channel whose range in a window is below this share of its unit's scale (1 uV for volts) is flat
+
+Describe = Callable[[Header, float, float], dict[str, Any]]
+"""``describe(header, start, duration)``: further columns of a window."""
+
+
+def signal_samples(
+    source: str | os.PathLike | pd.DataFrame,
+    format: str,
+    *,
+    suffixes: Sequence[str],
+    roles: Mapping[str, str | None],
+    id: str | None,
+    root: str | os.PathLike | None,
+    channels: Sequence[str] | None,
+    rate: float | None,
+    unit: str | None,
+    units: str | Mapping[str, str] | None,
+    reference: str | None,
+    window: float | None,
+    step: float | None,
+    around: str | Sequence[str] | None,
+    before: float,
+    after: float | None,
+    quality: bool,
+    artefact: float | None,
+    describe: Describe | None,
+    n_jobs: int | None,
+    max_failures: float,
+    failures: str | os.PathLike | None,
+) -> Samples:
+    """Windows of recordings as samples; what the readers of EDF, WFDB and E4 share.
+
+    One row a window, with the columns of its recording's row and ``start, duration`` (s), ``channel_rates`` (Hz, of the
+    file), ``annotation`` (label of the mark that covers most of the window, or around which it was cut) and
+    ``annotation_share``. With ``quality``: ``missing_share``, ``flat_channels``, ``bad_channels``, ``artefact_share``.
+
+    Parameters
+    ----------
+    channels
+        None takes the channels that all recordings share (by exact name), in the order of the first.
+    unit
+        Unit of the values; None takes the unit of the first chosen channel, which all must be convertible to.
+    window, step
+        Length of the windows and distance between their starts in seconds; ``window=None`` with ``around=None`` makes
+        one sample of each recording; ``step=None`` leaves no overlap. What is left over at the end is not used.
+    around, before, after
+        Labels of annotations: a window from ``before`` s before each onset to ``after`` s behind it (None: its own
+        duration).
+    artefact
+        Absolute value, in ``unit``, above which a sample counts as artefact; None counts none.
+    """
+    if window is not None and around is not None:
+        raise InputError("give window= (windows of one length) or around= (windows at annotations), not both")
+    if step is not None and window is None:
+        raise InputError("step= needs window= (the length of the windows, in seconds)")
+    for name, value in (("window", window), ("step", step), ("after", after), ("rate", rate)):
+        if value is not None and not value > 0:
+            raise InputError(f"{name}={value} must be above 0")
+    obs, roles, root = record_table(source, roles=roles, id=id, root=root, suffixes=suffixes)
+    recordings = Samples(obs, _Unread(format), roles=roles, root=root)
+    with_headers, lost = scan(
+        recordings, _Look(format), n_jobs=n_jobs, max_failures=max_failures, failures=failures,
+        stage=f"read/{format}", unit="recording",
+    )  # fmt: skip
+    reader = _reader(format, with_headers, channels, rate, unit, units, reference)
+    if reader.rate is None:
+        native = {reader.plan(h)[2] for h in with_headers.values() if _fits(reader, h)}
+        reader.rate = native.pop() if len(native) == 1 else None
+    labels = [around] if isinstance(around, str) else around
+    cut = _Cut(reader, window, step, labels, before, after, quality, artefact, describe)
+    usable = recordings.select(list(with_headers))
+    tables, more = scan(
+        usable, cut, n_jobs=n_jobs, max_failures=max_failures, failures=failures,
+        stage=f"windows/{format}", unit="recording",
+    )  # fmt: skip
+    rows = [table.assign(recording_id=name) for name, table in tables.items() if len(table)]
+    if not rows:
+        why = "no annotation has that label" if labels else "every recording is shorter than the window"
+        raise InputError(f"there is no window: {why}")
+    windows = pd.concat(rows, ignore_index=True)
+    whole = usable.obs.loc[windows["recording_id"]].reset_index(drop=True)
+    clash = [c for c in whole if c in windows and c != "recording_id"]
+    if clash:
+        raise InputError(f"the table has a column {clash[0]!r}, which this reader fills; rename it")
+    table = pd.concat([whole, windows.drop(columns="recording_id")], axis=1)
+    one_each = window is None and labels is None
+    table.index = [r if one_each else f"{r}@{s:g}" for r, s in zip(windows["recording_id"], windows["start"])]
+    if "recording" not in table:
+        table["recording"] = windows["recording_id"].to_numpy()
+    used = usable.roles | {"recording": usable.roles.get("recording") or "recording"}
+    return Samples(table, reader, roles=used, root=root, meta={"failures": lost + more})
+
+
+class _Unread:
+    """Stand-in reader while recordings are only looked at."""
+
+    item = "signal"
+
+    def __init__(self, format: str) -> None:
+        self.format = format
+
+    def __call__(self, row: Mapping[str, Any]) -> np.ndarray:
+        raise TypeError("a recording has no window yet")
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "signal", "format": self.format}
+
+
+class _Look:
+    """Header of one recording."""
+
+    def __init__(self, format: str) -> None:
+        self.format = format
+
+    def __call__(self, row: Mapping[str, Any]) -> Header:
+        recording = open_recording(self.format, row["path"])
+        recording.close()
+        return recording.header
+
+
+def _fits(reader: SignalReader, header: Header) -> bool:
+    try:
+        reader.plan(header)
+    except ReadError:
+        return False
+    return True
+
+
+def _reader(
+    format: str, headers: Mapping[str, Header], channels: Sequence[str] | None, rate: float | None,
+    unit: str | None, units: str | Mapping[str, str] | None, reference: str | None,
+) -> SignalReader:  # fmt: skip
+    """The reader, with channels and unit taken from the recordings where the user names none."""
+    found = list(headers.values())
+    if not found:
+        raise InputError("no recording could be read; see failures.csv (failures=) for the reasons")
+    if channels is None:
+        common = set.intersection(*({c.name for c in h.channels} for h in found))
+        channels = [c.name for c in found[0].channels if c.name in common]
+        if not channels:
+            raise InputError(
+                "the recordings share no channel name; pass channels= (case, 'EEG ' and '-REF' do not matter)"
+            )
+        left = sorted({c.name for h in found for c in h.channels} - common)
+        if left:
+            warnings.warn(
+                f"{len(channels)} channels are in every recording and are used; {len(left)} are not (such as "
+                f"{left[0]!r}); pass channels= to choose",
+                stacklevel=4,
+            )
+    if isinstance(channels, str) or not channels:
+        raise InputError(f"channels={channels!r} must be a list of names")
+    wanted = canonical_unit(unit)
+    if unit is not None and wanted is None:
+        raise InputError(f"unit={unit!r} is no known unit, such as 'uV' or 'mV'")
+    options = {"format": format, "channels": channels, "rate": rate, "units": units, "reference": reference}
+    return SignalReader(unit=wanted or _first_unit(SignalReader(unit="au", **options), found), **options)
+
+
+def _first_unit(reader: SignalReader, headers: Sequence[Header]) -> str:
+    """Unit of the first chosen channel in the first recording that has it."""
+    from biosae.read.channels import find_channels
+
+    error: Exception | None = None
+    for header in headers:
+        try:
+            place = find_channels(reader.channels[:1], [c.name for c in header.channels])[0][0]
+            return reader._unit(header.channels[place])
+        except (InputError, ReadError) as found:
+            error = error or found
+    raise InputError(str(error))
+
+
+class _Cut:
+    """Windows of one recording, as a table."""
+
+    def __init__(
+        self, reader: SignalReader, window: float | None, step: float | None, labels: Sequence[str] | None,
+        before: float, after: float | None, quality: bool, artefact: float | None, describe: Describe | None,
+    ) -> None:  # fmt: skip
+        self.reader, self.window, self.step, self.labels = reader, window, step, labels
+        self.before, self.after = before, after
+        self.quality, self.artefact, self.describe = quality, artefact, describe
+
+    def __call__(self, row: Mapping[str, Any]) -> pd.DataFrame:
+        recording = open_recording(self.reader.format, row["path"])
+        try:
+            places, _, _ = self.reader.plan(recording.header)
+            used = [recording.header.channels[i] for place in places for i in place if i is not None]
+            seconds = max(c.n / c.rate for c in used)
+            spans = self._spans(recording.header, seconds)
+            rows = [self._row(recording, *span) for span in spans]
+        finally:
+            recording.close()
+        table = pd.DataFrame(rows)
+        if len(table):
+            table.insert(2, "channel_rates", ",".join(f"{r:g}" for r in sorted({c.rate for c in used})))
+        return table
+
+    def _spans(self, header: Header, seconds: float) -> list[tuple[float, float, str | None]]:
+        if self.labels is not None:
+            marks = header.annotations[header.annotations["label"].isin(self.labels)]
+            spans = [
+                (m.onset - self.before, self.before + (m.duration if self.after is None else self.after), m.label)
+                for m in marks.itertuples()
+            ]
+            return [s for s in spans if s[0] >= -_EDGE and s[1] > 0 and s[0] + s[1] <= seconds + _EDGE]
+        if self.window is None:
+            return [(0.0, seconds, None)]
+        step = self.step or self.window
+        n = int(np.floor((seconds - self.window + _EDGE) / step)) + 1
+        return [(round(i * step, 6), self.window, None) for i in range(max(n, 0))]
+
+    def _row(self, recording: Recording, start: float, duration: float, label: str | None) -> dict[str, Any]:
+        header = recording.header
+        row: dict[str, Any] = {"start": max(start, 0.0), "duration": duration}
+        if label is None:
+            row["annotation"], row["annotation_share"] = covering(header.annotations, start, duration)
+        else:
+            row["annotation"], row["annotation_share"] = label, 1.0
+        if self.describe is not None:
+            row |= self.describe(header, start, duration)
+        if self.quality:
+            row |= quality(self.reader.window(recording, row["start"], duration), self.reader, self.artefact)
+        return row
+
+
+def covering(annotations: pd.DataFrame, start: float, duration: float) -> tuple[str | None, float]:
+    """Label of the annotations that cover most of a window, and the share that they cover; ``(None, 0.0)`` if none."""
+    if not len(annotations) or not duration > 0:
+        return None, 0.0
+    onset, length = annotations["onset"].to_numpy(float), annotations["duration"].to_numpy(float)
+    overlap = np.minimum(onset + length, start + duration) - np.maximum(onset, start)
+    covered = pd.Series(np.clip(overlap, 0, None)).groupby(annotations["label"].to_numpy()).sum()
+    if not len(covered) or covered.max() <= 0:
+        return None, 0.0
+    return str(covered.idxmax()), float(min(covered.max() / duration, 1.0))
+
+
+def quality(x: np.ndarray, reader: SignalReader, artefact: float | None) -> dict[str, Any]:
+    """Quality of a window ``(C, T)``: share missing, flat and bad channels, share beyond ``artefact``.
+
+    A channel is flat where all its values lie within ``FLAT`` of the base unit (1 uV of a voltage), and bad where it is
+    flat, wholly missing, or more than half of it is missing or artefact.
+    """
+    from biosae.read.channels import UNITS
+
+    known = np.isfinite(x)
+    high = np.where(known, x, -np.inf).max(axis=1, initial=-np.inf)
+    low = np.where(known, x, np.inf).min(axis=1, initial=np.inf)
+    flat = (high - low) * UNITS[reader.unit][1] < FLAT if UNITS[reader.unit][0] == "voltage" else high - low == 0
+    wrong = known & (np.abs(np.where(known, x, 0.0)) > (np.inf if artefact is None else artefact))
+    bad = flat | ((~known | wrong).mean(axis=1) > 0.5)
+    names = np.array(reader.channels, dtype=object)
+    return {
+        "missing_share": float(1 - known.mean()),
+        "flat_channels": " ".join(names[flat]),
+        "bad_channels": " ".join(names[bad]),
+        "artefact_share": float(wrong.sum() / max(known.sum(), 1)),
+    }
