@@ -190,8 +190,14 @@ class Samples:
 
     @property
     def unit(self) -> str | None:
-        """Physical unit of the signals' values; None for other items."""
+        """Physical unit of the signals' values, ``"native"`` where the channels' differ; None for other items."""
         return getattr(self.reader, "unit", None)
+
+    @property
+    def channel_units(self) -> tuple[str, ...]:
+        """Physical unit of each of ``channels``; empty for other items."""
+        units = getattr(self.reader, "channel_units", None)
+        return tuple(units) if units is not None else tuple(self.unit for _ in self.channels)
 
     @property
     def channels(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ FORMATS: dict[str, str] = {
     "e4": "biosae.read.e4:open_e4",
 }
 """Format -> ``module:function`` that opens a path as a :class:`Recording`."""
+NATIVE = "native"  # unit of signals whose channels have units of their own
 
 
 class Channel(NamedTuple):
@@ -109,7 +110,8 @@ class SignalReader:
     channels
         Names in the wanted order. ``"Fp1-F7"`` is a channel of that name, else the difference of two channels.
     unit
-        Physical unit of the values given.
+        Physical unit of the values given: one for all channels, or one for each. Where they differ ``reader.unit`` is
+        ``"native"``, and ``reader.channel_units`` says each.
     rate
         Samples a second (Hz) to resample to; None keeps the rate of the file.
     units
@@ -126,14 +128,20 @@ class SignalReader:
         *,
         format: str,
         channels: Sequence[str],
-        unit: str,
+        unit: str | Sequence[str],
         rate: float | None = None,
         units: str | Mapping[str, str] | None = None,
         reference: str | None = None,
     ) -> None:
         if reference not in (None, "average"):
             raise InputError(f"reference={reference!r}; valid: None, 'average' (or name differences as channels)")
-        self.format, self.channels, self.unit = format, tuple(channels), unit
+        self.format, self.channels = format, tuple(channels)
+        self.channel_units = (unit,) * len(self.channels) if isinstance(unit, str) else tuple(unit)
+        if len(self.channel_units) != len(self.channels):
+            raise InputError(f"{len(self.channel_units)} units for {len(self.channels)} channels")
+        self.unit = self.channel_units[0] if len(set(self.channel_units)) == 1 else NATIVE
+        if self.unit == NATIVE and reference is not None:
+            raise InputError(f"reference={reference!r} needs channels of one unit, not {', '.join(self.channel_units)}")
         self.rate = None if rate is None else float(rate)
         self.units = dict(units) if isinstance(units, Mapping) else units
         self.reference = reference
@@ -147,7 +155,8 @@ class SignalReader:
     def spec(self) -> dict[str, Any]:
         """Settings that rebuild this reader."""
         return {
-            "kind": "signal", "format": self.format, "channels": list(self.channels), "unit": self.unit,
+            "kind": "signal", "format": self.format, "channels": list(self.channels),
+            "unit": list(self.channel_units) if self.unit == NATIVE else self.unit,
             "rate": self.rate, "units": self.units, "reference": self.reference,
         }  # fmt: skip
 
@@ -192,9 +201,9 @@ class SignalReader:
             raise ReadError("no_channel", str(error)) from None
         try:
             scales = [
-                (factor(self._unit(header.channels[p]), self.unit),
-                 1.0 if m is None else factor(self._unit(header.channels[m]), self.unit))
-                for p, m in places
+                (factor(self._unit(header.channels[p]), unit),
+                 1.0 if m is None else factor(self._unit(header.channels[m]), unit))
+                for (p, m), unit in zip(places, self.channel_units)
             ]  # fmt: skip
         except InputError as error:
             raise ReadError("no_unit", str(error)) from None

@@ -20,6 +20,9 @@ from biosae.read.table import record_table
 _EDGE = 1e-6  # s; windows that end this much behind the recording still fit
 FLAT = 1e-6  # a channel whose range in a window is below this share of its unit's scale (1 uV for volts) is flat
 
+Segment = Callable[[Recording], tuple[list[tuple[float, float, dict[str, Any]]], str | None]]
+"""``segment(recording)``: windows as (start, duration, further columns), and why there is none."""
+
 Describe = Callable[[Header, float, float], dict[str, Any]]
 """``describe(header, start, duration)``: further columns of a window."""
 
@@ -34,7 +37,7 @@ def signal_samples(
     root: str | os.PathLike | None,
     channels: Sequence[str] | None,
     rate: float | None,
-    unit: str | None,
+    unit: str | Sequence[str] | None,
     units: str | Mapping[str, str] | None,
     reference: str | None,
     window: float | None,
@@ -48,6 +51,7 @@ def signal_samples(
     n_jobs: int | None,
     max_failures: float,
     failures: str | os.PathLike | None,
+    segment: Segment | None = None,
 ) -> Samples:
     """Windows of recordings as samples; what the readers of EDF, WFDB and E4 share.
 
@@ -60,7 +64,8 @@ def signal_samples(
     channels
         None takes the channels that all recordings share (by exact name), in the order of the first.
     unit
-        Unit of the values; None takes the unit of the first chosen channel, which all must be convertible to.
+        Unit of the values, one for all or one a channel; None takes the unit of the first chosen channel, which all
+        must be convertible to.
     window, step
         Length of the windows and distance between their starts in seconds; ``window=None`` with ``around=None`` makes
         one sample of each recording; ``step=None`` leaves no overlap. What is left over at the end is not used.
@@ -69,6 +74,10 @@ def signal_samples(
         duration).
     artefact
         Absolute value, in ``unit``, above which a sample counts as artefact; None counts none.
+    segment
+        Picklable; gives each recording's windows in place of ``window``, ``step`` and ``around``.
+
+    Recordings that give no window are listed in ``samples.failures`` (``too_short``) and do not count as failed.
     """
     if window is not None and around is not None:
         raise InputError("give window= (windows of one length) or around= (windows at annotations), not both")
@@ -88,16 +97,21 @@ def signal_samples(
         native = {reader.plan(h)[2] for h in with_headers.values() if _fits(reader, h)}
         reader.rate = native.pop() if len(native) == 1 else None
     labels = [around] if isinstance(around, str) else around
-    cut = _Cut(reader, window, step, labels, before, after, quality, artefact, describe)
+    cut = _Cut(reader, window, step, labels, before, after, quality, artefact, describe, segment)
     usable = recordings.select(list(with_headers))
-    tables, more = scan(
+    cuts, more = scan(
         usable, cut, n_jobs=n_jobs, max_failures=max_failures, failures=failures,
         stage=f"windows/{format}", unit="recording",
     )  # fmt: skip
-    rows = [table.assign(recording_id=name) for name, table in tables.items() if len(table)]
+    rows = [table.assign(recording_id=name) for name, (table, _) in cuts.items() if len(table)]
+    none = [[name, f"windows/{format}", "too_short", why] for name, (table, why) in cuts.items() if not len(table)]
     if not rows:
-        why = "no annotation has that label" if labels else "every recording is shorter than the window"
-        raise InputError(f"there is no window: {why}")
+        raise InputError(f"there is no window: {none[0][3]}" if none else "no recording could be cut into windows")
+    if none:
+        warnings.warn(
+            f"{len(none)} of {len(cuts)} recordings give no window (samples.failures), e.g. {none[0][0]}: {none[0][3]}",
+            stacklevel=3,
+        )
     windows = pd.concat(rows, ignore_index=True)
     whole = usable.obs.loc[windows["recording_id"]].reset_index(drop=True)
     clash = [c for c in whole if c in windows and c != "recording_id"]
@@ -109,7 +123,7 @@ def signal_samples(
     if "recording" not in table:
         table["recording"] = windows["recording_id"].to_numpy()
     used = usable.roles | {"recording": usable.roles.get("recording") or "recording"}
-    return Samples(table, reader, roles=used, root=root, meta={"failures": lost + more})
+    return Samples(table, reader, roles=used, root=root, meta={"failures": lost + more + none})
 
 
 class _Unread:
@@ -149,7 +163,7 @@ def _fits(reader: SignalReader, header: Header) -> bool:
 
 def _reader(
     format: str, headers: Mapping[str, Header], channels: Sequence[str] | None, rate: float | None,
-    unit: str | None, units: str | Mapping[str, str] | None, reference: str | None,
+    unit: str | Sequence[str] | None, units: str | Mapping[str, str] | None, reference: str | None,
 ) -> SignalReader:  # fmt: skip
     """The reader, with channels and unit taken from the recordings where the user names none."""
     found = list(headers.values())
@@ -171,8 +185,8 @@ def _reader(
             )
     if isinstance(channels, str) or not channels:
         raise InputError(f"channels={channels!r} must be a list of names")
-    wanted = canonical_unit(unit)
-    if unit is not None and wanted is None:
+    wanted = canonical_unit(unit) if unit is None or isinstance(unit, str) else [canonical_unit(u) for u in unit]
+    if unit is not None and (wanted is None or (not isinstance(wanted, str) and None in wanted)):
         raise InputError(f"unit={unit!r} is no known unit, such as 'uV' or 'mV'")
     options = {"format": format, "channels": channels, "rate": rate, "units": units, "reference": reference}
     return SignalReader(unit=wanted or _first_unit(SignalReader(unit="au", **options), found), **options)
@@ -198,25 +212,30 @@ class _Cut:
     def __init__(
         self, reader: SignalReader, window: float | None, step: float | None, labels: Sequence[str] | None,
         before: float, after: float | None, quality: bool, artefact: float | None, describe: Describe | None,
+        segment: Segment | None,
     ) -> None:  # fmt: skip
         self.reader, self.window, self.step, self.labels = reader, window, step, labels
         self.before, self.after = before, after
-        self.quality, self.artefact, self.describe = quality, artefact, describe
+        self.quality, self.artefact, self.describe, self.segment = quality, artefact, describe, segment
 
-    def __call__(self, row: Mapping[str, Any]) -> pd.DataFrame:
+    def __call__(self, row: Mapping[str, Any]) -> tuple[pd.DataFrame, str | None]:
         recording = open_recording(self.reader.format, row["path"])
         try:
             places, _, _ = self.reader.plan(recording.header)
             used = [recording.header.channels[i] for place in places for i in place if i is not None]
             seconds = max(c.n / c.rate for c in used)
-            spans = self._spans(recording.header, seconds)
-            rows = [self._row(recording, *span) for span in spans]
+            if self.segment is not None:
+                found, why = self.segment(recording)
+                rows = [self._row(recording, start, length, None) | more for start, length, more in found]
+            else:
+                why = f"no annotation {self.labels}" if self.labels is not None else f"it has {seconds:g} s"
+                rows = [self._row(recording, *span) for span in self._spans(recording.header, seconds)]
         finally:
             recording.close()
         table = pd.DataFrame(rows)
         if len(table):
             table.insert(2, "channel_rates", ",".join(f"{r:g}" for r in sorted({c.rate for c in used})))
-        return table
+        return table, why
 
     def _spans(self, header: Header, seconds: float) -> list[tuple[float, float, str | None]]:
         if self.labels is not None:
@@ -266,10 +285,12 @@ def quality(x: np.ndarray, reader: SignalReader, artefact: float | None) -> dict
     """
     from biosae.read.channels import UNITS
 
+    voltage = np.array([UNITS[u][0] == "voltage" for u in reader.channel_units])
+    scale = np.array([UNITS[u][1] for u in reader.channel_units])
     known = np.isfinite(x)
     high = np.where(known, x, -np.inf).max(axis=1, initial=-np.inf)
     low = np.where(known, x, np.inf).min(axis=1, initial=np.inf)
-    flat = (high - low) * UNITS[reader.unit][1] < FLAT if UNITS[reader.unit][0] == "voltage" else high - low == 0
+    flat = np.where(voltage, (high - low) * scale < FLAT, high == low)
     wrong = known & (np.abs(np.where(known, x, 0.0)) > (np.inf if artefact is None else artefact))
     bad = flat | ((~known | wrong).mean(axis=1) > 0.5)
     names = np.array(reader.channels, dtype=object)
