@@ -32,12 +32,19 @@ class SplitConfig(_Section):
     val: float = Field(0.0, ge=0, lt=1)
 
 
+class IndicatorConfig(_Section):
+    """``[samples.indicators.<name>]``: a new column that is 1 where ``column`` is one of ``values``, else 0."""
+
+    column: str
+    values: list[Any] = Field(min_length=1)
+
+
 class SamplesConfig(_Section):
     """``[samples]``: where the cohort comes from and what its columns mean."""
 
-    source: Literal["tiles", "images", "phantom"] = "tiles"
+    source: Literal["tiles", "images", "wsi", "dicom", "edf", "wfdb", "e4", "nifti", "phantom"] = "tiles"
     table: str | None = None
-    """CSV, Parquet or folder; relative to the pipeline file, then to ``settings.data_dir``."""
+    """CSV, Parquet, file or folder; relative to the pipeline file, then to ``settings.data_dir``."""
     patient: str | None = None
     """Column of patients; ``patient_unknown = true`` instead says that nobody knows them."""
     patient_unknown: bool = False
@@ -50,6 +57,11 @@ class SamplesConfig(_Section):
     path: str = "path"
     mpp: float | str | None = None
     size: int | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the reader (``bs.read.<source>``), such as ``rate``, ``window`` or ``recording``."""
+    where: dict[str, list[Any]] = Field(default_factory=dict)
+    """Column to the values that are kept; rows with others are left out (after reading)."""
+    indicators: dict[str, IndicatorConfig] = Field(default_factory=dict)
     phantom: dict[str, Any] = Field(default_factory=dict)
     """Arguments of :func:`biosae.data.phantom`."""
     split_by: SplitConfig | None = None

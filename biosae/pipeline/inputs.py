@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from biosae.data import Samples
 from biosae.errors import InputError, nearest
@@ -13,21 +16,43 @@ from biosae.pipeline.config import EncoderConfig, SamplesConfig, find_input
 
 def read_samples(section: SamplesConfig, *, base: Path, random_state: int) -> Samples:
     """Samples as a ``[samples]`` section describes them, split if it says so."""
+    from biosae import read
     from biosae.data import phantom, split
-    from biosae.read import images, tiles
 
     if section.source == "phantom":
         samples = phantom(**{"random_state": random_state, **section.phantom})
     else:
-        reader = tiles if section.source == "tiles" else images
-        options: dict[str, Any] = {**section.roles(), "id": section.id, "path": section.path, "mpp": section.mpp}
-        if section.source == "tiles":
-            options["size"] = section.size
+        given = {"id": section.id, "path": section.path, "mpp": section.mpp, "size": section.size}
+        options = section.roles() | {k: v for k, v in given.items() if v is not None} | section.options
+        reader = getattr(read, section.source)
+        unknown = [k for k in options if k not in inspect.signature(reader).parameters]
+        if unknown:
+            raise InputError(
+                f"[samples]: {section.source} takes no {unknown[0]!r}; "
+                f"{nearest(unknown[0], inspect.signature(reader).parameters)}"
+            )
         samples = reader(find_input(section.table, base=base), **options)
+    samples = _derived(samples, section)
     if section.split_by is not None:
         s = section.split_by
         samples = split(samples, by=s.by, stratify=s.stratify, test=s.test, val=s.val, random_state=random_state)
     return samples
+
+
+def _derived(samples: Samples, section: SamplesConfig) -> Samples:
+    """Samples with the section's indicator columns, and of the rows that it keeps."""
+    named = {i.column: f"samples.indicators.{name}" for name, i in section.indicators.items()}
+    check_columns(samples, dict.fromkeys(section.where, "samples.where") | named)
+    new = {name: samples.obs[i.column].isin(i.values).astype(int).to_numpy() for name, i in section.indicators.items()}
+    for name in new:
+        if name in samples.obs:
+            raise InputError(f"[samples.indicators.{name}]: the samples have a column of this name; choose another")
+    kept = pd.Series(True, index=samples.ids)
+    for column, values in section.where.items():
+        kept &= samples.obs[column].isin(values)
+    if not kept.any():
+        raise InputError(f"[samples.where] keeps no row; {', '.join(section.where)} hold other values")
+    return samples.with_obs(**new).select(kept)
 
 
 def check_encoder(encoder: EncoderConfig, *, base: Path) -> None:

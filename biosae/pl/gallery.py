@@ -1,4 +1,4 @@
-"""Tiles on which a latent fires most, beside controls: tiles where it fires at random, and tiles where it is silent."""
+"""Items on which a latent fires most, beside controls: items where it fires at random, and items where it is silent."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import pandas as pd
 
 from biosae.errors import BiosaeError, InputError, nearest
 from biosae.pl import style
+from biosae.pl.traces import picture
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.figure import Figure
 
+NOUNS = {"image": "tile", "signal": "window", "features": "vector"}
+"""Kind of item -> what one is called in a caption."""
 BLOCKS = {"top": "highest activation", "active": "random among active", "inactive": "random among silent"}
 
 
@@ -104,12 +107,17 @@ def firing_sentence(adata: AnnData, latent: str) -> str:
     return text
 
 
-def read_tile(samples: Any, sample_id: str) -> np.ndarray | str:
-    """The image of one sample as uint8 (H, W, 3), or the reason why it cannot be shown."""
+def noun(samples: Any) -> str:
+    """What one item of the samples is called: tile, window or vector."""
+    return NOUNS[getattr(samples, "item", "image")]
+
+
+def read_picture(samples: Any, sample_id: str) -> np.ndarray | str:
+    """One sample as a picture, uint8 (H, W, 3), or the reason why it cannot be shown."""
     if samples is None:
         return "no images given"
     try:
-        return np.asarray(samples[samples.obs.index.get_loc(sample_id)])
+        return picture(np.asarray(samples[samples.obs.index.get_loc(sample_id)]))
     except KeyError:
         return "not in samples"
     except (BiosaeError, OSError, ValueError) as error:
@@ -126,7 +134,8 @@ def gallery(
     random_state: int = 0,
     fig: Figure | None = None,
 ) -> Figure:
-    """Three blocks of tiles with the activation under each: highest, random among active, random among silent.
+    """Three blocks of items (tiles; signals as traces) with the activation under each: highest, random among active,
+    random among silent.
 
     A tile that cannot be read is a grey square with the reason. Images are joined to rows by sample id.
 
@@ -162,7 +171,7 @@ def gallery(
             for ax in grid:
                 ax.set_axis_off()
             for ax, tile in zip(grid, tiles.itertuples()):
-                image = read_tile(samples, tile.sample_id)
+                image = read_picture(samples, tile.sample_id)
                 if isinstance(image, str):
                     ax.set_facecolor("#E8E8E8")
                     ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[], aspect="equal")
@@ -173,9 +182,10 @@ def gallery(
                 else:
                     ax.imshow(image)
                 ax.set_title(style.number(tile.activation), fontsize=6.5, loc="center", y=-0.14, va="top")
-        cap = f"at most {cap_per_patient} tiles a patient" if cap_per_patient and "patient" in adata.obs else "no cap"
+        what = noun(samples)
+        cap = f"at most {cap_per_patient} {what}s a patient" if cap_per_patient and "patient" in adata.obs else "no cap"
         fig.suptitle(
-            f"{latent}: {firing_sentence(adata, latent)}; {cap}; number under a tile: activation",
+            f"{latent}: {firing_sentence(adata, latent)}; {cap}; number under a {what}: activation",
             x=0.01, ha="left", fontsize=8,
         )  # fmt: skip
     return fig

@@ -9,7 +9,7 @@ import pandas as pd
 
 from biosae import pl
 from biosae.pl import results, style
-from biosae.pl.gallery import BLOCKS, activation, firing_sentence, read_tile
+from biosae.pl.gallery import BLOCKS, activation, firing_sentence, noun, read_picture
 from biosae.reports.run import Run
 from biosae.reports.tables import Figures, Table, table, thumbnail, without_constants
 from biosae.reports.verdicts import best_rows
@@ -54,7 +54,7 @@ def _blocks(run: Run, chosen: pd.DataFrame) -> list[dict[str, Any]]:
     for block, heading in BLOCKS.items():
         tiles = []
         for tile in chosen[chosen["block"] == block].itertuples():
-            image = read_tile(run.samples, tile.sample_id)
+            image = read_picture(run.samples, tile.sample_id)
             who = run.pseudonym(tile.patient) if tile.patient is not None else ""
             tiles.append(
                 {
@@ -63,7 +63,7 @@ def _blocks(run: Run, chosen: pd.DataFrame) -> list[dict[str, Any]]:
                     "value": style.number(tile.activation),
                     "who": who,
                     "sample": tile.sample_id if run.show_ids else "",
-                    "alt": f"Tile with activation {style.number(tile.activation)}"
+                    "alt": f"{noun(run.samples).capitalize()} with activation {style.number(tile.activation)}"
                     + (f", patient {who}" if who else ""),
                 }
             )
@@ -103,8 +103,6 @@ def _patients(run: Run, latent: str, chosen: pd.DataFrame) -> str:
     values = activation(run.adata, latent).groupby(run.adata.obs["patient"].astype(str).to_numpy()).sum()
     total = values.sum()
     top = chosen[chosen["block"] == "top"]
-    text = (
-        f"The {len(top)} top tiles come from {style.count(top['patient'].nunique(), 'patient')} (at most 2 a patient). "
-    )
+    text = f"The {len(top)} top {noun(run.samples)}s come from {style.count(top['patient'].nunique(), 'patient')} (at most 2 a patient). "
     share = float(values.max() / total) if total > 0 else np.nan
     return text + (f"One patient carries at most {share:.0%} of all activation." if total > 0 else "")

@@ -8,6 +8,7 @@ from typing import Any
 
 from biosae.errors import InputError
 from biosae.files import atomic_path
+from biosae.pl.gallery import noun
 from biosae.reports import sections
 from biosae.reports.cards import cards, chosen_latents
 from biosae.reports.confounding import confounding
@@ -96,6 +97,7 @@ def _context(run: Run, figures: Figures, *, title: str | None, max_latents: int)
         "replication": sections.replication(run),
         "confounding": confounding(run, figures, [n for n in latents if n in leading] or latents),
         "cards": cards(run, figures, latents),
+        "noun": noun(run.samples),
         "images_note": run.images_note,
         "comparison": sections.comparison(run, figures),
         "refused": sections.refused(run),
