@@ -16,9 +16,10 @@ UNITS: dict[str, tuple[str, float]] = {
     "T": ("field", 1.0), "fT": ("field", 1e-15), "T/m": ("gradient", 1.0), "fT/cm": ("gradient", 1e-13),
     "g": ("acceleration", 1.0), "m/s2": ("acceleration", 1 / 9.80665),
     "degC": ("temperature", 1.0), "bpm": ("rate", 1.0), "s": ("time", 1.0), "ms": ("time", 1e-3),
-    "mmHg": ("pressure", 1.0), "au": ("arbitrary", 1.0),
+    "mmHg": ("pressure", 1.0), "%": ("share", 1.0), "au": ("arbitrary", 1.0),
 }  # fmt: skip
 _UNIT_NAMES = {u.lower(): u for u in UNITS if u not in ("mV", "mS", "S", "s", "ms")}
+_TYPES = "eeg|ecg|ekg|eog|emg|erg|meg|seeg|ecog|pol"
 _SYNONYMS = {"t3": "t7", "t4": "t8", "t5": "p7", "t6": "p8", "mlii": "ii", "ml2": "ii", "mli": "i", "mliii": "iii"}
 
 
@@ -29,9 +30,15 @@ def canonical_unit(unit: str | None) -> str | None:
     ('uV', 'uV', 'mV', None)
     """
     text = (unit or "").strip().replace("µ", "u").replace("μ", "u").replace("²", "2").replace("^2", "2")
-    text = {"microV": "uV", "microvolt": "uV", "microvolts": "uV", "°C": "degC", "C": "degC", "deg C": "degC"}.get(
-        text, text
-    )
+    text = {
+        "microV": "uV",
+        "microvolt": "uV",
+        "microvolts": "uV",
+        "mv": "mV",
+        "°C": "degC",
+        "C": "degC",
+        "deg C": "degC",
+    }.get(text, text)
     return text if text in UNITS else _UNIT_NAMES.get(text.lower())
 
 
@@ -59,15 +66,33 @@ def canonical_channel(name: str) -> str:
     """Key under which two spellings of an electrode or lead are the same.
 
     The type (``EEG``, ``ECG`` ...) in front, a common reference behind (``-REF``, ``-LE``, ``-Ref``), dots, blanks and
-    case do not matter; the older names T3 T4 T5 T6 are T7 T8 P7 P8, and MLII is II.
+    case do not matter; the older names T3 T4 T5 T6 are T7 T8 P7 P8, and MLII is II, on both sides of a difference.
 
-    >>> canonical_channel("EEG Fp1-REF"), canonical_channel("Fc5."), canonical_channel("aVR"), canonical_channel("T3")
-    ('fp1', 'fc5', 'avr', 't7')
+    >>> canonical_channel("EEG Fp1-REF"), canonical_channel("Fc5."), canonical_channel("T3-T5")
+    ('fp1', 'fc5', 't7-p7')
     """
-    key = re.sub(r"^\s*(eeg|ecg|ekg|eog|emg)\s+", "", str(name).strip().lower())
-    key = re.sub(r"-(ref|le|avg|re)$", "", key)
+    key = re.sub(rf"^({_TYPES})[\s:_]+", "", str(name).strip().lower())
+    key = re.sub(r"[\s_-]+(ref|le|avg|re)$", "", key)
     key = re.sub(r"[.\s_]+", "", key)
-    return _SYNONYMS.get(key, key)
+    return "-".join(_SYNONYMS.get(part, part) for part in key.split("-"))
+
+
+def _type(name: str) -> str | None:
+    """Type that stands in front of a name (``EOG 1`` is not ``EEG 1``), None if there is none."""
+    found = re.match(rf"^({_TYPES})[\s:_]+", str(name).strip().lower())
+    return found.group(1).replace("ekg", "ecg") if found else None
+
+
+def is_trigger(name: str) -> bool:
+    """Whether a channel of this name holds event codes and no signal.
+
+    >>> is_trigger("Status"), is_trigger("STI 014"), is_trigger("Fz")
+    (True, True, False)
+    """
+    return (
+        re.fullmatch(r"(status|stim?[\s_]*\d*|trig(ger)?|events?|event marker|markers?)", name.strip().lower())
+        is not None
+    )
 
 
 def find_channels(wanted: Sequence[str], present: Sequence[str]) -> list[tuple[int, int | None]]:
@@ -87,7 +112,8 @@ def find_channels(wanted: Sequence[str], present: Sequence[str]) -> list[tuple[i
             at = [i for i, p in enumerate(present) if p == name]
         else:
             key = canonical_channel(name)
-            at = [i for i, k in enumerate(keys) if k == key]
+            kind = _type(name)
+            at = [i for i, k in enumerate(keys) if k == key and (kind is None or _type(present[i]) in (None, kind))]
         if len(at) > 1:
             raise InputError(
                 f"{name!r} fits {len(at)} channels ({', '.join(repr(present[i]) for i in at)}); use a full name"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from biosae.data.failures import FailureLog
 from biosae.data.samples import ReadError, Samples
+from biosae.errors import TooManyFailuresError
 from biosae.settings import settings
 
-_CHUNK = 16
+_Found = tuple[str, Any, tuple[str, str] | None]  # sample id, what was found, (reason, detail) if it failed
+
+_CHUNK = 16  # most rows that a worker gets at once
+_PATIENCE = 2.0  # s of work before workers, whose start takes as long, are worth it
 
 
 def scan(
@@ -25,7 +30,8 @@ def scan(
     stage: str,
     unit: str,
 ) -> tuple[dict[str, Any], list[list[str]]]:
-    """Apply ``look`` to every row, in ``n_jobs`` processes.
+    """Apply ``look`` to every row, in ``n_jobs`` processes; None starts alone and calls ``settings.n_jobs`` of them
+    when it takes longer than seconds.
 
     Parameters
     ----------
@@ -50,30 +56,53 @@ def scan(
     TooManyFailuresError
         If more than ``max_failures`` of the rows fail.
     """
-    from joblib import Parallel, delayed
     from tqdm.auto import tqdm
 
-    n_jobs = settings.n_jobs if n_jobs is None else n_jobs
-    parts = [range(a, min(a + _CHUNK, len(samples))) for a in range(0, len(samples), _CHUNK)]
-    workers = Parallel(n_jobs=max(1, min(n_jobs, len(parts))), return_as="generator")
     found: dict[str, Any] = {}
     lost: list[list[str]] = []
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(failures) if failures is not None else Path(scratch) / "failures.csv"
         log = FailureLog(place, stage=stage, total=len(samples), max_failures=max_failures)
-        with tqdm(total=len(samples), desc=stage, unit=unit, disable=not settings.progress) as bar:
-            for done in workers(delayed(_look)(samples.select(part), look) for part in parts):
-                for name, value, why in done:
+        try:
+            with tqdm(total=len(samples), desc=stage, unit=unit, disable=not settings.progress) as bar:
+                for name, value, why in _looked(samples, look, n_jobs):
                     if why is None:
                         found[name] = value
                     else:
                         lost.append([name, stage, *why])
                         log.add(name, *why)
-                bar.update(len(done))
+                    bar.update()
+        except TooManyFailuresError as error:
+            if failures is not None:
+                raise
+            first = "; ".join(f"{name}: {reason}: {detail}" for name, _, reason, detail in lost[:3])
+            raise TooManyFailuresError(
+                f"stage {stage!r} stopped: {len(lost)} of {len(samples)} items failed, more than max_failures="
+                f"{max_failures:g} allows ({first}{'; ...' * (len(lost) > 3)}). Pass failures='failures.csv' to list "
+                "them, repair or drop them, or raise max_failures if this loss is acceptable"
+            ) from error
     return found, lost
 
 
-def _look(samples: Samples, look: Callable[[Mapping[str, Any]], Any]) -> list[tuple[str, Any, tuple[str, str] | None]]:
+def _looked(samples: Samples, look: Callable[[Mapping[str, Any]], Any], n_jobs: int | None) -> Iterator[_Found]:
+    """What was found, row by row and in their order."""
+    from joblib import Parallel, delayed
+
+    begun, i = time.monotonic(), 0
+    jobs = max(1, settings.n_jobs if n_jobs is None else n_jobs)
+    while i < len(samples) and (jobs == 1 or (n_jobs is None and time.monotonic() - begun < _PATIENCE)):
+        yield from _look(samples.select(slice(i, i + 1)), look)
+        i += 1
+    rest = len(samples) - i
+    if not rest:
+        return
+    size = max(1, min(_CHUNK, rest // (4 * jobs)))
+    parts = [slice(a, a + size) for a in range(i, len(samples), size)]
+    for done in Parallel(n_jobs=jobs, return_as="generator")(delayed(_look)(samples.select(p), look) for p in parts):
+        yield from done
+
+
+def _look(samples: Samples, look: Callable[[Mapping[str, Any]], Any]) -> list[_Found]:
     out = []
     for i, name in enumerate(samples.ids):
         try:
