@@ -70,17 +70,18 @@ class Recording(Protocol):
 
 
 def open_recording(format: str, path: str) -> Recording:
-    """Open a recording.
+    """Open a recording. ``format`` is a key of ``FORMATS``, with an option of it behind a colon if it takes one.
 
     Raises
     ------
     ReadError
         If the file is missing, empty, truncated, damaged or of an unsupported kind.
     """
-    if format not in FORMATS:
-        raise InputError(f"no signal format {format!r}; {nearest(format, FORMATS)}")
-    module, function = FORMATS[format].split(":")
-    return getattr(importlib.import_module(module), function)(path)
+    name, _, option = format.partition(":")
+    if name not in FORMATS:
+        raise InputError(f"no signal format {name!r}; {nearest(name, FORMATS)}")
+    module, function = FORMATS[name].split(":")
+    return getattr(importlib.import_module(module), function)(path, *([option] if option else []))
 
 
 _OPENED: dict[str, Handles] = {}

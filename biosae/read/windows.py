@@ -118,8 +118,9 @@ def signal_samples(
     if clash:
         raise InputError(f"the table has a column {clash[0]!r}, which this reader fills; rename it")
     table = pd.concat([whole, windows.drop(columns="recording_id")], axis=1)
-    one_each = window is None and labels is None
-    table.index = [r if one_each else f"{r}@{s:g}" for r, s in zip(windows["recording_id"], windows["start"])]
+    one_each = window is None and labels is None and segment is None
+    starts = [f"{s:.6f}".rstrip("0").rstrip(".") for s in windows["start"]]
+    table.index = [r if one_each else f"{r}@{s}" for r, s in zip(windows["recording_id"], starts)]
     if "recording" not in table:
         table["recording"] = windows["recording_id"].to_numpy()
     used = usable.roles | {"recording": usable.roles.get("recording") or "recording"}
@@ -271,9 +272,10 @@ def covering(annotations: pd.DataFrame, start: float, duration: float) -> tuple[
         return None, 0.0
     onset, length = annotations["onset"].to_numpy(float), annotations["duration"].to_numpy(float)
     overlap = np.minimum(onset + length, start + duration) - np.maximum(onset, start)
-    covered = pd.Series(np.clip(overlap, 0, None)).groupby(annotations["label"].to_numpy()).sum()
-    if not len(covered) or covered.max() <= 0:
+    some = np.flatnonzero(overlap > 0)
+    if not len(some):
         return None, 0.0
+    covered = pd.Series(overlap[some]).groupby(annotations["label"].to_numpy()[some]).sum()
     return str(covered.idxmax()), float(min(covered.max() / duration, 1.0))
 
 
