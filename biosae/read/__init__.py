@@ -5,7 +5,9 @@ What the readers' packages bring (OpenSlide, pydicom, MNE ...) is imported where
 
 from __future__ import annotations
 
+from biosae.read.e4 import e4
 from biosae.read.images import images
 from biosae.read.tiles import tiles
+from biosae.read.wear import on_body, sleep_wake
 
-__all__ = ["images", "tiles"]
+__all__ = ["e4", "images", "on_body", "sleep_wake", "tiles"]
