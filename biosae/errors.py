@@ -44,6 +44,14 @@ class GatedError(WeightsError):
     """The weights need an access token or an accepted licence at their source."""
 
 
+class AccessError(BiosaeError):
+    """Data that their source gives only to people who ask for them; the message says how."""
+
+
+class DownloadError(BiosaeError):
+    """A file could not be fetched, or what was fetched is not what its source publishes."""
+
+
 class MissingExtraError(BiosaeError, ImportError):
     """An optional package is absent; the message names the extra that brings it."""
 

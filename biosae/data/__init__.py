@@ -1,8 +1,25 @@
-"""Samples: a table, a way to read item i, checks, splits, and synthetic cohorts with planted truth."""
+"""Samples: a table, a way to read item i, checks, splits, synthetic cohorts with planted truth; public data sets."""
 
 from biosae.data.failures import FailureLog, read_failures
+from biosae.data.fetch import fetch, verify
+from biosae.data.manifests import Manifest, info
+from biosae.data.manifests import table as list
 from biosae.data.phantom import nuclei, phantom
 from biosae.data.samples import READERS, ReadError, Samples
 from biosae.data.splits import split
 
-__all__ = ["READERS", "FailureLog", "ReadError", "Samples", "nuclei", "phantom", "read_failures", "split"]
+__all__ = [
+    "READERS",
+    "FailureLog",
+    "Manifest",
+    "ReadError",
+    "Samples",
+    "fetch",
+    "info",
+    "list",
+    "nuclei",
+    "phantom",
+    "read_failures",
+    "split",
+    "verify",
+]
