@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from biosae.cli_data import data_app
 from biosae.errors import BiosaeError, InputError
 from biosae.settings import settings
 
@@ -21,7 +22,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Look at, split or make a cohort.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
@@ -96,6 +96,34 @@ def run(
         _say(f"Run folder: {folder}")
 
 
+@app.command("read")
+def read_command(
+    reader: Annotated[str, typer.Argument(help="tiles, images, wsi, dicom, edf, wfdb, e4 or nifti.")],
+    table: Annotated[Path, typer.Argument(help="CSV, Parquet, folder or file.")],
+    out: Annotated[Path, typer.Option("--out", help="The samples.parquet to write.")],
+    patient: Patient = None,
+    patient_unknown: Unknown = False,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="Argument of the reader, e.g. --option rate=100 (repeatable).")
+    ] = None,
+) -> None:
+    """Read a cohort of any modality once and keep its samples.parquet, which embed and audit take; lists failures."""
+    from biosae.pipeline.config import parse_samples
+    from biosae.pipeline.inputs import read_samples
+
+    options = dict(_assignment(text) for text in option or [])
+    section = parse_samples(
+        {"source": reader, "table": str(table.absolute()), "patient": patient, "patient_unknown": patient_unknown,
+         "options": options}
+    )  # fmt: skip
+    samples = read_samples(section, base=Path.cwd(), random_state=0, failures=out.parent / "failures.csv")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    samples.save(out)
+    _say(f"{out}: {samples!r}")
+    if len(samples.failures):
+        _say(f"{len(samples.failures)} could not be used:\n{samples.failures.to_string(index=False)}")
+
+
 @app.command()
 def embed(
     table: Annotated[Path, typer.Argument(help="CSV, Parquet, folder of images, or a samples.parquet of biosae.")],
@@ -113,11 +141,11 @@ def embed(
     pool: Annotated[str, typer.Option(help="default, cls, mean, cls+mean or tokens.")] = "default",
     weights: Annotated[str | None, typer.Option(help="File or folder of weights.")] = None,
     batch_size: int = 64,
-    max_failures: Annotated[float, typer.Option(help="Largest share of tiles that may fail, 0 to 1.")] = 0.05,
+    max_failures: Annotated[float, typer.Option(help="Largest share of samples that may fail, 0 to 1.")] = 0.05,
     retry_failures: Annotated[bool, typer.Option("--retry-failures", help="Try again what failed before.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with what is in the folder, or delete it and start over.")] = True,
 ) -> None:
-    """Tiles through a frozen encoder into an embeddings folder; resumes where it was stopped."""
+    """Samples through a frozen encoder into an embeddings folder; resumes where it was stopped."""
     from biosae.embeddings.extract import embed as run_embed
     from biosae.encoders import load
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from biosae.errors import FormatError, InputError
 from biosae.pipeline import run
-from biosae.pipeline.config import find_input, load_config, parse_config
+from biosae.pipeline.config import find_input, load_config, parse_config, parse_samples
+from biosae.pipeline.inputs import read_samples
 from biosae.pipeline.stages import Stage, run_stages
 from biosae.settings import settings
 
@@ -154,3 +156,27 @@ def test_find_input_looks_beside_the_file_then_in_the_data_folder(tmp_path: Path
     assert find_input("t.csv", base=base) == data / "t.csv"
     with pytest.raises(InputError, match="--data-dir"):
         find_input("other.csv", base=base)
+
+
+def test_indicators_and_filters_of_samples(tmp_path):
+    """A missing value stays missing in an indicator; it is not a zero."""
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = [("P1", "M", "PA"), ("P2", "F", "AP"), ("P3", None, "AP"), ("P4", "M", "L")]
+    table = pd.DataFrame(rows, columns=["case", "sex", "view"]).assign(path="a.png", id=list("abcd"))
+    table.to_csv(tmp_path / "t.csv", index=False)
+    raw = {
+        "source": "images", "table": str(tmp_path / "t.csv"), "patient": "case", "id": "id",
+        "where": {"view": ["PA", "AP"]}, "indicators": {"male": {"column": "sex", "values": ["M"]}},
+    }  # fmt: skip
+    samples = read_samples(parse_samples(raw), base=tmp_path, random_state=0)
+    assert samples.ids.tolist() == ["a", "b", "c"]
+    assert samples.obs["male"].iloc[:2].tolist() == [1.0, 0.0]
+    assert np.isnan(samples.obs["male"].iloc[2])
+    with pytest.raises(InputError, match="keeps no row"):
+        read_samples(parse_samples({**raw, "where": {"view": ["XX"]}}), base=tmp_path, random_state=0)
+    with pytest.raises(InputError, match="did you mean 'view'"):
+        read_samples(parse_samples({**raw, "where": {"views": ["PA"]}}), base=tmp_path, random_state=0)
+    with pytest.raises(InputError, match="takes no 'rates'"):
+        read_samples(parse_samples({**raw, "options": {"rates": 3}}), base=tmp_path, random_state=0)

@@ -33,7 +33,8 @@ class SplitConfig(_Section):
 
 
 class IndicatorConfig(_Section):
-    """``[samples.indicators.<name>]``: a new column that is 1 where ``column`` is one of ``values``, else 0."""
+    """``[samples.indicators.<name>]``: a new column, 1 where ``column`` is one of ``values``, 0 where it is another,
+    missing where it is missing."""
 
     column: str
     values: list[Any] = Field(min_length=1)
@@ -241,8 +242,17 @@ def load_config(path: str | Path, *, overrides: dict[str, Any] | None = None) ->
 
 def parse_config(raw: dict[str, Any], *, where: str = "the configuration") -> PipelineConfig:
     """Check a configuration given as plain dicts (see :func:`load_config`)."""
+    return _parsed(PipelineConfig, raw, where)
+
+
+def parse_samples(raw: dict[str, Any], *, where: str = "the samples") -> SamplesConfig:
+    """Check a ``[samples]`` section given as a plain dict; errors as :func:`load_config`."""
+    return _parsed(SamplesConfig, raw, where)
+
+
+def _parsed(model: type[_Section], raw: dict[str, Any], where: str) -> Any:
     try:
-        return PipelineConfig.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         lines = [
             f"  {'.'.join(str(p) for p in e['loc']) or '(top)'}: {e['msg'].removeprefix('Value error, ')}"

@@ -14,8 +14,9 @@ from biosae.files import hash_file, hash_json
 from biosae.pipeline.config import EncoderConfig, SamplesConfig, find_input
 
 
-def read_samples(section: SamplesConfig, *, base: Path, random_state: int) -> Samples:
-    """Samples as a ``[samples]`` section describes them, split if it says so."""
+def read_samples(section: SamplesConfig, *, base: Path, random_state: int, failures: Path | None = None) -> Samples:
+    """Samples as a ``[samples]`` section describes them, split if it says so; files that a reader could not use are
+    listed in ``failures``."""
     from biosae import read
     from biosae.data import phantom, split
 
@@ -25,12 +26,12 @@ def read_samples(section: SamplesConfig, *, base: Path, random_state: int) -> Sa
         given = {"id": section.id, "path": section.path, "mpp": section.mpp, "size": section.size}
         options = section.roles() | {k: v for k, v in given.items() if v is not None} | section.options
         reader = getattr(read, section.source)
-        unknown = [k for k in options if k not in inspect.signature(reader).parameters]
+        known = inspect.signature(reader).parameters
+        unknown = [k for k in options if k not in known]
         if unknown:
-            raise InputError(
-                f"[samples]: {section.source} takes no {unknown[0]!r}; "
-                f"{nearest(unknown[0], inspect.signature(reader).parameters)}"
-            )
+            raise InputError(f"[samples]: {section.source} takes no {unknown[0]!r}; {nearest(unknown[0], known)}")
+        if failures is not None and "failures" in known:
+            options.setdefault("failures", failures)
         samples = reader(find_input(section.table, base=base), **options)
     samples = _derived(samples, section)
     if section.split_by is not None:
@@ -43,7 +44,10 @@ def _derived(samples: Samples, section: SamplesConfig) -> Samples:
     """Samples with the section's indicator columns, and of the rows that it keeps."""
     named = {i.column: f"samples.indicators.{name}" for name, i in section.indicators.items()}
     check_columns(samples, dict.fromkeys(section.where, "samples.where") | named)
-    new = {name: samples.obs[i.column].isin(i.values).astype(int).to_numpy() for name, i in section.indicators.items()}
+    new = {}
+    for name, i in section.indicators.items():
+        values = samples.obs[i.column]
+        new[name] = values.isin(i.values).astype(float).where(values.notna()).to_numpy()
     for name in new:
         if name in samples.obs:
             raise InputError(f"[samples.indicators.{name}]: the samples have a column of this name; choose another")

@@ -166,7 +166,8 @@ class Study:
     # -- the work ------------------------------------------------------------------------------------------------------
 
     def _write_samples(self, section: SamplesConfig, target: str) -> None:
-        samples = read_samples(section, base=self.base, random_state=self.config.random_state)
+        failures = (self.folder / target).parent / "failures.csv"
+        samples = read_samples(section, base=self.base, random_state=self.config.random_state, failures=failures)
         first = section is self.config.samples
         check_columns(samples, self.config.columns() if first else self._columns_of_second())
         (self.folder / target).parent.mkdir(parents=True, exist_ok=True)
