@@ -18,15 +18,17 @@ from biosae.files import atomic_path, canonical_json, hash_json
 
 REASONS = (
     "missing", "empty", "truncated", "unreadable", "unsupported", "wrong_size",
-    "no_image", "no_unit", "no_channel", "too_short", "gaps",
+    "no_image", "no_unit", "no_channel", "too_short", "gaps", "no_tissue",
 )  # fmt: skip
 FORMAT_VERSION = 1
 
 # kind (``reader.spec()["kind"]``) -> constructor that takes the rest of the spec as keywords, or its "module:attribute"
 READERS: dict[str, Callable[..., Reader] | str] = {
     "image": "biosae.read.decode:ImageReader",
+    "crop": "biosae.read.crops:CropReader",
     "phantom": "biosae.data.phantom:PhantomReader",
     "signal": "biosae.read.signals:SignalReader",
+    "wsi": "biosae.read.wsi:SlideTileReader",
 }
 
 
@@ -240,18 +242,36 @@ class Samples:
         ReadError
             If this item cannot be read; other items are not touched.
         """
-        if isinstance(i, str):
-            if i not in self.obs.index:
-                raise InputError(f"no sample {i!r}")
-            i = self.obs.index.get_loc(i)
-        n = len(self)
-        if not -n <= i < n:
-            raise IndexError(f"sample {i} of {n}")
-        item = self.reader(self.row(int(i) % n))
+        item = self.reader(self.row(self._at(i)))
         dtype, n_axes, what = ITEMS[self.item]
         if item.dtype != dtype or item.ndim != n_axes or (self.item == "image" and item.shape[2] != 3):
             raise TypeError(f"the reader returned {item.dtype} {item.shape}, not {np.dtype(dtype)}, {what}")
         return item
+
+    def mask(self, i: int | str) -> np.ndarray:
+        """Part labels of item ``i`` (the role ``mask``), ``uint8`` or ``uint16 (H, W)``, aligned with ``samples[i]``.
+
+        Raises
+        ------
+        InputError
+            If the samples have no masks.
+        ReadError
+            If this mask cannot be read, or its size is not that of the image.
+        """
+        if "mask" not in self.obs or not hasattr(self.reader, "mask"):
+            raise InputError("these samples have no masks; read images with mask= the column of the masks' files")
+        return self.reader.mask(self.row(self._at(i)))
+
+    def _at(self, i: int | str) -> int:
+        """Position of an item given by position or by id."""
+        if isinstance(i, str):
+            if i not in self.obs.index:
+                raise InputError(f"no sample {i!r}")
+            return int(self.obs.index.get_loc(i))
+        n = len(self)
+        if not -n <= i < n:
+            raise IndexError(f"sample {i} of {n}")
+        return int(i) % n
 
     def row(self, i: int) -> Mapping[str, Any]:
         """Row ``i`` as a reader gets it: column to value, ``sample_id``, and ``path`` (and ``mask``) resolved."""

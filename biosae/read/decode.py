@@ -1,10 +1,10 @@
-"""Bytes of an image file -> ``uint8`` RGB, or a :class:`~biosae.data.ReadError` that says what is wrong with it."""
+"""Bytes of an image file -> ``uint8`` RGB (or the labels of a mask), or a :class:`~biosae.data.ReadError`."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 MAX_BYTES = 2**30
 _ZERO_TAIL = 64  # so many zero bytes do not end a healthy compressed stream
 _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT, _BITS, _COMPRESSION = 262, 284, 339, 258, 259  # TIFF tags
+_WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274
 
 
 class ImageReader:
@@ -40,6 +41,10 @@ class ImageReader:
     def __call__(self, row: Mapping[str, Any]) -> np.ndarray:
         """Decode ``row["path"]``: ``uint8 (H, W, 3)``."""
         return decode(row["path"], size=self.size, page=self.page)
+
+    def mask(self, row: Mapping[str, Any]) -> np.ndarray:
+        """Part labels of ``row["mask"]``, ``uint8`` or ``uint16 (H, W)``; see :func:`mask_of`."""
+        return mask_of(row, page=self.page)
 
     def spec(self) -> dict[str, Any]:
         """Settings that rebuild this reader."""
@@ -75,18 +80,86 @@ def decode(
     """
     size = _checked_size(size)
     data = source if isinstance(source, bytes) else _read(source)
-    kind = _sniff(data)
-    if kind is None:
-        raise ReadError("unsupported", f"not a JPEG, PNG, TIFF, WebP or BMP file (begins with {data[:8]!r})")
+    kind = _kind(data)
     cut = _cut_short(data, kind)
     if cut:
         raise ReadError("truncated", cut)
+    rgb = _guarded(io.BytesIO(data), kind, page, _rgb)
+    height, width = rgb.shape[:2]
+    if size is not None and (width, height) != size:
+        raise ReadError("wrong_size", f"{width} x {height} pixels instead of {size[0]} x {size[1]}")
+    return rgb
+
+
+def image_size(path: str | os.PathLike, *, page: int | None = None) -> tuple[int, int]:
+    """Width and height in pixels that :func:`decode` will give, from the file's header alone.
+
+    Raises
+    ------
+    ReadError
+        As :func:`decode`, as far as the header shows it.
+    """
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(16)
+            if head.strip(b"\0"):
+                return _guarded(stream, _kind(head), page, _shown_size)
+    except OSError:
+        pass
+    return decode(path, page=page).shape[1::-1]  # raises what is wrong with the file
+
+
+def decode_mask(source: bytes | str | os.PathLike, *, page: int | None = None) -> np.ndarray:
+    """Decode a file of part labels: whole numbers, as they are stored.
+
+    PNG, TIFF, BMP and lossless WebP; palette files give the numbers of the palette's entries, 1-bit files 0 and 1,
+    colour files must have three equal channels. The orientation is applied, nothing is scaled.
+
+    Returns
+    -------
+    ``uint8 (H, W)``, or ``uint16`` for files of 16 bits.
+
+    Raises
+    ------
+    ReadError
+        As :func:`decode`; ``unsupported`` for JPEG (its compression alters labels), for colours and fractions.
+    """
+    data = source if isinstance(source, bytes) else _read(source)
+    kind = _kind(data)
+    if kind == "JPEG":
+        raise ReadError("unsupported", "JPEG alters labels at their edges; store masks as PNG")
+    cut = _cut_short(data, kind)
+    if cut:
+        raise ReadError("truncated", cut)
+    return _guarded(io.BytesIO(data), kind, page, _labels)
+
+
+def mask_of(row: Mapping[str, Any], *, page: int | None = None) -> np.ndarray:
+    """Labels of ``row["mask"]``, checked to be of the size of the image ``row["path"]``.
+
+    Raises
+    ------
+    ReadError
+        ``missing`` where the row names no mask, ``wrong_size`` if the sizes differ, else as :func:`decode_mask`.
+    """
+    if not isinstance(row["mask"], str):
+        raise ReadError("missing", "this sample has no mask")
+    labels, (width, height) = decode_mask(row["mask"]), image_size(row["path"], page=page)
+    if labels.shape != (height, width):
+        raise ReadError(
+            "wrong_size",
+            f"the mask has {labels.shape[1]} x {labels.shape[0]} pixels, its image {width} x {height}; they must agree",
+        )
+    return labels
+
+
+def _guarded(stream: Any, kind: str, page: int | None, use: Callable[[Image.Image], Any]) -> Any:
+    """Open an image and use it; whatever a decoder raises becomes a ReadError."""
     tolerated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(stream, formats=FORMATS) as image:
             _seek(image, page)
-            _check_kind(image)
-            rgb = _to_rgb(image)
+            return use(image)
     except (ReadError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -102,10 +175,13 @@ def decode(
         raise ReadError("truncated" if truncated else "unreadable", text) from None
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = tolerated
-    height, width = rgb.shape[:2]
-    if size is not None and (width, height) != size:
-        raise ReadError("wrong_size", f"{width} x {height} pixels instead of {size[0]} x {size[1]}")
-    return rgb
+
+
+def _kind(data: bytes) -> str:
+    kind = _sniff(data)
+    if kind is None:
+        raise ReadError("unsupported", f"not a JPEG, PNG, TIFF, WebP or BMP file (begins with {data[:8]!r})")
+    return kind
 
 
 def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -191,6 +267,37 @@ def _check_kind(image: Image.Image) -> None:
             raise ReadError("unsupported", "uncompressed 16-bit TIFF with separate colour planes; store it interleaved")
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
         raise ReadError("unsupported", f"{image.format} with 32-bit values has no natural scale; store 8 or 16 bits")
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    _check_kind(image)
+    return _to_rgb(image)
+
+
+def _shown_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height once the orientation is applied."""
+    if image.format == "TIFF":  # its own size may or may not be turned yet, by version of Pillow
+        turn, size = image.tag_v2.get(_ORIENTATION, 1), (image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT])
+    else:
+        turn, size = image.getexif().get(_ORIENTATION, 1), image.size
+    return (int(size[1]), int(size[0])) if turn in (5, 6, 7, 8) else (int(size[0]), int(size[1]))
+
+
+def _labels(image: Image.Image) -> np.ndarray:
+    _check_kind(image)
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    values = np.asarray(image)
+    if image.mode in ("RGB", "RGBA", "LA") and values.ndim == 3:
+        colours = values[:, :, : 1 if image.mode == "LA" else 3]
+        if not (colours == colours[:, :, :1]).all():
+            raise ReadError("unsupported", "a mask of colours; store one whole number a pixel (grey or palette PNG)")
+        values = colours[:, :, 0]
+    if values.ndim != 2 or values.dtype.kind not in "bui":
+        raise ReadError("unsupported", f"a mask in colour mode {image.mode!r}; store one whole number a pixel")
+    if image.mode.startswith("I"):
+        return values.astype(np.uint16)
+    return values.astype(np.uint8)
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -28,12 +28,13 @@ def image_samples(
     mpp: float | str | None,
     root: str | os.PathLike | None,
     max_failures: float,
+    meta: Mapping[str, Any] | None = None,
 ) -> Samples:
     """Samples of image files; what :func:`biosae.read.tiles` and :func:`biosae.read.images` share."""
     if isinstance(mpp, str):
         roles, mpp = {**roles, "mpp": mpp}, None
     obs, roles, root = record_table(source, roles=roles, id=id, root=root, suffixes=SUFFIXES)
-    samples = Samples(obs, reader, roles=roles, mpp=mpp, root=root)
+    samples = Samples(obs, reader, roles=roles, mpp=mpp, root=root, meta=meta)
     _check_present(samples, max_failures)
     return samples
 
