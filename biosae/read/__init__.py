@@ -6,8 +6,13 @@ What the readers' packages bring (OpenSlide, pydicom, MNE ...) is imported where
 from __future__ import annotations
 
 from biosae.read.e4 import e4
+from biosae.read.edf import edf
 from biosae.read.images import images
+from biosae.read.signals import record
 from biosae.read.tiles import tiles
+from biosae.read.tissue import tissue_mask
 from biosae.read.wear import on_body, sleep_wake
+from biosae.read.wfdb import LEADS, wfdb
+from biosae.read.wsi import wsi
 
-__all__ = ["e4", "images", "on_body", "sleep_wake", "tiles"]
+__all__ = ["LEADS", "e4", "edf", "images", "on_body", "record", "sleep_wake", "tiles", "tissue_mask", "wfdb", "wsi"]

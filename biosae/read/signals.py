@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +17,7 @@ from biosae.data.samples import ReadError
 from biosae.errors import InputError, nearest
 from biosae.read.channels import canonical_unit, factor, find_channels
 from biosae.read.handles import Handles
-from biosae.read.resample import piece
+from biosae.read.resample import piece, ratio
 
 FORMATS: dict[str, str] = {
     "edf": "biosae.read.edf:open_edf",
@@ -22,6 +25,11 @@ FORMATS: dict[str, str] = {
     "e4": "biosae.read.e4:open_e4",
 }
 """Format -> ``module:function`` that opens a path as a :class:`Recording`."""
+SUFFIXES: dict[str, str] = {
+    ".edf": "edf", ".bdf": "edf", ".gdf": "edf", ".set": "edf", ".vhdr": "edf", ".fif": "edf",
+    ".hea": "wfdb", ".zip": "e4",
+}  # fmt: skip
+"""Ending of a file -> its format; a folder is an E4 session."""
 NATIVE = "native"  # unit of signals whose channels have units of their own
 
 
@@ -34,7 +42,7 @@ class Channel(NamedTuple):
     n: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Header:
     """What a recording says of itself, read without its signals.
 
@@ -55,6 +63,27 @@ class Header:
     seconds: float
     annotations: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["onset", "duration", "label"]))
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        lines = [f"Header: {len(self.channels)} channels, {self.seconds:g} s, {len(self.annotations)} annotations"]
+        kinds: dict[tuple[float, str | None], list[str]] = {}
+        for channel in self.channels:
+            kinds.setdefault((channel.rate, channel.unit), []).append(channel.name)
+        lines += [
+            f"  {len(names)} at {rate:g} Hz in {unit or 'no stated unit'}: {_few(names, 8)}"
+            for (rate, unit), names in kinds.items()
+        ]
+        labels = Counter(self.annotations["label"])
+        if labels:
+            lines.append("  annotations: " + _few([f"{label!r} x {n}" for label, n in labels.most_common()], 8))
+        plain = {k: v for k, v in self.facts.items() if isinstance(v, str | int | float)}
+        if plain:
+            lines.append("  " + _few([f"{k}: {v}" for k, v in plain.items()], 8))
+        return "\n".join(lines)
+
+
+def _few(names: Sequence[str], n: int) -> str:
+    return ", ".join(names[:n]) + (f" ... ({len(names) - n} more)" if len(names) > n else "")
 
 
 class Recording(Protocol):
@@ -82,6 +111,38 @@ def open_recording(format: str, path: str) -> Recording:
         raise InputError(f"no signal format {name!r}; {nearest(name, FORMATS)}")
     module, function = FORMATS[name].split(":")
     return getattr(importlib.import_module(module), function)(path, *([option] if option else []))
+
+
+def record(path: str | os.PathLike) -> Header:
+    """Header of one recording of any signal format: channels with rates and units, length, annotations.
+
+    Parameters
+    ----------
+    path
+        EDF, BDF, GDF, EEGLAB ``.set``, BrainVision ``.vhdr``, FIF, WFDB ``.hea``, or an Empatica E4 folder or ``.zip``.
+
+    Raises
+    ------
+    ReadError
+        If the file cannot be read.
+    InputError
+        If its ending is none of these.
+
+    Examples
+    --------
+    >>> bs.read.record("S001R02.edf")  # doctest: +SKIP
+    Header: 64 channels, 60 s, 1 annotations
+      64 at 160 Hz in uV: Fc5., Fc3., Fc1., Fcz., Fc2., Fc4., Fc6., C5.. ... (56 more)
+      annotations: 'T0' x 1
+      format: EDF+C, records: 60, record_seconds: 1.0
+    """
+    path = Path(path)
+    format = "e4" if path.is_dir() else SUFFIXES.get(path.suffix.lower())
+    if format is None:
+        raise InputError(f"{path.name} is no recording that can be read; {nearest(path.suffix, SUFFIXES)}, or a folder")
+    recording = open_recording(format, os.fspath(path))
+    recording.close()
+    return recording.header
 
 
 _OPENED: dict[str, Handles] = {}
@@ -167,8 +228,9 @@ class SignalReader:
         Raises
         ------
         ReadError
-            ``no_channel``, ``no_unit``, ``too_short`` (the window ends behind the recording) or ``unsupported`` (the
-            channels' rates differ and none was asked for), or what the file's own format raises.
+            ``no_channel``, ``no_unit``, ``too_short`` (the window ends behind the recording, or holds no sample) or
+            ``unsupported`` (the channels' rates differ and none was asked for, or have no small ratio to it), or what
+            the file's own format raises.
         """
         places, scales, rate = self.plan(recording.header)
         used = sorted({i for place in places for i in place if i is not None})
@@ -176,6 +238,8 @@ class SignalReader:
         if start < 0 or start + duration > seconds + 0.5 / rate:
             raise ReadError("too_short", f"a window from {start:g} to {start + duration:g} s of {seconds:g} s")
         n_out = round(duration * rate)
+        if n_out < 1:
+            raise ReadError("too_short", f"a window of {duration:g} s holds no sample at {rate:g} Hz")
         values = self._channels(recording, used, rate, start, n_out)
         rows = []
         for (plus, minus), scale in zip(places, scales):
@@ -212,7 +276,13 @@ class SignalReader:
         if self.rate is None and len(rates) > 1:
             shown = ", ".join(f"{r:g}" for r in sorted(rates))
             raise ReadError("unsupported", f"channels of {shown} Hz; pass rate= to resample, or channels= of one rate")
-        return places, scales, self.rate or rates.pop()
+        rate = self.rate or next(iter(rates))
+        try:
+            for native in rates:
+                ratio(native, rate)
+        except InputError as error:
+            raise ReadError("unsupported", str(error)) from None
+        return places, scales, rate
 
     def _unit(self, channel: Channel) -> str:
         stated = canonical_unit(channel.unit)
@@ -221,7 +291,11 @@ class SignalReader:
         given = self.units.get(channel.name) if isinstance(self.units, dict) else self.units
         if given is None:
             said = f"states the unit {channel.unit!r}, which is unknown" if channel.unit else "states no unit"
-            raise ReadError("no_unit", f"channel {channel.name!r} {said}; pass units={{{channel.name!r}: '...'}}")
+            raise ReadError(
+                "no_unit",
+                f"channel {channel.name!r} {said}; pass units={{{channel.name!r}: '...'}} if "
+                "you know it, or channels= without it",
+            )
         return given
 
     @staticmethod

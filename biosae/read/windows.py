@@ -12,7 +12,7 @@ import pandas as pd
 
 from biosae.data.samples import ReadError, Samples
 from biosae.errors import InputError
-from biosae.read.channels import canonical_unit
+from biosae.read.channels import canonical_unit, is_trigger
 from biosae.read.scan import scan
 from biosae.read.signals import Header, Recording, SignalReader, open_recording
 from biosae.read.table import record_table
@@ -62,7 +62,7 @@ def signal_samples(
     Parameters
     ----------
     channels
-        None takes the channels that all recordings share (by exact name), in the order of the first.
+        None takes the channels that all recordings share (by exact name), in the order of the first, without triggers.
     unit
         Unit of the values, one for all or one a channel; None takes the unit of the first chosen channel, which all
         must be convertible to.
@@ -73,7 +73,7 @@ def signal_samples(
         Labels of annotations: a window from ``before`` s before each onset to ``after`` s behind it (None: its own
         duration).
     artefact
-        Absolute value, in ``unit``, above which a sample counts as artefact; None counts none.
+        Absolute value, in ``unit``, above which a sample counts as artefact; None does not look (NaN in the column).
     segment
         Picklable; gives each recording's windows in place of ``window``, ``step`` and ``around``.
 
@@ -84,8 +84,10 @@ def signal_samples(
     if step is not None and window is None:
         raise InputError("step= needs window= (the length of the windows, in seconds)")
     for name, value in (("window", window), ("step", step), ("after", after), ("rate", rate)):
-        if value is not None and not value > 0:
-            raise InputError(f"{name}={value} must be above 0")
+        if value is not None and not 0 < value < np.inf:
+            raise InputError(f"{name}={value} must be a number above 0")
+    if not np.isfinite(before):
+        raise InputError(f"before={before} must be a number of seconds")
     obs, roles, root = record_table(source, roles=roles, id=id, root=root, suffixes=suffixes)
     recordings = Samples(obs, _Unread(format), roles=roles, root=root)
     with_headers, lost = scan(
@@ -120,7 +122,9 @@ def signal_samples(
     table = pd.concat([whole, windows.drop(columns="recording_id")], axis=1)
     one_each = window is None and labels is None and segment is None
     starts = [f"{s:.6f}".rstrip("0").rstrip(".") for s in windows["start"]]
-    table.index = [r if one_each else f"{r}@{s}" for r, s in zip(windows["recording_id"], starts)]
+    ids = pd.Series([r if one_each else f"{r}@{s}" for r, s in zip(windows["recording_id"], starts)])
+    again = ids.groupby(ids).cumcount()  # marks with one onset
+    table.index = ids.where(again == 0, ids + "#" + (again + 1).astype(str)).to_numpy()
     if "recording" not in table:
         table["recording"] = windows["recording_id"].to_numpy()
     used = usable.roles | {"recording": usable.roles.get("recording") or "recording"}
@@ -151,6 +155,8 @@ class _Look:
     def __call__(self, row: Mapping[str, Any]) -> Header:
         recording = open_recording(self.format, row["path"])
         recording.close()
+        if not recording.header.channels:
+            raise ReadError("no_channel", "the file holds annotations and no signal; bs.read.record shows them")
         return recording.header
 
 
@@ -171,13 +177,14 @@ def _reader(
     if not found:
         raise InputError("no recording could be read; see failures.csv (failures=) for the reasons")
     if channels is None:
-        common = set.intersection(*({c.name for c in h.channels} for h in found))
+        signals = [{c.name for c in h.channels if not is_trigger(c.name)} for h in found]
+        common = set.intersection(*signals)
         channels = [c.name for c in found[0].channels if c.name in common]
         if not channels:
             raise InputError(
                 "the recordings share no channel name; pass channels= (case, 'EEG ' and '-REF' do not matter)"
             )
-        left = sorted({c.name for h in found for c in h.channels} - common)
+        left = sorted(set.union(*signals) - common)
         if left:
             warnings.warn(
                 f"{len(channels)} channels are in every recording and are used; {len(left)} are not (such as "
@@ -222,14 +229,16 @@ class _Cut:
     def __call__(self, row: Mapping[str, Any]) -> tuple[pd.DataFrame, str | None]:
         recording = open_recording(self.reader.format, row["path"])
         try:
-            places, _, _ = self.reader.plan(recording.header)
+            places, _, rate = self.reader.plan(recording.header)
             used = [recording.header.channels[i] for place in places for i in place if i is not None]
             seconds = max(c.n / c.rate for c in used)
             if self.segment is not None:
                 found, why = self.segment(recording)
                 rows = [self._row(recording, start, length, None) | more for start, length, more in found]
             else:
-                why = f"no annotation {self.labels}" if self.labels is not None else f"it has {seconds:g} s"
+                why = f"it has {seconds:g} s" if self.labels is None else self._no_mark(recording.header.annotations)
+                if self.window is not None and min(self.window, self.step or self.window) * rate < 0.5:
+                    raise ReadError("too_short", f"a window or step of less than one sample at {rate:g} Hz")
                 rows = [self._row(recording, *span) for span in self._spans(recording.header, seconds)]
         finally:
             recording.close()
@@ -251,6 +260,17 @@ class _Cut:
         step = self.step or self.window
         n = int(np.floor((seconds - self.window + _EDGE) / step)) + 1
         return [(round(i * step, 6), self.window, None) for i in range(max(n, 0))]
+
+    def _no_mark(self, annotations: pd.DataFrame) -> str:
+        """Why no window could be cut around annotations."""
+        there = annotations["label"].value_counts()
+        if not there.index.isin(self.labels).any():
+            return f"no annotation {', '.join(map(repr, self.labels))}; " + (
+                "there are " + ", ".join(f"{label!r} x {n}" for label, n in there.head(10).items())
+                if len(there)
+                else "there is none at all"
+            )
+        return "its annotations have no duration (pass after=), or windows around them leave the recording"
 
     def _row(self, recording: Recording, start: float, duration: float, label: str | None) -> dict[str, Any]:
         header = recording.header
@@ -283,7 +303,7 @@ def quality(x: np.ndarray, reader: SignalReader, artefact: float | None) -> dict
     """Quality of a window ``(C, T)``: share missing, flat and bad channels, share beyond ``artefact``.
 
     A channel is flat where all its values lie within ``FLAT`` of the base unit (1 uV of a voltage), and bad where it is
-    flat, wholly missing, or more than half of it is missing or artefact.
+    flat, or more than half of it is missing or artefact. The share beyond ``artefact`` is NaN where that is None.
     """
     from biosae.read.channels import UNITS
 
@@ -292,13 +312,13 @@ def quality(x: np.ndarray, reader: SignalReader, artefact: float | None) -> dict
     known = np.isfinite(x)
     high = np.where(known, x, -np.inf).max(axis=1, initial=-np.inf)
     low = np.where(known, x, np.inf).min(axis=1, initial=np.inf)
-    flat = np.where(voltage, (high - low) * scale < FLAT, high == low)
+    flat = known.any(axis=1) & np.where(voltage, (high - low) * scale < FLAT, high == low)
     wrong = known & (np.abs(np.where(known, x, 0.0)) > (np.inf if artefact is None else artefact))
     bad = flat | ((~known | wrong).mean(axis=1) > 0.5)
     names = np.array(reader.channels, dtype=object)
     return {
         "missing_share": float(1 - known.mean()),
-        "flat_channels": " ".join(names[flat]),
-        "bad_channels": " ".join(names[bad]),
-        "artefact_share": float(wrong.sum() / max(known.sum(), 1)),
+        "flat_channels": ", ".join(names[flat]),
+        "bad_channels": ", ".join(names[bad]),
+        "artefact_share": np.nan if artefact is None else float(wrong.sum() / max(known.sum(), 1)),
     }
