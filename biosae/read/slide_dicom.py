@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 import threading
@@ -67,9 +68,9 @@ def series(path: str | os.PathLike) -> str | None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
+                return str(header.SeriesInstanceUID) if header.SOPClassUID == WHOLE_SLIDE else None
         finally:
             stream.close()
-        return str(header.SeriesInstanceUID) if header.SOPClassUID == WHOLE_SLIDE else None
     except Exception:  # pydicom raises many types on what is no DICOM; the caller opens the file and reports
         return None
 
@@ -111,7 +112,8 @@ class DicomSlide:
             self.close()
             raise ReadError("unsupported", f"DICOM series with two images of {self.levels[0]} pixels (focal planes?)")
         self.downsamples = level_downsamples(self.levels)
-        with decoding("DICOM header"):
+        with decoding("DICOM header"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             self.scales = stated_scales([("dicom.PixelSpacing", _spacing(header))])
             path_items = header.get("OpticalPathSequence") or []
             self.objective = positive(path_items[0].get("ObjectiveLensPower")) if len(path_items) else None
@@ -280,7 +282,7 @@ def _encapsulated(stream: Bounded, start: int, n: int, header: Any) -> list[list
     if len(offsets) != n:
         raise ReadError("unreadable", f"DICOM slide whose table of offsets has {len(offsets)} of {n} frames")
     bounds = [*offsets, math.inf]
-    return [[f for f in fragments if low <= f[0] - 8 < high] for low, high in zip(bounds, bounds[1:])]
+    return [[f for f in fragments if low <= f[0] - 8 < high] for low, high in itertools.pairwise(bounds)]
 
 
 def _decode(

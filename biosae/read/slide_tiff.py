@@ -200,6 +200,9 @@ def _check_kind(page: Any) -> None:
             f"TIFF with {samples} channels of {page.bitspersample} bits ({page.dtype}, photometric {photometric}); "
             "store 8- or 16-bit grey or RGB",
         )
+    tifffile = require("tifffile", extra="wsi")
+    if page.compression not in tifffile.TIFF.DECOMPRESSORS:
+        raise ReadError("unsupported", f"TIFF compression {page.compression}; store it as JPEG or Deflate")
     if page.planarconfig == 2 and samples > 1:
         raise ReadError("unsupported", "TIFF with separate colour planes; store it interleaved")
     if page.imagedepth > 1:

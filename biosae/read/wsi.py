@@ -126,8 +126,8 @@ def wsi(
     Parameters
     ----------
     source
-        CSV, TSV or Parquet file or DataFrame with a row a slide, a folder, which is searched with its subfolders, or one
-        slide. The files of a DICOM series are one slide: name one of them, or their folder.
+        CSV, TSV or Parquet file or DataFrame with a row a slide, a folder, which is searched with its subfolders, or
+        one slide. The files of a DICOM series are one slide: name one of them, or their folder.
     patient
         Column of the patient. Must be given; ``None`` says that it is unknown.
     slide, site, scanner, label, split
@@ -200,9 +200,8 @@ def wsi(
     if clash:
         raise InputError(f"the table has a column {clash[0]!r}, which this reader fills; rename it")
     look = _Look(*_stated(obs, slide_mpp), mpp, upsample)
-    records = Samples(
-        obs.drop(columns="mpp", errors="ignore"), SlideTileReader(tile=tile, mpp=mpp), roles=roles, root=root
-    )
+    reader = SlideTileReader(tile=tile, mpp=mpp)
+    records = Samples(obs.drop(columns="mpp", errors="ignore"), reader, roles=roles, root=root)
     names = _names(records, by_id=id is not None)
     options = {"n_jobs": n_jobs, "max_failures": 1.0, "failures": failures, "unit": "slide"}
     known, lost = scan(records, look, stage="read/wsi", **options)
@@ -228,7 +227,7 @@ def wsi(
     out.index = [f"{name}_x{x}_y{y}" for name, x, y in zip(prefix, out["x"], out["y"])]
     meta = {"failures": lost, "slides": {names[record]: facts for record, (_, facts) in cuts.items()}}
     roles = {**records.roles, "slide": records.roles.get("slide") or "slide", "mpp": "mpp"}
-    return Samples(out, records.reader, roles=roles, root=root, meta=meta)
+    return Samples(out, reader, roles=roles, root=root, meta=meta)
 
 
 def _check(
