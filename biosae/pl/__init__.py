@@ -6,6 +6,7 @@ from biosae.pl.density import density
 from biosae.pl.gallery import gallery, select_tiles
 from biosae.pl.scanner import confounders, scanner
 from biosae.pl.style import PALETTE, paper, save
+from biosae.pl.tissue import tissue
 from biosae.pl.traces import traces
 from biosae.pl.volcano import volcano
 
@@ -22,6 +23,7 @@ __all__ = [
     "scanner",
     "select_tiles",
     "strata",
+    "tissue",
     "traces",
     "volcano",
 ]

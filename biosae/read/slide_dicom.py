@@ -224,8 +224,7 @@ def _frames(header: Any, stream: Bounded) -> Frames:
 def _grid(header: Any, n: int, across: int, down: int, tile: tuple[int, int]) -> dict[tuple[int, int], int]:
     """(row, column) of tiles to the number of their frame."""
     groups = header.get("PerFrameFunctionalGroupsSequence") or []
-    sparse = header.get("DimensionOrganizationType") == "TILED_SPARSE" or len(groups) == n > 0
-    if sparse and len(groups) == n and "PlanePositionSlideSequence" in groups[0]:
+    if len(groups) == n and "PlanePositionSlideSequence" in groups[0]:
         grid = {}
         for i, group in enumerate(groups):
             place = group.PlanePositionSlideSequence[0]
@@ -237,6 +236,11 @@ def _grid(header: Any, n: int, across: int, down: int, tile: tuple[int, int]) ->
                 raise ReadError("unsupported", "DICOM slide whose frames overlap or lie off the grid of tiles")
             grid[y // tile[1], x // tile[0]] = i
         return grid
+    if header.get("DimensionOrganizationType") != "TILED_FULL" and n > 1:
+        raise ReadError(
+            "unsupported",
+            "DICOM slide that does not state where its frames lie (neither TILED_FULL nor positions); convert it again",
+        )
     if n != across * down:
         raise ReadError(
             "unreadable", f"DICOM slide of {across} x {down} tiles with {n} frames (truncated, or several focal planes)"
