@@ -27,7 +27,10 @@ READERS: dict[str, Callable[..., Reader] | str] = {
     "image": "biosae.read.decode:ImageReader",
     "crop": "biosae.read.crops:CropReader",
     "phantom": "biosae.data.phantom:PhantomReader",
+    "nifti_slices": "biosae.read.nifti_items:NiftiSlices",
+    "nifti_regions": "biosae.read.nifti_items:NiftiRegions",
     "signal": "biosae.read.signals:SignalReader",
+    "dicom": "biosae.read.dicom:DicomReader",
     "wsi": "biosae.read.wsi:SlideTileReader",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from biosae.read.e4 import e4
 from biosae.read.edf import edf
 from biosae.read.images import images
+from biosae.read.nifti import nifti
 from biosae.read.signals import record
 from biosae.read.tiles import tiles
 from biosae.read.tissue import tissue_mask
@@ -15,4 +16,17 @@ from biosae.read.wear import on_body, sleep_wake
 from biosae.read.wfdb import LEADS, wfdb
 from biosae.read.wsi import wsi
 
-__all__ = ["LEADS", "e4", "edf", "images", "on_body", "record", "sleep_wake", "tiles", "tissue_mask", "wfdb", "wsi"]
+__all__ = [
+    "LEADS",
+    "e4",
+    "edf",
+    "images",
+    "nifti",
+    "on_body",
+    "record",
+    "sleep_wake",
+    "tiles",
+    "tissue_mask",
+    "wfdb",
+    "wsi",
+]
