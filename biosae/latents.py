@@ -42,7 +42,8 @@ def encode(sae: Any, emb: Any, *, tokens: str | None = "mean", keep_embedding: b
         ``sample_id``, ``token_row``, ``token_col``), plus ``sae_trained_on`` where the patients that the SAE was
         trained on are known; ``var`` ``L0000`` ... with ``density`` (share of rows active), ``n_active``,
         ``n_active_patients`` (with a patient column), ``mean_active`` (mean over active rows), ``max``;
-        ``varm["decoder"]`` (m, d) float32; ``uns["biosae"]`` plain dictionary: identity, sae, metrics, roles, tokens,
+        ``varm["decoder"]`` (m, d) float32; ``obsm["spatial"]`` (n, 2) float64, micrometres (x, y), where ``obs`` has
+        ``x_um`` and ``y_um`` (of its tile for each token); ``uns["biosae"]`` plain dictionary: identity, sae, metrics, roles, tokens,
         provenance.
 
     Raises
@@ -76,6 +77,8 @@ def encode(sae: Any, emb: Any, *, tokens: str | None = "mean", keep_embedding: b
     adata = anndata.AnnData(X=X, obs=obs, var=var.assign(**_summaries(X, obs)), varm={"decoder": decoder})
     if embedding is not None:
         adata.obsm["embedding"] = embedding
+    if {"x_um", "y_um"} <= set(obs) and all(pd.api.types.is_numeric_dtype(obs[c]) for c in ("x_um", "y_um")):
+        adata.obsm["spatial"] = obs[["x_um", "y_um"]].to_numpy(np.float64)
     settings = sae.get_params() if hasattr(sae, "get_params") else {}
     learnt = {name: getattr(sae, f"{name}_", None) for name in ("n_latents", "k", "random_state")}
     adata.uns["biosae"] = plain({
