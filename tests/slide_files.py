@@ -28,18 +28,22 @@ def halved(pixels: np.ndarray, factor: int) -> np.ndarray:
     return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
 
 
-def write_pyramid(path: Path, pixels: np.ndarray, *, mpp: float | None = 0.25, factors: tuple[int, ...] = (2, 4),
-                  tile: int | None = 64, subifds: bool = False, description: str | None = None, **options) -> Path:  # fmt: skip
+def write_pyramid(
+    path: Path,
+    pixels: np.ndarray,
+    *,
+    mpp: float | None = 0.25,
+    factors: tuple[int, ...] = (2, 4),
+    tile: int | None = 64,
+    subifds: bool = False,
+    description: str | None = None,
+    **options,
+) -> Path:
     """A tiled TIFF with levels; the scale in its resolution tags (centimetres)."""
     import tifffile
 
-    options = {
-        "tile": None if tile is None else (tile, tile),
-        "photometric": "rgb",
-        "metadata": None,
-        "compression": "deflate",
-        **options,
-    }
+    shape = None if tile is None else (tile, tile)
+    options = {"tile": shape, "photometric": "rgb", "metadata": None, "compression": "deflate", **options}
     scale = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(pixels, subifds=len(factors) if subifds else 0, description=description, **scale, **options)
@@ -56,11 +60,20 @@ def write_aperio(path: Path, pixels: np.ndarray, *, mpp: float = 0.499, tile: in
                          **{"compression": "jpeg", **options})  # fmt: skip
 
 
-def write_dicom(path: Path, pixels: np.ndarray, *, mpp: tuple[float, float] = (0.25, 0.25), tile: tuple[int, int] = (64, 48),
-                syntax: str = "jpeg", sparse: bool = False, series: str = "1.2.3.4", number: int = 1,
-                kind: str = "VOLUME") -> Path:  # fmt: skip
-    """One level of a DICOM slide; ``tile`` is (width, height), ``mpp`` (x, y). A sparse one leaves out the first frame and
-    lists the others backwards."""
+def write_dicom(
+    path: Path,
+    pixels: np.ndarray,
+    *,
+    mpp: tuple[float, float] = (0.25, 0.25),
+    tile: tuple[int, int] = (64, 48),
+    syntax: str = "jpeg",
+    sparse: bool = False,
+    series: str = "1.2.3.4",
+    number: int = 1,
+    kind: str = "VOLUME",
+) -> Path:
+    """One level of a DICOM slide; ``tile`` is (width, height), ``mpp`` (x, y). A sparse one leaves out the first frame
+    and lists the others backwards."""
     import imagecodecs
     import pydicom
     from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
