@@ -17,7 +17,7 @@ from biosae.settings import settings
 # extra -> modules that it brings, by import name
 EXTRAS = {
     "wsi": ("openslide", "tifffile", "imagecodecs", "wsidicom"),
-    "dicom": ("pydicom", "pylibjpeg", "openjpeg"),
+    "dicom": ("pydicom", "pylibjpeg", "openjpeg", "imagecodecs"),
     "signals": ("wfdb", "mne"),
     "eeg": ("mne", "pyedflib"),
     "index": ("faiss",),

@@ -5,6 +5,7 @@ What the readers' packages bring (OpenSlide, pydicom, MNE ...) is imported where
 
 from __future__ import annotations
 
+from biosae.read.dicom import dicom, dicom_values
 from biosae.read.e4 import e4
 from biosae.read.edf import edf
 from biosae.read.images import images
@@ -18,6 +19,8 @@ from biosae.read.wsi import wsi
 
 __all__ = [
     "LEADS",
+    "dicom",
+    "dicom_values",
     "e4",
     "edf",
     "images",
