@@ -106,8 +106,10 @@ def piece(
     y = upfirdn(np.concatenate([np.zeros(skip), h]), filled, up=up, down=down, axis=-1)
     offset = (delay + skip) // down + (first_out - block * up)
     y = y[:, offset : offset + n_out]
-    moment = np.clip(np.rint((first_out + np.arange(n_out)) * down / up).astype(int) - first, 0, x.shape[1] - 1)
-    y[gaps[:, moment]] = np.nan
+    moment = (first_out + np.arange(n_out)) * down / up
+    nearest = np.rint(moment).astype(int)
+    nearest[(nearest == n) & (moment < n)] = n - 1  # the last sample lasts to the end of the recording
+    y[gaps[:, nearest - first]] = np.nan
     return y
 
 
