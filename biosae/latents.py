@@ -43,8 +43,8 @@ def encode(sae: Any, emb: Any, *, tokens: str | None = "mean", keep_embedding: b
         trained on are known; ``var`` ``L0000`` ... with ``density`` (share of rows active), ``n_active``,
         ``n_active_patients`` (with a patient column), ``mean_active`` (mean over active rows), ``max``;
         ``varm["decoder"]`` (m, d) float32; ``obsm["spatial"]`` (n, 2) float64, micrometres (x, y), where ``obs`` has
-        ``x_um`` and ``y_um`` (of its tile for each token); ``uns["biosae"]`` plain dictionary: identity, sae, metrics, roles, tokens,
-        provenance.
+        ``x_um`` and ``y_um`` (of its tile for each token); ``uns["biosae"]`` plain dictionary: identity, sae, metrics,
+        roles, tokens, provenance.
 
     Raises
     ------
