@@ -5,6 +5,9 @@ What the readers' packages bring (OpenSlide, pydicom, MNE ...) is imported where
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from biosae.read.dicom import dicom, dicom_values
 from biosae.read.e4 import e4
 from biosae.read.edf import edf
@@ -23,6 +26,7 @@ __all__ = [
     "dicom_values",
     "e4",
     "edf",
+    "features",
     "images",
     "nifti",
     "on_body",
@@ -33,3 +37,10 @@ __all__ = [
     "wfdb",
     "wsi",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``features`` comes from the room of embeddings, which stands above this one."""
+    if name != "features":
+        raise AttributeError(f"module 'biosae.read' has no attribute {name!r}")
+    return importlib.import_module("biosae.embeddings.features").features

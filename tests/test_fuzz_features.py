@@ -1,0 +1,65 @@
+"""Damaged files of embeddings: each is read or ends in a typed error, through ``bs.read.features`` end to end."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fuzzing import fuzz
+
+import biosae as bs
+
+N, D = 40, 16
+
+
+def read_all(path: str) -> None:
+    """Read one file as a user would; the file's rows have ids of their own, or those given here."""
+    ids = [f"r{i}" for i in range(N)] if path.endswith(".npy") else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        emb = bs.read.features(path, encoder="some", licence="MIT", patient=None, ids=ids, max_failures=0.5)
+        assert np.isfinite(emb.array()).all()
+
+
+def seed(folder: Path, kind: str) -> Path:
+    """A small healthy file of one kind."""
+    h5py, anndata = pytest.importorskip("h5py"), pytest.importorskip("anndata")
+    rng = np.random.default_rng(0)
+    X, coords = rng.normal(size=(N, D)).astype("f4"), np.stack([np.arange(N) * 256, np.arange(N) % 7 * 256], axis=1)
+    ids = np.array([f"r{i}" for i in range(N)])
+    path = folder / f"seed.{kind.split('_')[0]}"
+    if kind == "npy":
+        np.save(path, X)
+    elif kind == "npz":
+        np.savez_compressed(path, features=X, ids=ids)
+    elif kind == "parquet":
+        pd.DataFrame({"sample_id": ids, "vector": list(X)}).to_parquet(path)
+    elif kind == "h5ad":
+        groups = pd.DataFrame({"group": pd.Categorical(list("ab") * (N // 2)), "n": range(N)}, index=ids)
+        anndata.AnnData(X, obs=groups).write_h5ad(path)
+    else:
+        packed = {"compression": "gzip", "shuffle": True} if kind == "h5_gzip" else {"chunks": (1, D)}
+        with h5py.File(path, "w") as file:
+            file.create_dataset("features", data=X, **packed).attrs["encoder"] = "uni_v1"
+            file.create_dataset("coords", data=coords).attrs["patch_size_level0"] = 256
+    return path
+
+
+KINDS = ("npy", "npz", "parquet", "h5ad", "h5_rows", "h5_gzip")
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "parquet", "h5_gzip"])
+def test_thirty_damaged_files_of_each_kind(kind, tmp_path):
+    n = 10 if kind == "h5_gzip" else 30
+    assert fuzz("test_fuzz_features:read_all", [seed(tmp_path, kind)], tmp_path, n=n, seconds=60) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_five_hundred_damaged_files_of_each_kind(kind, tmp_path):
+    faults = fuzz("test_fuzz_features:read_all", [seed(tmp_path, kind)], tmp_path, n=500, seconds=90)
+    assert Counter(faults) == Counter()
