@@ -144,7 +144,9 @@ class Manifest(_Part):
     roles: Mapping[str, str] = Field(default_factory=dict)
     """Role -> column of the table, as the reader functions take them."""
     columns: Mapping[str, str] = Field(default_factory=dict)
-    """Column (``*`` stands for any ending) -> meaning."""
+    """Column -> meaning; ``*`` stands for any text, and several columns of one meaning are separated by commas."""
+    parts: Mapping[str, str] = Field(default_factory=dict)
+    """Data sets that a collection is made of -> their terms and where they come from."""
     split: Split | None = None
     files: tuple[File, ...] = ()
     folders: tuple[Folder, ...] = ()
@@ -206,6 +208,7 @@ def _describe(manifest: Manifest) -> list[str]:
     facts += ["units: " + "; ".join(f"{key} {value}" for key, value in units.items())] if units else []
     facts += [f"table: {manifest.table}"] if manifest.table else []
     facts += ["roles: " + ", ".join(f"{r} = {c!r}" for r, c in manifest.roles.items())] if manifest.roles else []
+    facts += [f"part {name}: {text}" for name, text in manifest.parts.items()]
     facts += [f"split: {manifest.split.rule}"] if manifest.split else []
     facts += [f"warning: {text}" for text in manifest.warnings]
     facts += [f"not known: {text}" for text in manifest.left_out]
