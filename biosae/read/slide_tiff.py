@@ -192,6 +192,8 @@ def _segment(page: Any) -> tuple[int, int]:
 
 def _check_kind(page: Any) -> None:
     photometric, samples = int(page.photometric), page.samplesperpixel
+    if min(page.imagewidth, page.imagelength) < 1:
+        raise ReadError("unreadable", f"TIFF that states {page.imagewidth} x {page.imagelength} pixels")
     grey = photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK, _PALETTE) and samples == 1
     colour = photometric in (_RGB, _YCBCR) and samples in (3, 4)
     if page.dtype not in (np.uint8, np.uint16) or page.bitspersample not in (8, 16) or not (grey or colour):

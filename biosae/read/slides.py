@@ -193,12 +193,13 @@ def positive(value: Any) -> float | None:
 
 
 def level_downsamples(levels: tuple[tuple[int, int], ...]) -> tuple[float, ...]:
-    """Factor of each level: the whole number that explains its size up to rounding, else the mean of both ratios."""
+    """Factor of each level: a power of two or else a whole number that explains its size up to rounding, or else the
+    mean of both ratios."""
     (width, height), out = levels[0], []
     for w, h in levels:
-        whole = round(min(width / w, height / h))
-        explained = all(whole and abs(full / whole - part) < 1 for full, part in ((width, w), (height, h)))
-        out.append(float(whole) if explained else (width / w + height / h) / 2)
+        mean = (width / w + height / h) / 2
+        whole = (2.0 ** round(math.log2(mean)), max(1.0, float(round(mean))))
+        out.append(next((f for f in whole if abs(width / f - w) < 1 and abs(height / f - h) < 1), mean))
     return tuple(out)
 
 
