@@ -20,7 +20,7 @@ from biosae.read.edf_records import (
     opened,
     text,
 )
-from biosae.read.signals import Header
+from biosae.read.signals import marks_table
 
 # GDF's type of values -> numpy type; "i3" and "u3" are 24 bits
 _GDF_TYPES = {
@@ -112,9 +112,8 @@ def _gdf_units(texts: np.ndarray, codes: np.ndarray) -> list[str | None]:
 
 def _gdf_events(behind: bytes, version: float) -> tuple[pd.DataFrame, int]:
     """Event table behind the records -> annotations, and its bytes."""
-    empty = Header((), 0.0).annotations
     if len(behind) < 8 or behind[0] not in (1, 3):
-        return empty, 0
+        return marks_table([]), 0
     if version < 1.94:
         rate, n = float(_int(behind[1:4], signed=False)), _int(behind[4:8], signed=False)
     else:
@@ -123,11 +122,11 @@ def _gdf_events(behind: bytes, version: float) -> tuple[pd.DataFrame, int]:
     if len(behind) < 8 + n * each:
         raise ReadError("truncated", f"GDF event table states {n} events, {len(behind) - 8} bytes are left")
     if not n:
-        return empty, 8
+        return marks_table([]), 8
     if not 0 < rate < LARGEST:
         raise ReadError("unreadable", f"GDF event table states {rate:g} events a second")
     onset = np.frombuffer(behind, "<u4", n, 8).astype(float) - 1
     codes = np.frombuffer(behind, "<u2", n, 8 + 4 * n)
     length = np.frombuffer(behind, "<u4", n, 8 + 8 * n).astype(float) if behind[0] == 3 else np.zeros(n)
-    table = pd.DataFrame({"onset": onset / rate, "duration": length / rate, "label": [str(c) for c in codes.tolist()]})
-    return table.sort_values("onset", kind="stable", ignore_index=True), 8 + n * each
+    marks = zip((onset / rate).tolist(), (length / rate).tolist(), map(str, codes.tolist()))
+    return marks_table(list(marks)), 8 + n * each

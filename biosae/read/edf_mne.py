@@ -16,7 +16,7 @@ from biosae.data.samples import ReadError
 from biosae.errors import BiosaeError, require
 from biosae.read.channels import UNITS, canonical_unit
 from biosae.read.edf_records import LARGEST, MAX_CHANNELS, check_span, opened, unique_names
-from biosae.read.signals import Channel, Header
+from biosae.read.signals import Channel, Header, marks_table
 
 _GAP = "BAD_ACQ_SKIP"  # MNE's mark of a span that was not recorded
 _STIM = 3  # FIFFV_STIM_CH
@@ -103,16 +103,10 @@ def _annotations(raw: Any) -> pd.DataFrame:
     """Marks with onsets from the first sample of the file."""
     marks = raw.annotations
     shift = 0.0 if marks.orig_time is None else raw.first_time
-    table = pd.DataFrame(
-        {
-            "onset": np.round(np.asarray(marks.onset, float) - shift, 9),
-            "duration": np.asarray(marks.duration, float),
-            "label": [str(d) for d in marks.description],
-        }
-    )
-    if not np.isfinite(table[["onset", "duration"]].to_numpy()).all():
+    onsets, durations = np.round(np.asarray(marks.onset, float) - shift, 9), np.asarray(marks.duration, float)
+    if not np.isfinite([onsets, durations]).all():
         raise ReadError("unreadable", "an annotation has no time")
-    return table.sort_values("onset", kind="stable", ignore_index=True)
+    return marks_table(list(zip(onsets.tolist(), durations.tolist(), map(str, marks.description))))
 
 
 # -- EEGLAB --------------------------------------------------------------------------------------------------------
@@ -130,14 +124,10 @@ class Epochs:
         self._data = data.transpose(1, 0, 2).reshape(n_channels, -1) * 1e6
         channels = tuple(Channel(name, rate, "uV", n_epochs * length) for name in unique_names(epochs.ch_names))
         names = {code: name for name, code in epochs.event_id.items()}
-        marks = pd.DataFrame(
-            {
-                "onset": np.arange(n_epochs) * (length / rate),
-                "duration": length / rate,
-                "label": [str(names.get(code, code)) for code in epochs.events[:, 2].tolist()],
-            }
-        )
-        facts = {"format": "EEGLAB epochs", "epochs": n_epochs, "epoch_seconds": length / rate}
+        length_s = length / rate
+        codes = epochs.events[:, 2].tolist()
+        marks = marks_table([(k * length_s, length_s, str(names.get(code, code))) for k, code in enumerate(codes)])
+        facts = {"format": "EEGLAB epochs", "epochs": n_epochs, "epoch_seconds": length_s}
         self.header = Header(channels, n_epochs * length / rate, marks, facts)
 
     def read(self, channels: Sequence[int], first: int, count: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from biosae.data.samples import ReadError
-from biosae.read.signals import Channel, Header
+from biosae.read.signals import Channel, Header, marks_table
 
 MAX_CHANNELS = 10_000
 _BLOCK = 2**25  # bytes read at once
@@ -310,9 +310,7 @@ def _edf_annotations(layout: Layout) -> tuple[np.ndarray, pd.DataFrame, int]:
                         onsets[record] = onset
                     marks += [(onset, duration, text(t)) for t in texts if text(t)]
     begin = onsets[0] if np.isfinite(onsets[0]) else 0.0
-    table = pd.DataFrame(marks, columns=["onset", "duration", "label"]).astype({"onset": float, "duration": float})
-    table["onset"] = (table["onset"] - begin).round(9)
-    return onsets - begin, table.sort_values("onset", kind="stable", ignore_index=True), odd
+    return onsets - begin, marks_table([(round(a - begin, 9), b, label) for a, b, label in marks]), odd
 
 
 def _check_onsets(onsets: np.ndarray, seconds: float) -> None:

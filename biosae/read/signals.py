@@ -42,6 +42,13 @@ class Channel(NamedTuple):
     n: int
 
 
+def marks_table(marks: Sequence[tuple[float, float, str]]) -> pd.DataFrame:
+    """Annotations in the order of their onsets, from ``(onset, duration, label)``."""
+    table = pd.DataFrame(marks, columns=["onset", "duration", "label"])
+    table = table.astype({"onset": float, "duration": float, "label": object})
+    return table.sort_values("onset", kind="stable", ignore_index=True)
+
+
 @dataclass(frozen=True, repr=False)
 class Header:
     """What a recording says of itself, read without its signals.
@@ -61,7 +68,7 @@ class Header:
 
     channels: tuple[Channel, ...]
     seconds: float
-    annotations: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["onset", "duration", "label"]))
+    annotations: pd.DataFrame = field(default_factory=lambda: marks_table([]))
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
