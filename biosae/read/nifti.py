@@ -264,8 +264,11 @@ def _regions_reader(
     atlas: str | os.PathLike, regions: Any, as_: str, fisher: bool, space_unit: str | None
 ) -> NiftiRegions:
     place = os.path.abspath(atlas)
+    if not os.path.isfile(place):
+        raise InputError(f"no atlas {place}")
+    sha256 = hash_file(place)
     try:
-        labels, _ = load_atlas(place, space_unit)
+        labels, _ = load_atlas(place, sha256, space_unit)
     except ReadError as error:
         raise InputError(f"atlas {os.fspath(atlas)}: {error}") from None
     present = np.unique(labels[labels != 0])
@@ -278,7 +281,7 @@ def _regions_reader(
         raise InputError("two regions have one name; give each its own")
     values = list(names)
     return NiftiRegions(
-        as_=as_, atlas=place, atlas_sha256=hash_file(place), values=values, names=[names[v] for v in values],
+        as_=as_, atlas=place, atlas_sha256=sha256, values=values, names=[names[v] for v in values],
         fisher=fisher, space_unit=space_unit,
     )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from biosae.data.samples import ReadError
-from biosae.files import hash_file
 from biosae.read.handles import Handles
 from biosae.read.volumes import PLANES, Regions, Volume, connectivity, load_atlas, open_volume, plane
 
@@ -83,7 +81,6 @@ class NiftiRegions:
         self.columns = ("volume",) if as_ == "scalars" else ("start", "duration", "tr")
         self.unit = "au" if as_ == "regions" else None
         self.channels = tuple(names) if as_ == "regions" else ()
-        self._checked = False
 
     def __call__(self, row: Mapping[str, Any]) -> np.ndarray:
         """``float32 (R,)``, ``(R, T)`` or ``(R (R - 1) / 2,)``; NaN for regions without a voxel, and for correlations
@@ -120,13 +117,8 @@ class NiftiRegions:
         """
         if volume.placed == "none":
             raise ReadError("unsupported", "neither sform nor qform is stated: the image's place in space is unknown")
-        if not self._checked:
-            if not os.path.isfile(self.atlas):
-                raise ReadError("missing", f"no atlas {self.atlas}")
-            if hash_file(self.atlas) != self.atlas_sha256:
-                raise ReadError("unsupported", f"the atlas {self.atlas} has changed since these samples were made")
-            self._checked = True
-        found = Regions(*load_atlas(self.atlas, self.space_unit), self.values, volume.shape, volume.affine)
+        atlas = load_atlas(self.atlas, self.atlas_sha256, self.space_unit)
+        found = Regions(*atlas, self.values, volume.shape, volume.affine)
         if not found.counts.any():
             raise ReadError(
                 "unsupported", "no region of the atlas lies in the image; are both in one space (MNI, say)?"

@@ -15,6 +15,7 @@ import numpy as np
 
 from biosae.data.samples import ReadError
 from biosae.errors import InputError, require
+from biosae.files import hash_file
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr")
 MAX_VOXELS = 2**27  # of one volume
@@ -278,14 +279,19 @@ def plane(values: np.ndarray, name: str, index: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def load_atlas(path: str, space_unit: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of an atlas, ``int32 (x, y, z)`` in RAS+ order, and its affine in mm.
+def load_atlas(path: str, sha256: str, space_unit: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of an atlas whose file has this hash, ``int32 (x, y, z)`` in RAS+ order, and its affine in mm.
 
     Raises
     ------
     ReadError
-        If it cannot be read, is 4-D, has no place in space, or holds other values than whole numbers.
+        If it cannot be read or is another file now, is 4-D, has no place in space, or holds other values than whole
+        numbers.
     """
+    if not os.path.isfile(path):
+        raise ReadError("missing", f"no atlas {path}")
+    if hash_file(path) != sha256:
+        raise ReadError("unsupported", f"the atlas {path} has changed since these samples were made")
     with closing(open_volume(path, space_unit=space_unit)) as volume:
         if volume.n_volumes > 1:
             raise ReadError("unsupported", f"the atlas has {volume.n_volumes} volumes; give one 3-D volume of labels")
