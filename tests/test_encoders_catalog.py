@@ -8,10 +8,13 @@ import pytest
 import torch
 
 import biosae as bs
+from biosae.data.samples import ITEMS
 from biosae.encoders.build import build_timm
-from biosae.encoders.catalog import LIBRARIES, EncoderInfo, catalogue
+from biosae.encoders.catalog import EncoderInfo, catalogue
+from biosae.encoders.signals import AMPLITUDES
 from biosae.encoders.vision import TimmEncoder
 from biosae.errors import InputError, WeightsError
+from biosae.read.channels import canonical_unit
 
 TIMM = [n for n, e in catalogue().items() if e.library == "timm" and e.arch]
 
@@ -23,7 +26,11 @@ def test_entries_are_complete(name: str) -> None:
     assert entry.facts and entry.licence and entry.domain != "unknown"
     assert entry.derivatives_restricted is not None
     assert set(entry.unconfirmed) <= fields
-    assert entry.source.split(":")[0] in ("hf-hub", "bundled", "local")
+    assert entry.source.split(":")[0] in ("hf-hub", "bundled", "local", "none")
+    assert entry.item in ITEMS and (entry.item == "signal" or entry.rate is entry.amplitude is entry.unit is None)
+    assert entry.amplitude is None or entry.amplitude in AMPLITUDES
+    assert entry.unit is None or canonical_unit(entry.unit) == entry.unit
+    assert entry.channels is None or len(set(entry.channels)) == len(entry.channels)
     assert entry.pool in ("cls", "mean", "cls+mean", "head")
     if entry.arch and entry.library in ("timm", "open_clip"):
         assert None not in (entry.size, entry.mean, entry.std, entry.interpolation, entry.crop_pct)
@@ -40,11 +47,20 @@ def test_list_and_info() -> None:
     assert table.index.is_unique and len(table) == len(catalogue())
     assert table.loc["uni", "loadable"] and not table.loc["phikon", "loadable"] and not table.loc["hibou-b", "loadable"]
     assert set(bs.encoders.list(domain="ecology").index) == {"bioclip", "bioclip-2", "mobilenetv2-inat-bird"}
+    signals = bs.encoders.list("eeg", item="signal", loadable=True, gated=False)
+    assert {"robustsleepnet-eeg", "labram", "eeg-bandpower"} <= set(signals.index)
+    assert set(signals["domain"]) == {"EEG"} and not signals["gated"].any() and "reve-base" not in signals.index
+    assert set(bs.encoders.list(licence="by-nc-nd", loadable=True).index) == {"uni", "uni2-h", "virchow2"}
+    assert len(bs.encoders.list("ecology", item="features")) == 0
+    for domain in ("pathology", "radiology", "EEG", "ECG", "wearable", "ecology", "general"):
+        assert bs.encoders.list(domain, loadable=True).index.size, domain
     assert bs.encoders.info("MobileNetV2_ImageNet").args == {"pad_type": "same"}
     with pytest.raises(InputError, match="'uni2-h'"):
         bs.encoders.info("uni2h")
     with pytest.raises(InputError, match="pathology"):
         bs.encoders.list(domain="patology")
+    with pytest.raises(InputError, match="MIT"):
+        bs.encoders.list(licence="GNU")
 
 
 @pytest.mark.parametrize("name", TIMM)
@@ -67,7 +83,7 @@ def test_another_network_than_the_entry_says_is_refused() -> None:
         build_timm(entry, None, {}, resized=False, random=True)
 
 
-@pytest.mark.parametrize("name", [n for n, e in catalogue().items() if e.library not in LIBRARIES])
+@pytest.mark.parametrize("name", [n for n, e in catalogue().items() if not (e.loadable or e.needs_remote_code)])
 def test_entries_of_other_packages_say_what_to_do(name: str) -> None:
     with pytest.raises(WeightsError, match=r"from_array|open_clip:"):
         bs.encoders.load(name)

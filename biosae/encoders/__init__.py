@@ -11,10 +11,14 @@ from typing import Any
 _PUBLIC: dict[str, tuple[str, str]] = {
     "list": ("biosae.encoders.catalog", "table"),
     "info": ("biosae.encoders.catalog", "info"),
+    "check": ("biosae.encoders.checking", "check"),
     "load": ("biosae.encoders.loading", "load"),
     "Encoder": ("biosae.encoders.base", "Encoder"),
     "EncoderInfo": ("biosae.encoders.catalog", "EncoderInfo"),
+    "EncoderCheck": ("biosae.encoders.checking", "EncoderCheck"),
     "Preprocess": ("biosae.encoders.preprocess", "Preprocess"),
+    "SignalPreprocess": ("biosae.encoders.signals", "SignalPreprocess"),
+    "SignalEncoder": ("biosae.encoders.signals", "SignalEncoder"),
     "fingerprint": ("biosae.encoders.base", "fingerprint"),
     "embed": ("biosae.embeddings.extract", "embed"),
 }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 POOLS = ("default", "cls", "mean", "cls+mean", "head", "tokens")
 PRECISIONS = ("float32", "bfloat16")
-_DESCRIPTIVE = ("source", "library", "licence", "derivatives_restricted", "mpp", "tile_mpp")
+_DESCRIPTIVE = ("source", "library", "licence", "derivatives_restricted", "mpp", "tile_mpp", "given")
 
 
 class Layer(NamedTuple):

@@ -19,13 +19,15 @@ _FROM_CONFIG = ("input_size", "fixed_input_size", "first_conv", "classifier")
 
 
 class Built(NamedTuple):
-    """A network, the part of it that is used, the adapter for it, its facts, and how it was built."""
+    """A network, the part of it that is used, the adapter for it, its facts, how it was built, and (for signals)
+    further keywords of :func:`~biosae.encoders.signals.signal_preprocess`."""
 
     network: nn.Module
     tower: nn.Module
     adapter: type[Encoder]
     facts: EncoderInfo
     architecture: dict[str, Any]
+    signal: Mapping[str, Any] = {}
 
 
 def _classes(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +39,8 @@ def _classes(args: Mapping[str, Any]) -> dict[str, Any]:
     return {k: named.get(v, v) if k in ("mlp_layer", "act_layer") else v for k, v in args.items()}
 
 
-def _no_fit(facts: EncoderInfo, found: Weights, error: Exception) -> WeightsError:
+def no_fit(facts: EncoderInfo, found: Weights, error: Exception) -> WeightsError:
+    """The error for a file that does not hold the tensors of the network."""
     text = " ".join(str(error).split())
     return WeightsError(
         f"{found.file} does not fit the architecture of {facts.name}: {text[:600]}. Is it the right file, and are the "
@@ -86,7 +89,7 @@ def build_timm(
     except RuntimeError as error:
         if random:
             raise
-        raise _no_fit(facts, found, error) from error
+        raise no_fit(facts, found, error) from error
     network.pretrained_cfg.pop("state_dict", None)
     blocks = getattr(network, "blocks", None)
     prefix = getattr(network, "num_prefix_tokens", 0)
@@ -161,7 +164,7 @@ def build_open_clip(
     except (RuntimeError, ValueError) as error:
         if random:
             raise
-        raise _no_fit(facts, found, error) from error
+        raise no_fit(facts, found, error) from error
     arch = dict(found.config["model_cfg"]) if found is not None and found.config else facts.arch
     return Built(network, network.visual, ClipEncoder, facts, _described(facts, arch, args, extra))
 
@@ -169,34 +172,63 @@ def build_open_clip(
 def build_own(
     facts: EncoderInfo, found: Weights | None, extra: Mapping[str, Any], *, resized: bool, random: bool
 ) -> Built:
-    """A network of biosae itself; the input size is free."""
-    from biosae.encoders.nic import PATCH, NicEncoder, NicNet, TinyEncoder
-    from biosae.encoders.tiny import TinyHistologyNet
+    """A network of biosae itself, or a baseline without weights; the input size is free."""
+    from biosae.encoders.nic import PATCH
 
     args = dict(extra)
     if facts.arch == "tiny" and found is not None and found.config is not None:
         shape = found.config["architecture"]
         args = {"stage_widths": tuple(shape["stage_widths"]), "width": shape["width"], **args}
-    make, adapter = {"nic": (NicNet, NicEncoder), "tiny": (TinyHistologyNet, TinyEncoder)}[facts.arch]
+    make, adapter, signal = _own(facts.arch)
     try:
         network = make(**args)
     except TypeError as error:
         raise InputError(f"{facts.name} could not be built: {error}") from error
-    if not random:
+    if found is not None and not random:
         state = StateFile(found.file)
         try:
             network.load_state_dict({k: state[k] for k in state})
         except RuntimeError as error:
-            raise _no_fit(facts, found, error) from error
+            raise no_fit(facts, found, error) from error
+    described: Mapping[str, Any] = args
     if facts.arch == "nic":
         facts, described = replace(facts, width=128, depth=4, patch=PATCH), {"patch_stride": network.patch_stride}
-    else:
+    elif facts.arch == "tiny":
         facts, described = replace(facts, width=network.width, depth=len(network.layers) - 1), network.widths
-    return Built(network, network, adapter, facts, {"arch": facts.arch, "args": dict(described)})
+    return Built(network, network, adapter, facts, {"arch": facts.arch, "args": dict(described)}, signal)
+
+
+def _own(arch: str | None) -> tuple[Callable[..., nn.Module], type[Encoder], dict[str, Any]]:
+    """Constructor, adapter and signal keywords of an architecture of biosae."""
+    from torch.nn import Identity
+
+    from biosae.encoders import baselines, nic, robustsleepnet, tiny, wildecg
+
+    networks = {
+        "nic": (nic.NicNet, nic.NicEncoder, {}),
+        "tiny": (tiny.TinyHistologyNet, nic.TinyEncoder, {}),
+        "wildecg": (wildecg.WildEcgNet, wildecg.WildEcgEncoder, {}),
+        "robustsleepnet": (
+            robustsleepnet.RobustSleepNet, robustsleepnet.RobustSleepNetEncoder, {"multiple": robustsleepnet.EPOCH},
+        ),
+        "identity": (Identity, baselines.IdentityEncoder, {}),
+        "colour-texture": (Identity, baselines.ColourTextureEncoder, {}),
+        **{name: (Identity, baselines.SignalBaseline, {}) for name in baselines.SIGNALS},
+    }  # fmt: skip
+    if arch not in networks:
+        raise InputError(f"biosae has no architecture {arch!r}; {nearest(str(arch), networks)}")
+    return networks[arch]
+
+
+def _build_braindecode(*args: Any, **kwargs: Any) -> Built:
+    from biosae.encoders.eeg_models import build_braindecode
+
+    return build_braindecode(*args, **kwargs)
 
 
 BUILDERS: dict[str, Callable[..., Built]] = {
     "timm": build_timm,
     "open_clip": build_open_clip,
     "biosae": build_own,
+    "braindecode": _build_braindecode,
 }

@@ -21,7 +21,7 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 """Channel means and standard deviations (red, green, blue, on the 0..1 scale) that have a name."""
 PREPROCESSING = ("size", "mean", "std", "interpolation", "crop_pct")
 """Fields of an entry that say how an image becomes the network's input."""
-LIBRARIES = ("timm", "open_clip", "biosae")
+LIBRARIES = ("timm", "open_clip", "biosae", "braindecode")
 """Libraries that biosae loads itself; entries of another library are facts only."""
 
 
@@ -34,6 +34,7 @@ class EncoderInfo:
 
     name: str
     domain: str = "unknown"
+    item: str = "image"
     library: str = "timm"
     source: str = ""
     arch: str | None = None
@@ -49,6 +50,13 @@ class EncoderInfo:
     interpolation: str | None = None
     crop_pct: float | None = None
     mpp: float | None = None
+    rate: float | None = None
+    unit: str | None = None
+    channels: tuple[str, ...] | None = None
+    n_channels: int | None = None
+    seconds: float | None = None
+    amplitude: str | None = None
+    band: tuple[float, float] | None = None
     pool: str = "head"
     licence: str = "unknown"
     gated: bool = False
@@ -65,6 +73,12 @@ class EncoderInfo:
     def repository(self) -> str | None:
         """Repository on the hub (``organisation/name``), or None."""
         return self.source.removeprefix("hf-hub:") if self.source.startswith("hf-hub:") else None
+
+    @property
+    def loadable(self) -> bool:
+        """Whether biosae can load it; other entries are facts only."""
+        known = self.library in LIBRARIES and (self.library != "braindecode" or self.arch is not None)
+        return known and not self.needs_remote_code
 
 
 def canonical(name: str) -> str:
@@ -83,7 +97,9 @@ def _entry(name: str, values: dict[str, Any]) -> EncoderInfo:
             values[key] = STATISTICS[values[key]][i]
         elif key in values:
             values[key] = tuple(float(v) for v in values[key])
-    values["unconfirmed"] = tuple(values.get("unconfirmed", ()))
+    for key in ("unconfirmed", "channels", "band"):
+        if key in values:
+            values[key] = tuple(values[key])
     return EncoderInfo(name=name, **values)
 
 
@@ -114,32 +130,57 @@ def info(name: str) -> EncoderInfo:
     return entries[key]
 
 
-def table(domain: str | None = None) -> pd.DataFrame:
-    """The catalogue as a table, one row an encoder (index ``name``).
+def table(
+    domain: str | None = None,
+    *,
+    item: str | None = None,
+    licence: str | None = None,
+    gated: bool | None = None,
+    loadable: bool | None = None,
+) -> pd.DataFrame:
+    """The catalogue as a table, one row an encoder (index ``name``); each argument keeps the entries that agree with
+    it.
 
     Parameters
     ----------
     domain
-        Keep only this domain (``"pathology"``, ``"general"``, ``"ecology"``).
+        ``"pathology"``, ``"radiology"``, ``"EEG"``, ``"ECG"``, ``"wearable"``, ``"ecology"``, ``"general"``; case does
+        not matter.
+    item
+        Kind of item that the encoder takes: ``"image"``, ``"signal"`` or ``"features"``.
+    licence
+        Part of the licence's name, such as ``"MIT"`` or ``"non-commercial"``; case does not matter.
+    gated
+        True: only those whose weights need an accepted licence; False: only the others.
+    loadable
+        True: only those that biosae loads; False: only entries that are facts.
 
     Returns
     -------
     pandas.DataFrame
-        The fields of :class:`EncoderInfo` without the constructor arguments, and ``loadable`` (False for entries that
-        are facts only).
+        The fields of :class:`EncoderInfo` without the constructor arguments, and ``loadable``. Empty where nothing
+        agrees.
 
     Raises
     ------
     InputError
-        If no entry has that domain.
+        If no entry at all has that domain, item or licence.
     """
     import pandas as pd
 
-    entries = [e for e in catalogue().values() if domain in (None, e.domain)]
-    if not entries:
-        raise InputError(f"no domain {domain!r}; {nearest(str(domain), {e.domain for e in catalogue().values()})}")
+    entries = list(catalogue().values())
+    for key, value in (("domain", domain), ("item", item)):
+        present = {getattr(e, key) for e in catalogue().values()}
+        if value is not None and value.lower() not in {p.lower() for p in present}:
+            raise InputError(f"no {key} {value!r}; {nearest(value, sorted(present))}")
+        entries = [e for e in entries if value is None or getattr(e, key).lower() == value.lower()]
+    if licence is not None:
+        present = {e.licence for e in catalogue().values()}
+        if not any(licence.lower() in p.lower() for p in present):
+            raise InputError(f"no licence {licence!r}; {nearest(licence, sorted(present))}")
+        entries = [e for e in entries if licence.lower() in e.licence.lower()]
+    entries = [e for e in entries if gated in (None, e.gated) and loadable in (None, e.loadable)]
     names = [f.name for f in fields(EncoderInfo) if f.name not in ("args", "hub_args")]
-    rows = [{n: getattr(e, n) for n in names} for e in entries]
-    frame = pd.DataFrame(rows).set_index("name")
-    frame.insert(2, "loadable", [e.library in LIBRARIES and not e.needs_remote_code for e in entries])
+    frame = pd.DataFrame([{n: getattr(e, n) for n in names} for e in entries], columns=names).set_index("name")
+    frame.insert(3, "loadable", [e.loadable for e in entries])
     return frame

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from biosae.encoders.build import BUILDERS
-from biosae.encoders.catalog import LIBRARIES, PREPROCESSING, STATISTICS, EncoderInfo, canonical, catalogue, info
+from biosae.encoders.build import BUILDERS, Built
+from biosae.encoders.catalog import PREPROCESSING, STATISTICS, EncoderInfo, canonical, catalogue, info
 from biosae.encoders.preprocess import Preprocess
+from biosae.encoders.signals import GAPS, SIGNAL_PREPROCESSING, signal_preprocess
 from biosae.encoders.sources import StateFile, Weights, check_loaded, expect_hash, find, from_folder
 from biosae.errors import InputError, WeightsError, nearest
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
     from biosae.encoders.base import Encoder
 
 RANDOM = "random"
-OVERRIDES = (*PREPROCESSING, "resize", "pool")
+OVERRIDES = {
+    "image": (*PREPROCESSING, "resize", "pool"),
+    "signal": (*SIGNAL_PREPROCESSING, *GAPS, "pool"),
+    "features": ("pool",),
+}
+"""Arguments of ``load`` that replace the catalogue's values, by kind of item."""
 
 
 def load(
@@ -41,9 +47,11 @@ def load(
     ----------
     name_or_path
         A catalogue name (``bs.encoders.list()``); a folder with ``config.json`` or ``open_clip_config.json`` and a
-        weight file; ``"hf-hub:organisation/name"``; ``"timm:<architecture>"`` or ``"open_clip:<architecture>"``.
+        weight file; ``"hf-hub:organisation/name"``; ``"timm:<architecture>"``, ``"open_clip:<architecture>"`` or
+        ``"braindecode:<class>"``.
     weights
-        File or folder to use instead of the catalogue's source, or ``"random"`` for an untrained control.
+        File or folder to use instead of the catalogue's source, or ``"random"`` for an untrained control. Baselines
+        (``eeg-bandpower`` and others) have none.
     device
         ``"auto"`` or a torch device.
     precision
@@ -58,12 +66,15 @@ def load(
     patch_stride
         Distance in px between the patches of a tile, for encoders that cut tiles into patches (default 64).
     args
-        Further arguments of the network's constructor (``timm.create_model``, ``open_clip.create_model``).
+        Further arguments of the network's constructor (``timm.create_model``, ``open_clip.create_model``, the class of
+        braindecode).
     random_state
         Seed of the weights where ``weights="random"``.
     **overrides
         ``size``, ``mean``, ``std`` (values, or ``"imagenet"``, ``"openai"``, ``"half"``), ``interpolation``,
-        ``crop_pct``, ``resize`` and ``pool`` replace the catalogue's.
+        ``crop_pct``, ``resize`` and ``pool`` replace the catalogue's; for signals ``rate`` (Hz), ``unit``, ``channels``
+        (names), ``seconds`` (of a window), ``amplitude``, ``band`` (Hz), ``max_gap`` (s), ``max_missing`` (share) and
+        ``pool``.
 
     Returns
     -------
@@ -80,13 +91,16 @@ def load(
     """
     import torch
 
-    unknown = sorted(set(overrides) - set(OVERRIDES))
-    if unknown:
-        raise InputError(f"load has no argument {unknown[0]!r}; {nearest(unknown[0], OVERRIDES)}")
     facts, found = _identify(name_or_path)
     _refuse_unsupported(facts)
-    random = weights == RANDOM
-    if random:
+    unknown = sorted(set(overrides) - set(OVERRIDES[facts.item]))
+    if unknown:
+        raise InputError(f"load has no argument {unknown[0]!r}; {nearest(unknown[0], OVERRIDES[facts.item])}")
+    random, blank = weights == RANDOM, facts.source.startswith("none:")
+    if blank:
+        if weights is not None:
+            raise InputError(f"{facts.name} has no weights; leave out weights=")
+    elif random:
         if found is None and facts.source.startswith("bundled:"):
             found = find(facts, None)  # for its configuration only
         elif not facts.library:
@@ -99,20 +113,54 @@ def load(
     facts, found = _agree(facts, found)
     if found is not None:
         expect_hash(found.file, found.sha256, facts.sha256)
-    facts, resize = _with_preprocessing(facts, found, overrides, random=random)
+    resize = None
+    if facts.item == "image":
+        facts, resize = _with_preprocessing(facts, found, overrides, random=random)
     extra = dict(args or {})
     if patch_stride is not None:
         if facts.arch != "nic":
             raise InputError(f"patch_stride is for encoders that cut tiles into patches; {facts.name} is none")
         extra["patch_stride"] = patch_stride
+    if facts.item == "signal" and overrides.get("channels"):
+        facts = replace(facts, channels=tuple(overrides["channels"]))
     if facts.timm_pinned and not random:
         _warn_of_version(facts)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(random_state)  # torch.manual_seed would also reset the GPUs' generators
         built = BUILDERS[facts.library](facts, found, extra, resized="size" in overrides, random=random)
-    if not random:
+    if found is not None and not random:
         check_loaded(built.network, StateFile(found.file))
-    preprocess = Preprocess(
+    built, preprocess = _preprocess(built, resize, overrides, random=random)
+    sha256 = f"random:{random_state}" if random else facts.source if blank else found.sha256
+    encoder = built.adapter(
+        built.tower,
+        built.facts,
+        preprocess,
+        architecture=built.architecture,
+        weights_sha256=sha256,
+        source="random weights (control)" if random else "no weights" if blank else found.label,
+        device=device,
+        precision=precision,
+        channels_last=channels_last,
+    )
+    return encoder.at_mpp(mpp, match_mpp=match_mpp)
+
+
+def _preprocess(built: Built, resize: str | None, overrides: Mapping[str, Any], *, random: bool) -> tuple[Built, Any]:
+    """The network with its final facts, and the preprocessing for its kind of item."""
+    facts = built.facts
+    if facts.item == "features":
+        from biosae.encoders.baselines import Vector
+
+        return built._replace(facts=replace(facts, pool=overrides.get("pool", facts.pool))), Vector()
+    if facts.item == "signal":
+        sure = {*dict(built.signal.get("config", {})), *overrides}
+        shaky = [k for k in SIGNAL_PREPROCESSING if k in facts.unconfirmed and k not in sure]
+        if shaky and not random:
+            _warn_unconfirmed(facts, shaky, stacklevel=4)
+        facts, made = signal_preprocess(facts, overrides, **built.signal)
+        return built._replace(facts=facts), made
+    return built, Preprocess(
         mean=facts.mean,
         std=facts.std,
         size=facts.size,
@@ -120,20 +168,15 @@ def load(
         crop_pct=facts.crop_pct,
         resize=resize,
         target_mpp=facts.mpp,
-        min_size=built.facts.patch if facts.arch == "nic" else 1,
+        min_size=facts.patch if facts.arch == "nic" else 1,
     )
-    encoder = built.adapter(
-        built.tower,
-        built.facts,
-        preprocess,
-        architecture=built.architecture,
-        weights_sha256=f"random:{random_state}" if random else found.sha256,
-        source="random weights (control)" if random else found.label,
-        device=device,
-        precision=precision,
-        channels_last=channels_last,
+
+
+def _warn_unconfirmed(facts: EncoderInfo, fields: Sequence[str], *, stacklevel: int) -> None:
+    warnings.warn(
+        f"{', '.join(fields)} of {facts.name} are not confirmed by any source; check them, or give them to load",
+        stacklevel=stacklevel + 1,
     )
-    return encoder.at_mpp(mpp, match_mpp=match_mpp)
 
 
 def _identify(name_or_path: str | Path) -> tuple[EncoderInfo, Weights | None]:
@@ -147,7 +190,7 @@ def _identify(name_or_path: str | Path) -> tuple[EncoderInfo, Weights | None]:
             if known:
                 return replace(known[0], source=f"hf-hub:{rest}"), None
             return EncoderInfo(name=canonical(repository.rpartition("/")[2]), library="", source=f"hf-hub:{rest}"), None
-        if colon and scheme in ("timm", "open_clip"):
+        if colon and scheme in ("timm", "open_clip", "braindecode"):
             return _architecture(scheme, rest), None
         if canonical(text) in catalogue():
             return info(text), None
@@ -162,7 +205,12 @@ def _identify(name_or_path: str | Path) -> tuple[EncoderInfo, Weights | None]:
                 f"{path} has neither config.json nor open_clip_config.json; name the encoder and give the folder as "
                 "weights: load('<name>', weights='<folder>')"
             )
-        return EncoderInfo(name=canonical(path.resolve().name), library=found.library, arch=found.arch), found
+        if found.library == "braindecode":
+            raise InputError(
+                f"{path} does not say which class of braindecode it holds; name it: load('braindecode:<class>', "
+                f"weights={str(path)!r})"
+            )
+        return _unnamed(path, found), found
     if path.is_file():
         raise InputError(f"{path} is a file; name the encoder too: load('<name>', weights={str(path)!r})")
     if "/" in text or "\\" in text:
@@ -170,8 +218,28 @@ def _identify(name_or_path: str | Path) -> tuple[EncoderInfo, Weights | None]:
     return info(text), None
 
 
+def _unnamed(path: Path, found: Weights) -> EncoderInfo:
+    """Facts of a folder that no catalogue entry is named after; a network of biosae has those of its architecture."""
+    plain = EncoderInfo(name=canonical(path.resolve().name), library=found.library, arch=found.arch)
+    alike = [e for e in catalogue().values() if e.library == "biosae" and e.arch == found.arch and e.item == "signal"]
+    if found.library != "biosae" or not alike:
+        return plain
+    kept = {f.name: getattr(plain, f.name) for f in fields(EncoderInfo) if f.name in _OF_ONE_FILE}
+    return replace(alike[0], **kept)
+
+
+_OF_ONE_FILE = ("name", "source", "licence", "gated", "derivatives_restricted", "sha256", "note")
+
+
 def _architecture(library: str, arch: str) -> EncoderInfo:
     """Facts of an architecture that the user names; for timm, its own tag says where weights are."""
+    if library == "braindecode":
+        alike = [e for e in catalogue().values() if e.library == library and e.arch == arch]
+        if not alike:
+            known = sorted({e.arch for e in catalogue().values() if e.library == library and e.arch})
+            raise InputError(f"biosae loads no class {arch!r} of braindecode; {nearest(arch, known)}")
+        blank = EncoderInfo(name=canonical(arch))
+        return replace(alike[0], **{k: getattr(blank, k) for k in _OF_ONE_FILE})
     if library == "open_clip":
         return EncoderInfo(name=canonical(arch), library=library, arch=arch)
     import timm
@@ -192,7 +260,7 @@ def _refuse_unsupported(facts: EncoderInfo) -> None:
             f"{facts.name} ships its network as code that would be downloaded and run; biosae does not do that. "
             "Compute features in an environment you trust and use Embeddings.from_array"
         )
-    if facts.library and facts.library not in LIBRARIES:
+    if facts.library and not facts.loadable:
         instead = facts.instead or (
             f"compute features with {facts.library} and use Embeddings.from_array, or choose an encoder with "
             "loadable=True in bs.encoders.list()"
@@ -265,10 +333,7 @@ def _with_preprocessing(
     values = known | config | sure | given
     shaky = sorted(set(known) - set(sure) - set(config) - set(given))
     if shaky and not random:
-        warnings.warn(
-            f"{', '.join(shaky)} of {facts.name} are not confirmed by any source; check them, or give them to load",
-            stacklevel=3,
-        )
+        _warn_unconfirmed(facts, shaky, stacklevel=3)
     needed = ("mean", "std") + (("size",) if facts.library != "biosae" else ())
     absent = [k for k in needed if values.get(k) is None]
     if absent:

@@ -28,8 +28,11 @@ FILES = {
         "model.safetensors",
     ),
     "biosae": ("model.safetensors",),
+    "braindecode": ("model.safetensors", "pytorch_model.bin"),
 }
 """Weight files of a folder or repository, by library, most wanted first."""
+OWN_FOLDERS = {"robustsleepnet_eeg": "robustsleepnet", "wildecg_resnet1d": "wildecg"}
+"""``name`` in the configuration of a folder -> architecture of biosae."""
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".torch")
 LEAST_SHARE = 0.9
 """Share of a network's tensors that must be found, value by value, in its weight file."""
@@ -61,6 +64,10 @@ def _describe(folder: Path, library: str | None) -> tuple[str | None, str | None
         return "biosae", "tiny", config
     if any(str(line).startswith("conv4: Conv2d(128,128") for line in config.get("layers", ())):
         return "biosae", "nic", config
+    if config.get("name") in OWN_FOLDERS:
+        return "biosae", OWN_FOLDERS[config["name"]], config
+    if library == "braindecode" or "braindecode_version" in config:
+        return "braindecode", None, config
     if "pretrained_cfg" in config and isinstance(arch, str):
         return "timm", arch, config
     if "model_type" in config:
@@ -69,8 +76,8 @@ def _describe(folder: Path, library: str | None) -> tuple[str | None, str | None
             "convert it to timm, or compute features with transformers and use Embeddings.from_array"
         )
     raise WeightsError(
-        f"{folder.name}/config.json is of no known kind (timm, open_clip or biosae); give the architecture instead: "
-        "load('timm:<architecture>', weights='<file>', size=..., mean=..., std=...)"
+        f"{folder.name}/config.json is of no known kind (timm, open_clip, braindecode, biosae); give the "
+        "architecture instead: load('timm:<architecture>', weights='<file>', size=..., mean=..., std=...)"
     )
 
 
@@ -205,7 +212,7 @@ def from_hub(repository: str, info: EncoderInfo) -> Weights:
     WeightsError
         If the repository holds no configuration or weights of a known kind.
     """
-    configs = {"timm": ("config.json",), "open_clip": ("open_clip_config.json",)}
+    configs = {"timm": ("config.json",), "open_clip": ("open_clip_config.json",), "braindecode": ("config.json",)}
     names = configs.get(info.library, ("open_clip_config.json", "config.json"))
     config_file = _first(repository, names, info)
     if config_file is None:
