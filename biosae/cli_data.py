@@ -50,8 +50,13 @@ def data_fetch(
 ) -> None:
     """Download what is missing of a data set; goes on where it was stopped, and checks sizes and hashes."""
     from biosae.data.fetch import fetch
+    from biosae.data.manifests import info
 
-    typer.echo(str(fetch(name, out=out, files=files or None, mirror=mirror, n_jobs=n_jobs, unpack=unpack)))
+    manifest = info(name)
+    folder = fetch(manifest, out=out, files=files or None, mirror=mirror, n_jobs=n_jobs, unpack=unpack)
+    typer.echo(str(folder))
+    if manifest.downloadable and manifest.steps:
+        typer.echo("Not brought by fetch:\n" + "\n".join(f"  {step}" for step in manifest.steps))
 
 
 @data_app.command("verify")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from biosae.data.roles import ROLES
 from biosae.errors import FormatError, InputError, nearest
 from biosae.settings import settings
 
@@ -167,6 +168,9 @@ class Manifest(_Part):
             raise ValueError("'base_urls' needs 'hash_list', which names the files in it")
         if not self.downloadable and self.source is None and not self.steps:
             raise ValueError("'steps' are needed: nothing here can be downloaded, so say how to obtain the data")
+        for role in self.roles:
+            if role not in ROLES:
+                raise ValueError(f"{role!r} is no role; {nearest(role, ROLES)}")
         paths = [part.path for part in (*self.files, *self.folders)]
         twice = sorted({path for path in paths if paths.count(path) > 1})
         if twice:
