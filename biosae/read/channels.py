@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -23,6 +24,7 @@ _TYPES = "eeg|ecg|ekg|eog|emg|erg|meg|seeg|ecog|pol"
 _SYNONYMS = {"t3": "t7", "t4": "t8", "t5": "p7", "t6": "p8", "mlii": "ii", "ml2": "ii", "mli": "i", "mliii": "iii"}
 
 
+@lru_cache(maxsize=1024)
 def canonical_unit(unit: str | None) -> str | None:
     """One spelling of a unit; None for what is no known unit.
 
@@ -42,6 +44,7 @@ def canonical_unit(unit: str | None) -> str | None:
     return text if text in UNITS else _UNIT_NAMES.get(text.lower())
 
 
+@lru_cache(maxsize=1024)
 def factor(have: str, want: str) -> float:
     """Number by which values in one unit are multiplied to be in another.
 
@@ -62,6 +65,7 @@ def factor(have: str, want: str) -> float:
     return float(np.float64(f"{ratio:.15g}"))
 
 
+@lru_cache(maxsize=4096)
 def canonical_channel(name: str) -> str:
     """Key under which two spellings of an electrode or lead are the same.
 
@@ -105,6 +109,11 @@ def find_channels(wanted: Sequence[str], present: Sequence[str]) -> list[tuple[i
     InputError
         If one is absent or its name fits several channels; the message lists what there is.
     """
+    return list(_find(tuple(wanted), tuple(present)))
+
+
+@lru_cache(maxsize=256)  # asked anew for every window
+def _find(wanted: tuple[str, ...], present: tuple[str, ...]) -> tuple[tuple[int, int | None], ...]:
     keys = [canonical_channel(p) for p in present]
 
     def one(name: str) -> int | None:
@@ -133,4 +142,4 @@ def find_channels(wanted: Sequence[str], present: Sequence[str]) -> list[tuple[i
                 break
         else:
             raise InputError(f"no channel {name!r}; {nearest(name, present)}")
-    return found
+    return tuple(found)

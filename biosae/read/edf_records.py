@@ -8,6 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,7 +53,7 @@ class Layout:
     stored: tuple[Stored, ...]
     facts: dict[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
         """Bytes of one record."""
         return sum(s.n_bytes for s in self.stored)
@@ -95,14 +97,19 @@ class RecordFile:
         starts = self._first(size)
         low = int(np.searchsorted(starts, first - size, side="right"))
         high = int(np.searchsorted(starts, first + count, side="left"))
+        kinds = {kind: [r for r, s in enumerate(stored) if s.kind == kind] for kind in {s.kind for s in stored}}
         for begin, block in _blocks(self._layout, low, high):
-            for row, c in enumerate(channels):
-                place = self._places[c]
-                part = block[:, self._from[place] : self._from[place + 1]]
-                values = _decoded(part, stored[row].kind) * stored[row].scale + stored[row].shift
-                for start, record in _runs(starts[begin : begin + len(block)], values, size):
-                    a, b = max(start, first), min(start + len(record), first + count)
-                    out[row, a - first : b - first] = record[a - start : b - start]
+            runs = _runs(starts[begin : begin + len(block)], size)
+            for kind, rows in kinds.items():
+                scale, shift = np.array([(stored[r].scale, stored[r].shift) for r in rows]).T[:, :, None, None]
+                at = self._from[[self._places[channels[r]] for r in rows]]
+                columns = (at[:, None] + np.arange(stored[rows[0]].n_bytes)).reshape(-1)
+                numbers = _decoded(block[:, columns], kind).reshape(len(block), len(rows), size).transpose(1, 0, 2)
+                values = numbers * scale + shift
+                for part, start in runs:
+                    joined = values[:, part].reshape(len(rows), -1)
+                    a, b = max(start, first), min(start + joined.shape[1], first + count)
+                    out[rows, a - first : b - first] = joined[:, a - start : b - start]
         out[~(np.abs(out) < LARGEST)] = np.nan
         return out
 
@@ -110,11 +117,10 @@ class RecordFile:
         """Nothing is held open."""
 
 
-def _runs(starts: np.ndarray, values: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Records that follow each other without a gap, joined: (first sample, values)."""
-    cuts = np.flatnonzero(np.diff(starts) != size) + 1
-    for part in np.split(np.arange(len(starts)), cuts):
-        yield int(starts[part[0]]), values[part].reshape(-1)
+def _runs(starts: np.ndarray, size: int) -> list[tuple[slice, int]]:
+    """Records that follow each other without a gap: (which, number of the first sample)."""
+    cuts = [0, *(np.flatnonzero(np.diff(starts) != size) + 1).tolist(), len(starts)]
+    return [(slice(a, b), int(starts[a])) for a, b in pairwise(cuts)]
 
 
 def _blocks(layout: Layout, low: int, high: int) -> Iterator[tuple[int, np.ndarray]]:
