@@ -160,7 +160,7 @@ def _table(item: Header, signed: bool) -> Table:
     if not 8 <= bits <= 16:
         raise ReadError("unreadable", f"a lookup table of {bits} bits")
     length = len(item.raw("LUTData")[0] or b"")
-    data = item.data("LUTData", width=8 if length < 2 * n else 16)[:n]
+    data = item.data("LUTData", width=8 if bits == 8 and length < 2 * n else 16)[:n]
     if len(data) < n:
         raise ReadError("truncated", f"a lookup table of {len(data)} instead of {n} entries")
     return Table(first, data, bits)
