@@ -38,7 +38,8 @@ def eeg_formats(shared) -> Path:
 def everything(path: Path) -> tuple:
     recording = open_edf(path)
     channels = recording.header.channels
-    return recording.header, recording.read(range(len(channels)), 0, channels[0].n)
+    alike = [i for i, c in enumerate(channels) if c.rate == channels[0].rate]
+    return recording.header, recording.read(alike, 0, channels[0].n)
 
 
 # -- files of known content ----------------------------------------------------------------------------------------
