@@ -29,9 +29,13 @@ def label_by_confounder(obs: pd.DataFrame, *, label: str, confounder: str) -> tu
     -------
     summary
         ``label, confounder, n_samples, n_patients, n_label_levels, n_confounder_levels, cramers_v,
-        cramers_v_corrected, eta_squared, n_empty_cells, n_near_empty_cells, n_single_levels, inseparable``.
+        cramers_v_corrected, eta_squared, n_empty_cells, n_near_empty_cells, n_single_levels, inseparable, n_parts,
+        parts``.
         A near-empty cell holds 1 or 2 patients (1 to 4 samples where patients are unknown, or are the confounder).
         ``n_single_levels`` counts confounder levels that hold one label only; ``inseparable`` says that all of them do.
+        ``n_parts`` counts the connected parts of the table: labels of different parts share no level of the confounder,
+        not even through other labels, so that the difference between them cannot be estimated beside the confounder
+        (Searle 1971, Linear Models, connectedness). ``parts`` names the labels of each part.
     cells
         One row a cell: ``label, confounder, label_level, confounder_level, n_samples, n_patients``.
 
@@ -72,12 +76,29 @@ def label_by_confounder(obs: pd.DataFrame, *, label: str, confounder: str) -> tu
         "n_near_empty_cells": int(((units > 0) & (units < few)).to_numpy().sum()),
         "n_single_levels": single,
         "inseparable": comparable and single == samples.shape[1],
+        "n_parts": len(parts := connected_parts(samples)),
+        "parts": " | ".join(", ".join(map(str, part)) for part in parts),
     }
     cells = samples.reset_index().melt(id_vars="label_level", value_name="n_samples")
     cells["n_patients"] = pd.NA if patients is None else patients.reset_index().melt(id_vars="label_level")["value"]
     cells.insert(0, "confounder", confounder)
     cells.insert(0, "label", label)
     return summary, cells
+
+
+def connected_parts(table: pd.DataFrame) -> list[list[Any]]:
+    """Row labels of a table of counts, by connected part of the graph in which each filled cell joins row and column.
+
+    >>> connected_parts(pd.DataFrame([[3, 0], [2, 0], [0, 5]], index=["scab", "rust", "healthy"]))
+    [['scab', 'rust'], ['healthy']]
+    """
+    from scipy.sparse import bmat, csr_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    filled = csr_matrix((table.to_numpy() > 0).astype(np.int8))
+    _, part = connected_components(bmat([[None, filled], [filled.T, None]]), directed=False)
+    part = part[: len(table)]
+    return [[name for name, p in zip(table.index, part) if p == number] for number in pd.unique(part)]
 
 
 def cramers_v(table: np.ndarray) -> tuple[float, float]:

@@ -20,6 +20,7 @@ MAX_BYTES = 2**30
 _ZERO_TAIL = 64  # so many zero bytes do not end a healthy compressed stream
 _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT, _BITS, _COMPRESSION = 262, 284, 339, 258, 259  # TIFF tags
 _WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"adobe.xmp")  # where a PNG may keep its orientation
 
 
 class ImageReader:
@@ -99,14 +100,8 @@ def image_size(path: str | os.PathLike, *, page: int | None = None) -> tuple[int
     ReadError
         As :func:`decode`, as far as the header shows it.
     """
-    try:
-        with open(path, "rb") as stream:
-            head = stream.read(16)
-            if head.strip(b"\0"):
-                return _guarded(stream, _kind(head), page, _shown_size)
-    except OSError:
-        pass
-    return decode(path, page=page).shape[1::-1]  # raises what is wrong with the file
+    data = _read(path)  # from memory: a damaged length makes a file's read() allocate it
+    return _guarded(io.BytesIO(data), _kind(data), page, lambda image: _shown_size(image, data))
 
 
 def decode_mask(source: bytes | str | os.PathLike, *, page: int | None = None) -> np.ndarray:
@@ -274,12 +269,15 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return _to_rgb(image)
 
 
-def _shown_size(image: Image.Image) -> tuple[int, int]:
+def _shown_size(image: Image.Image, data: bytes) -> tuple[int, int]:
     """Width and height once the orientation is applied."""
+    size = image.size
     if image.format == "TIFF":  # its own size may or may not be turned yet, by version of Pillow
         turn, size = image.tag_v2.get(_ORIENTATION, 1), (image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT])
+    elif image.format == "PNG" and not any(word in data for word in _PNG_EXIF):
+        turn = 1  # looking for it would decode the image
     else:
-        turn, size = image.getexif().get(_ORIENTATION, 1), image.size
+        turn = image.getexif().get(_ORIENTATION, 1)
     return (int(size[1]), int(size[0])) if turn in (5, 6, 7, 8) else (int(size[0]), int(size[1]))
 
 
