@@ -70,8 +70,19 @@ def test_every_mode_reaches_its_target(mode):
         np.testing.assert_array_equal(y, x)
     if mode == "centre":
         np.testing.assert_allclose(y, x - x.mean(0, dtype=np.float64), atol=1e-4)
+    if mode == "standardise":
+        np.testing.assert_allclose(y.std(0), y.std(0)[0], rtol=1e-4)
     if mode == "unit_mean_square":
         np.testing.assert_allclose(y / y[0, 0], x / np.float64(x[0, 0]), rtol=1e-5)
+
+
+def test_standardised_rows_do_not_depend_on_the_units_of_columns():
+    x = table(400, 6)
+    x[:, 4] = 7.0  # constant: stays at zero, and its factor is 1
+    units = np.array([1e-3, 1, 50, 1e4, 3, 0.2], np.float32)
+    one, other = Normaliser.fit("standardise", [x]), Normaliser.fit("standardise", [x * units])
+    np.testing.assert_allclose(y_of(one, x), y_of(other, x * units), atol=2e-5)
+    assert one.whiten[4, 4] == 1 and float(y_of(one, x)[:, 4].abs().max()) < 1e-6
 
 
 def test_whitened_rows_are_uncorrelated_with_the_documented_variances():
@@ -205,8 +216,8 @@ def test_folded_model_equals_the_unfolded_one(mode, architecture):
     np.testing.assert_allclose(z_folded, z / normaliser.scale, atol=1e-6 * float(z_folded.max()))
     np.testing.assert_allclose(u_folded, u_hat, atol=1e-6 * size)
     lengths = model.W_dec.norm(dim=1).numpy()
-    assert (np.ptp(lengths) > 0.1) == (mode == "whiten")  # atoms keep unit length otherwise
-    if mode != "whiten":
+    assert (np.ptp(lengths) > 0.1) == (mode in ("whiten", "standardise"))  # atoms keep unit length otherwise
+    if mode not in ("whiten", "standardise"):
         np.testing.assert_allclose(lengths, 1, atol=1e-6)
 
 

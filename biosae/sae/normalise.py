@@ -32,6 +32,7 @@ class Steps:
 
     rowwise: str | None = None
     centre: bool = False
+    standardise: bool = False
     whiten: bool = False
     scale: bool = False
 
@@ -43,6 +44,7 @@ MODES = {
     "centre_scale": Steps(centre=True, scale=True),
     "layernorm": Steps(rowwise="layernorm", centre=True, scale=True),
     "l2": Steps(rowwise="l2", centre=True, scale=True),
+    "standardise": Steps(centre=True, standardise=True, scale=True),
     "whiten": Steps(centre=True, whiten=True, scale=True),
 }
 """Values of the setting ``normalise``."""
@@ -65,9 +67,9 @@ class Moments:
 class Normaliser:
     """y = scale (u - mean) W, where u is the row itself or, with ``rowwise``, the row brought to a common scale.
 
-    W is the identity except for ``whiten``. What acts on a whole column or on all columns (mean, W, scale) is folded
-    into the weights of the trained model; what differs from row to row is not, and stays with :meth:`ready` and
-    :meth:`restore`.
+    W is the identity except for ``whiten`` and ``standardise``. What acts on a whole column or on all columns (mean, W,
+    scale) is folded into the weights of the trained model; what differs from row to row is not, and stays with
+    :meth:`ready` and :meth:`restore`.
     """
 
     mean: np.ndarray
@@ -77,7 +79,7 @@ class Normaliser:
     rowwise: str | None = None
     """``layernorm`` or ``l2`` where each row has its own factor. True and False (files of format 1) are read too."""
     whiten: np.ndarray | None = None
-    """W, float64 (d, d), with orthogonal columns; None is the identity."""
+    """W, float64 (d, d), with orthogonal columns (diagonal for ``standardise``); None is the identity."""
     offset: dict[str, Any] = field(default_factory=dict)
     """:func:`offset_report` of the rows seen by :meth:`fit`."""
 
@@ -106,8 +108,9 @@ class Normaliser:
 
         Notes
         -----
-        ``scale`` brings the mean of ||y||^2 to 1, for ``whiten`` too. Rows without spread (below float32 rounding of
-        their size) keep scale 1 and W = identity.
+        ``standardise`` divides each dimension by its standard deviation (columns of different units, such as named
+        features); a constant one keeps its factor of 1. ``scale`` brings the mean of ||y||^2 to 1, for ``whiten`` too.
+        Rows without spread (below float32 rounding of their size) keep scale 1 and W = identity.
         """
         if mode not in MODES:
             raise InputError(f"normalise={mode!r} is not known; {nearest(mode, MODES)}")
@@ -116,10 +119,15 @@ class Normaliser:
         square = float(found.mean @ found.mean)
         spread = float(found.variance.sum())
         flat = spread <= ROUNDING * (spread + square)
-        whiten = whitening(found.covariance, ridge=ridge) if steps.whiten and not flat else None
         size = spread + (0.0 if steps.centre else square)
-        if whiten is not None:
+        whiten = None
+        if steps.whiten and not flat:
+            whiten = whitening(found.covariance, ridge=ridge)
             size = float(np.einsum("ij,ij->", found.covariance @ whiten, whiten))
+        elif steps.standardise and not flat:
+            varies = found.variance > ROUNDING * (found.variance + np.square(found.mean))
+            whiten = np.diag(np.where(varies, found.variance, 1.0) ** -0.5)
+            size = float(varies.sum())
         usable = steps.scale and size > ROUNDING * (spread + square)
         return cls(
             found.mean if steps.centre else np.zeros_like(found.mean),
@@ -290,10 +298,10 @@ def offset_report(mean: np.ndarray, variance: np.ndarray, *, mode: str) -> dict[
             f"the rows share an offset of {ratio:.3g} times their spread (||mean||^2 / mean ||x - mean||^2), and "
             f"normalise={mode!r} keeps it: latents will describe the offset. Use normalise='centre_scale'"
         )
-    if not steps.whiten and share > max(DOMINANT_SHARE, 10 / len(mean)):
+    if not (steps.whiten or steps.standardise) and share > max(DOMINANT_SHARE, 10 / len(mean)):
         advice.append(
             f"dimension {widest} holds {share:.0%} of the variance, so the loss is mostly about it. Compare with "
-            "normalise='whiten', which evens directions out"
+            "normalise='whiten', which evens directions out, or 'standardise' where the columns have units of their own"
         )
     return {
         "offset_to_spread": ratio,
