@@ -257,6 +257,13 @@ def test_samples_travel(tmp_path, x):
     assert list(bs.read.edf(tmp_path, patient=None, n_jobs=1).channels) == ["Fz", "F7"]  # no trigger channel
 
 
+def test_one_recording_is_a_source(tmp_path, x):
+    path = write_edf(tmp_path / "a.edf", {"Fz": (x[0], 100)})
+    samples = bs.read.edf(path, patient=None, window=2.0, n_jobs=1)
+    assert samples.ids[:2].tolist() == ["a.edf@0", "a.edf@2"]
+    np.testing.assert_allclose(samples[1][0], x[0, 200:400], atol=STEP)
+
+
 def test_threads_read_alike(tmp_path, x):
     for name in "abcdefgh":  # more than handles are kept
         write_edf(tmp_path / f"{name}.edf", {"Fz": (x[0] * ord(name) / 100, 100)})

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+import pandas as pd
 
 from biosae.data.failures import MAX_FAILURES
 from biosae.data.samples import ReadError, Samples
 from biosae.errors import nearest
 from biosae.read.signals import SUFFIXES, Recording
 from biosae.read.windows import signal_samples
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 EDF_SUFFIXES = tuple(suffix for suffix, format in SUFFIXES.items() if format == "edf")
 
@@ -55,7 +54,7 @@ def edf(
     ----------
     source
         CSV, TSV or Parquet file, DataFrame, or a folder, which is searched with its subfolders and gives the columns
-        ``path`` and ``folder``. One row a recording.
+        ``path`` and ``folder``; one row a recording. Or one recording.
     patient
         Column of the patient: the unit that is independent of the others. Must be given; ``None`` says that it is
         unknown.
@@ -114,6 +113,9 @@ def edf(
         "patient": patient, "recording": recording, "site": site, "scanner": scanner, "label": label, "split": split,
         "path": path,
     }  # fmt: skip
+    file = Path(source) if isinstance(source, str | os.PathLike) else None
+    if file is not None and file.suffix.lower() in EDF_SUFFIXES and not file.is_dir():
+        source, root = pd.DataFrame({path: [file.name]}), file.parent if root is None else root
     return signal_samples(
         source, "edf", suffixes=EDF_SUFFIXES, roles=roles, id=id, root=root, channels=channels, rate=rate, unit=unit,
         units=units, reference=reference, window=window, step=step, around=around, before=before, after=after,
