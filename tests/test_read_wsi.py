@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import json
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -242,6 +243,13 @@ def test_dicom_as_openslide_reads_it(tmp_path, syntax):
         assert np.abs(ours.read(0, 0, level, *size) - whole).max() <= 1
     ours.close()
     theirs.close()
+    (tmp_path / "alone").mkdir()
+    for number in (1, 2, 3, "label"):
+        name = f"{number}.dcm"
+        (tmp_path / "alone" / name).write_bytes((tmp_path / name).read_bytes())
+    folder = read(pd.DataFrame({"path": ["alone"]}), root=tmp_path, mpp=0.5)
+    np.testing.assert_array_equal(folder["alone_x128_y0"], read(tmp_path / "2.dcm", mpp=0.5)["2.dcm_x128_y0"])
+    shutil.rmtree(tmp_path / "alone")
     samples = read(tmp_path, mpp=0.5)
     assert samples.obs["path"].unique().tolist() == ["1.dcm", "other.dcm"]
     assert samples.obs.groupby("path")["level"].first().tolist() == [1, 0]
@@ -307,6 +315,16 @@ def test_ome_scale_comes_before_the_tags(tmp_path):
     slide = open_slide(tmp_path / "a.ome.tif")
     assert slide.scales == (("ome.PhysicalSize", (0.25, 0.25)), ("tiff.Resolution", (1.0, 1.0)))
     slide.close()
+
+
+def test_tags_of_a_vendor_file_that_has_no_key(tmp_path):
+    text = "Aperio Image Library v11.2.1 \r\n400x300 (64x64) JPEG/RGB Q=95|AppMag = 20"
+    for resolution, scales in ((2e4, (("tiff.Resolution", (0.5, 0.5)),)), (96, ())):
+        path = write_pyramid(tmp_path / "a.svs", PIXELS, mpp=None, factors=(), compression="jpeg", description=text,
+                             resolution=(resolution,) * 2, resolutionunit="CENTIMETER")  # fmt: skip
+        slide = open_slide(path)
+        assert slide.backend == "openslide" and slide.scales == scales
+        slide.close()
 
 
 def test_order_of_what_states_the_scale(tmp_path):

@@ -21,10 +21,7 @@ from biosae.read.slides import LARGEST_TILE, decoding, level_downsamples, positi
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"}  # implicit and explicit little endian
 _JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
-_JPEG2000 = {
-    "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202",
-    "1.2.840.10008.1.2.4.203",
-}  # fmt: skip
+_JPEG2000 = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"}
 _PIXEL_DATA, _ITEM = b"\xe0\x7f\x10\x00", b"\xfe\xff\x00\xe0"
 _OTHER_FLAVOURS = {"LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER"}
 _HEADER_TAGS = ["SOPClassUID", "SeriesInstanceUID"]
@@ -110,7 +107,9 @@ class DicomSlide:
         self.levels = tuple(frames.size for frames in self._levels)
         if len(set(self.levels)) < len(self.levels):
             self.close()
-            raise ReadError("unsupported", f"DICOM series with two images of {self.levels[0]} pixels (focal planes?)")
+            raise ReadError(
+                "unsupported", "DICOM series with two images of one size (focal planes, or one level in several files)"
+            )
         self.downsamples = level_downsamples(self.levels)
         with decoding("DICOM header"), warnings.catch_warnings():
             warnings.simplefilter("ignore")

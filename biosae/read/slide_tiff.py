@@ -14,16 +14,16 @@ from biosae.data.samples import ReadError
 from biosae.errors import require
 from biosae.read.slides import (
     LARGEST_TILE,
-    PLAUSIBLE_TAG,
     decoding,
     level_downsamples,
     on_white,
     positive,
     stated_scales,
     stated_size,
+    tag_scale,
 )
 
-_CACHED_BYTES = 2**26
+_CACHED_BYTES = 2**25
 _MOST_PAGES = 4096
 _INCH, _CENTIMETRE = 2, 3
 _TO_MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
@@ -42,7 +42,7 @@ def check_tiff(path: Path) -> None:
     tiff = _opened(path)
     with tiff, decoding("TIFF directories"):
         for page in _pages(tiff):
-            _check_page(page, path.stat().st_size)
+            _check_page(page, path.stat().st_size, whole=not tiff.is_ndpi)
 
 
 def _opened(path: Path) -> Any:
@@ -70,12 +70,13 @@ def _pages(tiff: Any) -> list[Any]:
     return pages
 
 
-def _check_page(page: Any, size: int) -> None:
+def _check_page(page: Any, size: int, *, whole: bool = True) -> None:
+    """``whole=False`` looks only at where tiles begin: Hamamatsu's sizes of more than 4 GiB wrap around."""
     offsets, counts = np.asarray(page.dataoffsets, np.float64), np.asarray(page.databytecounts, np.float64)
     if len(offsets) != len(counts):
         raise ReadError("unreadable", f"TIFF with {len(offsets)} tile offsets and {len(counts)} tile sizes")
-    if len(offsets) and (offsets + counts).max() > size:
-        missing = int((offsets + counts > size).sum())
+    missing = int((offsets + (counts if whole else 0) > size).sum())
+    if missing:
         raise ReadError(
             "truncated",
             f"{missing} of {len(offsets)} tiles lie beyond the end of the file ({size} bytes); copy it again",
@@ -245,15 +246,10 @@ def _scales(tiff: Any, page: Any) -> tuple[tuple[str, tuple[float, float]], ...]
         pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", text[:1_000_000])
         found = dict(re.findall(r'(PhysicalSize[XY](?:Unit)?)="([^"]*)"', pixels[0] if pixels else ""))
         candidates.append(("ome.PhysicalSize", (_ome(found, "X"), _ome(found, "Y"))))
-    unit = page.tags.valueof("ResolutionUnit", _INCH)
-    length = {_INCH: 25_400.0, _CENTIMETRE: 10_000.0}.get(int(unit))
     tags = [page.tags.valueof(name) for name in ("XResolution", "YResolution")]
-    if length is not None and None not in tags:
-        a, b = (positive(t[0] / t[1]) if isinstance(t, tuple) and t[1] else positive(t) for t in tags)
-        pair = (a and length / a, b and length / b)
-        if all(v and PLAUSIBLE_TAG[0] <= v <= PLAUSIBLE_TAG[1] for v in pair):
-            candidates.append(("tiff.Resolution", pair))
-    return stated_scales(candidates)
+    pair = [t[0] / t[1] if isinstance(t, tuple) and t[1] else t for t in tags]
+    unit = {_INCH: "inch", _CENTIMETRE: "centimeter"}.get(int(page.tags.valueof("ResolutionUnit", _INCH)))
+    return stated_scales([*candidates, ("tiff.Resolution", tag_scale(*pair, unit))])
 
 
 def _ome(found: dict[str, str], axis: str) -> float | None:

@@ -22,6 +22,7 @@ LARGEST_REGION = 2**26  # pixels of a level that are read at once: 192 MiB of RG
 LARGEST_TILE = 2**26  # pixels of one tile or strip of a file, which can only be decoded as a whole
 PLAUSIBLE_TAG = (0.02, 12.0)  # um/px; 72 to 1200 dots an inch, the defaults of drawing programs, are 353 to 21 um/px
 _BLOCK = 2048  # pixels of a level, each way, that a thumbnail is made from at a time
+_RESOLUTION = ("XResolution", "YResolution", "ResolutionUnit")
 _GENERIC = ("generic-tiff", "dicom")  # OpenSlide's names of what is read here without it
 
 
@@ -122,6 +123,7 @@ class OpenSlideFile:
         stated = [
             ("openslide.mpp", (properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y"))),
             ("aperio.MPP", (properties.get("aperio.MPP"),) * 2),
+            ("tiff.Resolution", tag_scale(*(properties.get(f"tiff.{k}") for k in _RESOLUTION))),
         ]
         self.scales = stated_scales(stated)
 
@@ -181,6 +183,15 @@ def stated_scales(candidates: list[tuple[str, tuple[Any, Any]]]) -> tuple[tuple[
     """The candidates whose two values are positive numbers."""
     numbers = [(source, (positive(x), positive(y))) for source, (x, y) in candidates]
     return tuple((source, pair) for source, pair in numbers if None not in pair)
+
+
+def tag_scale(x: Any, y: Any, unit: str | None) -> tuple[float | None, float | None]:
+    """Micrometres per pixel (x, y) of TIFF resolution tags (pixels to an ``"inch"`` or a ``"centimeter"``); None where
+    that is no scale of a slide."""
+    length = {"inch": 25_400.0, "centimeter": 10_000.0}.get(unit)
+    pair = tuple(length / v if length and v else None for v in (positive(x), positive(y)))
+    low, high = PLAUSIBLE_TAG
+    return pair if all(v and low <= v <= high for v in pair) else (None, None)
 
 
 def positive(value: Any) -> float | None:
