@@ -21,6 +21,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import requests
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -465,7 +466,8 @@ def test_one_fetch_a_folder_at_a_time(web: Web) -> None:
 def test_an_ended_transfer_keeps_its_part(web: Web, tmp_path: Path) -> None:
     file, stop = one(web), threading.Event()
     bar = SimpleNamespace(update=lambda n: stop.set())  # after the first chunk
-    resume = download.Resume(tmp_path / "a.bin", size=None, hashed=True, bar=bar, stop=stop)
+    session = requests.Session()
+    resume = download.Resume(tmp_path / "a.bin", size=None, hashed=True, session=session, bar=bar, stop=stop)
     with pytest.raises(DownloadError, match="stopped"):
         resume(file["urls"][0], tmp_path / "out", None)
     assert 0 < (tmp_path / "a.bin.part").stat().st_size < len(BIG)

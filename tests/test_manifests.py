@@ -14,7 +14,7 @@ import pytest
 import biosae as bs
 from biosae.cli import main
 from biosae.data import manifests
-from biosae.data.fetch import listing
+from biosae.data.hashes import listing
 from biosae.data.roles import ROLES
 from biosae.errors import FormatError, InputError
 from biosae.settings import settings
@@ -97,6 +97,13 @@ def test_the_text_for_people_has_every_fact() -> None:
     for part in ("credentialed", "10.13026/jsn5-t979", "65,379 patients", "wget", "SHA256SUMS.txt", "read from:"):
         assert part in text
     assert all(len(line) <= 130 for line in text.splitlines() if " " in line.strip())
+
+
+def test_the_example_of_the_page_is_a_manifest(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs/data/manifests.md").read_text(encoding="utf-8")
+    text = page.split("```toml\n")[1].split("```")[0]
+    known = bs.data.info(written(tmp_path, text, "my_cohort"))
+    assert known.downloadable and known.units.rate == (500.0, 100.0) and known.folders[0].files == 834
 
 
 @pytest.mark.parametrize(

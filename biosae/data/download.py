@@ -42,6 +42,8 @@ class Resume:
     hashed
         Whether a hash will be compared afterwards. Without one, a part is only continued if the server still has the
         very same file (``If-Range`` with its ETag or date).
+    session
+        A :class:`requests.Session`, so that connections are used again.
     bar
         Object with ``update(n_bytes)``, such as a tqdm bar; negative numbers take back.
     stop
@@ -52,10 +54,13 @@ class Resume:
     A server that ignores ``Range`` answers with the whole file, which is then taken from its beginning.
     """
 
-    def __init__(self, target: Path, *, size: int | None, hashed: bool, bar: Any, stop: threading.Event) -> None:
+    def __init__(
+        self, target: Path, *, size: int | None, hashed: bool, session: Any, bar: Any, stop: threading.Event
+    ) -> None:
         self.part = target.with_name(target.name + ".part")
         self.note = target.with_name(target.name + ".part.json")
-        self.size, self.hashed, self.bar, self.stop = size, hashed, bar, stop
+        self.size, self.hashed = size, hashed
+        self.session, self.bar, self.stop = session, bar, stop
         self.resumed = False
         """Whether the last file was put together from more than one answer."""
 
@@ -94,15 +99,14 @@ class Resume:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def _pull(self, url: str) -> None:
-        import requests
-
         start, validator = self._beginning(url)
         headers = {"Accept-Encoding": "identity", "User-Agent": "biosae"}
         if start:
             headers["Range"] = f"bytes={start}-"
             if validator:
                 headers["If-Range"] = validator
-        with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as answer:
+        times = (CONNECT_SECONDS, READ_SECONDS)
+        with self.session.get(url, headers=headers, stream=True, timeout=times) as answer:
             if answer.status_code == 416:  # nothing after what is held: complete, or no longer the same file
                 if _total(answer) == start:
                     return

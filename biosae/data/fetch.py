@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import fnmatch
-import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -18,11 +18,11 @@ from urllib.parse import quote, urlsplit
 from tqdm.auto import tqdm
 
 from biosae.data.download import Resume
-from biosae.data.manifests import File, Folder, Manifest, _relative, human, info
+from biosae.data.hashes import digest, listing, read_hash_list
+from biosae.data.manifests import File, Folder, Manifest, human, info
 from biosae.data.unpack import is_archive
 from biosae.data.unpack import unpack as unpack_archive
 from biosae.errors import AccessError, DownloadError, FormatError, InputError, OfflineError, nearest, require
-from biosae.files import hash_file
 from biosae.settings import settings
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ def fetch(
     show = settings.progress if progress is None else progress
     with _alone(folder):
         wanted = _chosen(manifest, _listed(manifest, folder, mirror), files)
-        missing = [file for file in wanted if not _whole(file, folder / file.path)]
+        look = partial(_whole, folder=folder)
+        whole = _each(look, wanted, f"look at {manifest.name}", n_jobs=n_jobs, show=show)
+        missing = [file for file, there in zip(wanted, whole) if not there]
         if missing:
             _offline(manifest, missing)
             _room(folder, missing)
@@ -146,52 +148,10 @@ def verify(name: str | os.PathLike | Manifest, folder: str | os.PathLike | None 
             rows.append((manifest.hash_list, "missing", "", f"get it from {manifest.base_urls[0]}{manifest.hash_list}"))
     if not expected and not rows:
         raise InputError(f"no source that was read publishes the files of {manifest.name}; there is nothing to compare")
-    for part in tqdm(expected, desc=f"verify {manifest.name}", unit="file", disable=not settings.progress):
-        if isinstance(part, Folder):
-            rows += _compare_folder(manifest, part, folder)
-        else:
-            rows.append(_compare(part, folder))
+    look = partial(_compare, manifest=manifest, folder=folder)
+    for found in _each(look, expected, f"verify {manifest.name}", n_jobs=None, show=settings.progress):
+        rows += found
     return pd.DataFrame(rows, columns=["file", "status", "checked", "detail"])
-
-
-def listing(folder: str | os.PathLike) -> tuple[int, int, str]:
-    """Number of files below a folder, their bytes, and the SHA-256 of their sorted listing.
-
-    The listing has a line ``<sha256>  <path>`` for each file, as ``sha256sum`` writes it, with paths relative to the
-    folder, forward slashes, sorted by path as text. Hidden files are not data and are left out.
-    """
-    folder = Path(folder)
-    paths = (p for p in folder.rglob("*") if p.is_file())
-    names = {p.relative_to(folder).as_posix(): p for p in paths}
-    kept = {n: p for n, p in sorted(names.items()) if not any(part.startswith(".") for part in n.split("/"))}
-    lines = "".join(f"{hash_file(path)}  {name}\n" for name, path in kept.items())
-    return len(kept), sum(p.stat().st_size for p in kept.values()), hashlib.sha256(lines.encode()).hexdigest()
-
-
-def read_hash_list(path: str | os.PathLike) -> list[File]:
-    """Files of a list as ``sha256sum`` or ``md5sum`` write it: a hash, two blanks (or a blank and ``*``), a path.
-
-    Raises
-    ------
-    FormatError
-        If a line is something else, or if a path leads out of the folder.
-    """
-    found: list[File] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        digest, _, place = line.partition(" ")
-        place = place.lstrip(" *").removeprefix("./")
-        kind = {64: "sha256", 32: "md5"}.get(len(digest))
-        try:
-            if kind is None:
-                raise ValueError("no SHA-256 or MD5 at its beginning")
-            found.append(File(path=_relative(place), **{kind: digest.lower()}))
-        except ValueError:
-            raise FormatError(f"{path}, line {number}, is not '<hash>  <path>': {line[:120]!r}") from None
-    if not found:
-        raise FormatError(f"{path} names no files; delete it and fetch again")
-    return found
 
 
 def _listed(manifest: Manifest, folder: Path, mirror: str | None) -> list[File]:
@@ -221,17 +181,18 @@ def _chosen(manifest: Manifest, listed: list[File], patterns: str | Sequence[str
     return [file for file in listed if any(fnmatch.fnmatchcase(file.path, p) for p in patterns)]
 
 
-def _whole(file: File, path: Path) -> bool:
+def _each(look: Callable[[Any], Any], parts: Sequence[Any], what: str, *, n_jobs: int | None, show: bool) -> list[Any]:
+    """``look`` at every part, in threads (hashing lets other threads run)."""
+    with ThreadPoolExecutor(max_workers=max(1, settings.n_jobs if n_jobs is None else n_jobs)) as workers:
+        return list(tqdm(workers.map(look, parts), total=len(parts), desc=what, unit="file", disable=not show))
+
+
+def _whole(file: File, folder: Path) -> bool:
     """Whether the file is there as far as its source lets one tell."""
+    path = folder / file.path
     if not path.is_file() or (file.bytes is not None and path.stat().st_size != file.bytes):
         return False
-    return file.hash is None or _digest(path, file) == file.hash
-
-
-def _digest(path: Path, file: File) -> str:
-    kind = "sha256" if file.sha256 else "md5"
-    with open(path, "rb") as stream:
-        return f"{kind}:{hashlib.file_digest(stream, kind).hexdigest()}"
+    return file.hash is None or digest(path, file) == file.hash
 
 
 def _download(
@@ -245,10 +206,10 @@ def _download(
     level = logger.level
     logger.setLevel("ERROR")
     bar = tqdm(total=total, desc=manifest.name, unit="B", unit_scale=True, disable=not show)
-    stop = threading.Event()
+    stop, session = threading.Event(), require("requests", extra="data").Session()
     workers = ThreadPoolExecutor(max_workers=max(1, settings.n_jobs if n_jobs is None else n_jobs))
     try:
-        running = [workers.submit(_get, file, urls, folder, bar, stop) for file, urls in jobs]
+        running = [workers.submit(_get, file, urls, folder, session=session, bar=bar, stop=stop) for file, urls in jobs]
         for done in as_completed(running):
             try:
                 done.result()
@@ -257,6 +218,7 @@ def _download(
     finally:
         stop.set()  # after Ctrl-C or a full disk: the transfers under way end soon and can be continued
         workers.shutdown(wait=True, cancel_futures=True)
+        session.close()
         bar.close()
         logger.setLevel(level)
     if failed:
@@ -270,7 +232,7 @@ def _download(
         )
 
 
-def _get(file: File, urls: Iterable[str], folder: Path, bar: Any, stop: threading.Event) -> None:
+def _get(file: File, urls: Iterable[str], folder: Path, **options: Any) -> None:
     """One file from the first address that has it."""
     import pooch
 
@@ -280,7 +242,7 @@ def _get(file: File, urls: Iterable[str], folder: Path, bar: Any, stop: threadin
         target.unlink(missing_ok=True)  # its size is wrong; pooch would keep what it cannot compare
     why: list[str] = []
     for url in urls:
-        resume = Resume(target, size=file.bytes, hashed=file.hash is not None, bar=bar, stop=stop)
+        resume = Resume(target, size=file.bytes, hashed=file.hash is not None, **options)
         for again in (False, True):
             try:
                 pooch.retrieve(url, known_hash=file.hash, fname=target.name, path=target.parent, downloader=resume)
@@ -349,17 +311,21 @@ def _how(manifest: Manifest, folder: Path, *, only: str | None = None) -> str:
         "agreement": "needs a data-use agreement with its source",
         "credentialed": "is given only to credentialed users",
     }[manifest.access]
-    steps = [*manifest.steps]
+    steps = [step.replace("<folder>", str(folder)) for step in manifest.steps]
     if not steps and manifest.homepage:
         steps.append(f"See {manifest.homepage}")
-    steps.append(f"Put the files in {folder}, or set data_dir (--data-dir) to the folder above")
+    steps.append(f"The files belong in {folder}; if they lie elsewhere, name the place (folder=, --folder)")
     if manifest.files or manifest.folders or manifest.hash_list:
         steps.append(f"Check them: biosae data verify {manifest.name} --folder {folder}")
     lines = [f"{only or manifest.name} {why} (licence: {manifest.licence or 'see its source'}). To obtain it:"]
     return "\n".join([*lines, *(f"  {i}. {step}" for i, step in enumerate(steps, 1))])
 
 
-def _compare(file: File, folder: Path) -> tuple[str, str, str, str]:
+def _compare(part: File | Folder, manifest: Manifest, folder: Path) -> list[tuple[str, str, str, str]]:
+    return _compare_folder(manifest, part, folder) if isinstance(part, Folder) else [_compare_file(part, folder)]
+
+
+def _compare_file(file: File, folder: Path) -> tuple[str, str, str, str]:
     path = folder / file.path
     if not path.is_file():
         return file.path, "missing", "", ""
@@ -369,7 +335,7 @@ def _compare(file: File, folder: Path) -> tuple[str, str, str, str]:
     if file.hash is None:
         return (file.path, "unknown", "", "") if file.bytes is None else (file.path, "ok", "size", "")
     kind = file.hash.partition(":")[0]
-    found = _digest(path, file)
+    found = digest(path, file)
     return (file.path, "ok", kind, "") if found == file.hash else (file.path, "wrong hash", kind, found)
 
 

@@ -27,7 +27,8 @@ data-use agreement; ``credentialed``: a named, trained person whom the source ha
 _LOCAL = "local:"
 
 
-def _relative(path: str) -> str:
+def relative(path: str) -> str:
+    """The path, if it is relative, stays in its folder and is written with forward slashes; else ValueError."""
     parts = path.split("/")
     if not path or path.startswith("/") or "\\" in path or ":" in parts[0] or {"", ".", ".."} & set(parts):
         raise ValueError(f"{path!r} must be a relative path with forward slashes and no '..'")
@@ -43,7 +44,7 @@ def _pattern(what: str, pattern: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-RelativePath = Annotated[str, AfterValidator(_relative)]
+RelativePath = Annotated[str, AfterValidator(relative)]
 Sha256 = Annotated[str, _pattern("a SHA-256 (64 hexadecimal digits, lower case)", r"[0-9a-f]{64}")]
 Md5 = Annotated[str, _pattern("an MD5 (32 hexadecimal digits, lower case)", r"[0-9a-f]{32}")]
 Url = Annotated[str, _pattern("a web address (http or https)", r"https?://[^\s/]+(/\S*)?")]
@@ -83,7 +84,7 @@ class File(_Part):
 
 
 class Folder(_Part):
-    """``[[folders]]``: a folder of many files, checked as a whole (see :func:`listing`)."""
+    """``[[folders]]``: a folder of many files, checked as a whole (see :func:`biosae.data.hashes.listing`)."""
 
     path: RelativePath
     files: Count
