@@ -103,8 +103,8 @@ def box_table(
     min_confidence: float | None,
     box_image: str | None,
 ) -> tuple[pd.DataFrame, bool]:
-    """Boxes as columns ``image`` (its id or path), ``number`` (of the box in its image, before any is left out),
-    ``left, top, right, bottom`` (float), then the table's other columns; and whether the edges are shares of the sides.
+    """Boxes as columns ``_image`` (its id or path), ``_number`` (of the box in its image, before any is left out),
+    ``_left, _top, _right, _bottom`` (float), then the table's other columns; and whether edges are shares of the sides.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def box_table(
     if table.empty:
         raise InputError("there is no box; check the file, or lower min_confidence")
     boxes, relative = _edges(table, key, box_format, relative)
-    boxes.insert(1, "number", number.loc[boxes.index])
+    boxes.insert(1, "_number", number.loc[boxes.index])
     return boxes.reset_index(drop=True), relative
 
 
@@ -158,12 +158,12 @@ def _edges(table: pd.DataFrame, key: str, box_format: str, relative: bool | None
         edges = (a - c / 2, b - d / 2, a + c / 2, b + d / 2)
     else:
         edges = (a, b, a + c, b + d)
-    boxes = pd.DataFrame(dict(zip(("left", "top", "right", "bottom"), edges)), index=table.index)
-    flat = (boxes["right"] <= boxes["left"]) | (boxes["bottom"] <= boxes["top"])
+    boxes = pd.DataFrame(dict(zip(("_left", "_top", "_right", "_bottom"), edges)), index=table.index)
+    flat = (boxes["_right"] <= boxes["_left"]) | (boxes["_bottom"] <= boxes["_top"])
     if flat.any():
         hint = "" if box_format == "xyxy" else "; are they corners (box_format='xyxy')?"
         raise InputError(f"{flat.sum()} boxes have no area, first in row {int(flat.idxmax())}{hint}")
-    boxes.insert(0, "image", table[key].map(_posix))
+    boxes.insert(0, "_image", table[key].map(_posix))
     return pd.concat([boxes, table.drop(columns=[*columns, key])], axis=1), relative
 
 
@@ -210,19 +210,19 @@ def match_images(boxes: pd.DataFrame, obs: pd.DataFrame, path: str) -> pd.Series
     InputError
         If no box belongs to an image, or paths that occur twice would decide.
     """
-    by_id = boxes["image"].where(boxes["image"].isin(obs.index))
+    by_id = boxes["_image"].where(boxes["_image"].isin(obs.index))
     if by_id.notna().any():
         return by_id
     paths = obs[path].map(_posix)
-    found = boxes["image"].isin(paths)
+    found = boxes["_image"].isin(paths)
     if not found.any():
         raise InputError(
-            f"no box belongs to an image: boxes name {boxes['image'].iloc[0]!r}, images are {str(obs.index[0])!r} in "
+            f"no box belongs to an image: boxes name {boxes['_image'].iloc[0]!r}, images are {str(obs.index[0])!r} in "
             f"{paths.iloc[0]!r}; pass box_image= the column with ids or paths"
         )
-    if paths[paths.isin(boxes["image"])].duplicated().any():
+    if paths[paths.isin(boxes["_image"])].duplicated().any():
         raise InputError("several samples have the path of a box; name images by their ids in the table of boxes")
-    return boxes["image"].map(pd.Series(obs.index, index=paths))
+    return boxes["_image"].map(pd.Series(obs.index, index=paths))
 
 
 class Size:
@@ -249,7 +249,7 @@ def crop_rows(
     Parameters
     ----------
     boxes
-        As :func:`box_table`, ``image`` holding ids of images.
+        As :func:`box_table`, ``_image`` holding ids of images.
     sizes
         Id of an image to its width and height.
 
@@ -260,8 +260,8 @@ def crop_rows(
     lost
         ``[item, stage, reason, detail]`` of boxes outside their image.
     """
-    size = np.array([sizes[i] for i in boxes["image"]], dtype=float)
-    edges = boxes[["left", "top", "right", "bottom"]].to_numpy(float)
+    size = np.array([sizes[i] for i in boxes["_image"]], dtype=float)
+    edges = boxes[["_left", "_top", "_right", "_bottom"]].to_numpy(float)
     if relative:
         edges = edges * np.tile(size, 2)
     names = _crop_ids(boxes, box_id)
@@ -273,7 +273,7 @@ def crop_rows(
     ]  # fmt: skip
     over = np.maximum(-edges[:, :2], edges[:, 2:] - size).max(axis=1)
     first, last = _grown(edges, size, pad, square)
-    rows = pd.DataFrame({"image_id": boxes["image"].to_numpy(object)}, index=pd.Index(names, dtype=object))
+    rows = pd.DataFrame({"image_id": boxes["_image"].to_numpy(object)}, index=pd.Index(names, dtype=object))
     for axis, letter in enumerate(("x", "y")):
         rows[f"box_{letter}"] = first[:, axis]
     rows["box_width"], rows["box_height"] = (last - first).T
@@ -300,7 +300,7 @@ def _grown(edges: np.ndarray, size: np.ndarray, pad: float, square: bool) -> tup
 
 def _crop_ids(boxes: pd.DataFrame, box_id: str | None) -> list[str]:
     if box_id is None:
-        return [f"{i}#{k}" for i, k in zip(boxes["image"], boxes["number"])]
+        return [f"{i}#{k}" for i, k in zip(boxes["_image"], boxes["_number"])]
     if box_id not in boxes:
         raise InputError(f"no column {box_id!r} for the ids of boxes; {nearest(box_id, boxes.columns[6:])}")
     return boxes[box_id].map(str).tolist()

@@ -153,11 +153,11 @@ def images(
     obs.index = obs.index.map(str)
     ids = match_images(table, obs, roles["path"])
     lost = [
-        [name, "read/boxes", "missing", "the table has no such image"] for name in table["image"][ids.isna()].unique()
+        [name, "read/boxes", "missing", "the table has no such image"] for name in table["_image"][ids.isna()].unique()
     ]
-    table = table.assign(image=ids)[ids.notna()]
+    table = table.assign(_image=ids)[ids.notna()]
     plain = Samples(
-        obs.loc[obs.index.isin(table["image"]), [roles["path"]]].rename(columns={roles["path"]: "path"}),
+        obs.loc[obs.index.isin(table["_image"]), [roles["path"]]].rename(columns={roles["path"]: "path"}),
         ImageReader(page=page), roles={"patient": None}, root=root,
     )  # fmt: skip
     sizes, unread = scan(
@@ -169,7 +169,7 @@ def images(
         stage="read/images",
         unit="image",
     )
-    table = table[table["image"].isin(sizes)]
+    table = table[table["_image"].isin(sizes)]
     rows, outside = crop_rows(table, sizes, relative=shares, pad=pad, square=square, box_id=box_id)
     lost += [*unread, *outside]
     if rows.empty:
@@ -181,7 +181,7 @@ def images(
         )
     if lost:
         warnings.warn(f"{len(lost)} images or boxes are not used (samples.failures), e.g. {lost[0]}", stacklevel=2)
-    meta |= {"failures": lost, "images_without_box": int(len(obs) - table["image"].nunique() - len(unread))}
+    meta |= {"failures": lost, "images_without_box": int(len(obs) - table["_image"].nunique() - len(unread))}
     return Samples(_joined(obs, rows), CropReader(page=page), roles=roles, mpp=mpp, root=root, meta=meta)
 
 
