@@ -68,7 +68,7 @@ def test_snippet_of_the_phantom() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_names_and_links_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for name in set(re.findall(r"\bbs((?:\.[A-Za-z_]+)+)", text)):
+    for name in set(re.findall(r"\bbs((?:\.[A-Za-z_]\w*)+)", text)):
         found = bs
         for part in name[1:].split("."):
             found = getattr(found, part)
