@@ -545,7 +545,7 @@ def test_identifiers_never_reach_tables_files_or_messages(tmp_path, capfd, caplo
         folder, patient="tag:PatientID", slide="tag:StudyInstanceUID", site="tag:InstitutionName", tags=allowed,
         n_jobs=1, max_failures=1, failures=log,
     )  # fmt: skip
-    assert len(samples) == 1 and len(samples.failures) == 7
+    assert len(samples) == 2 and len(samples.failures) == 6 and samples.obs["spacing_source"].isna().all()
     samples.save(tmp_path / "s.parquet")
     facts = [
         samples.obs.to_csv(), samples.failures.to_csv(), str(samples.meta), str(samples.reader.spec()), repr(samples),

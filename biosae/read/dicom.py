@@ -300,7 +300,7 @@ def _spacing(file: DicomFile, frame: int) -> dict[str, Any]:
     candidates = [(group, "PixelSpacing") for group in groups(file, frame, "PixelMeasuresSequence")]
     candidates += [(file.header, keyword) for keyword in ("ImagerPixelSpacing", "NominalScannedPixelSpacing")]
     for group, keyword in candidates:
-        values = group.numbers(keyword)
+        values = group.numbers_or_none(keyword)
         if len(values) == 2 and min(values) > 0:
             how = file.header.text("PixelSpacingCalibrationType")
             source = f"{keyword} ({how})" if keyword == "PixelSpacing" and isinstance(how, str) else keyword

@@ -44,7 +44,7 @@ def read_errors(path: str | os.PathLike) -> Iterator[None]:
     except FileNotFoundError:
         raise ReadError("missing", f"no file {path}") from None
     except OSError as error:
-        raise ReadError("unreadable", f"{name}: {error.strerror or type(error).__name__}") from None
+        raise ReadError("unreadable", f"{name}: {error.strerror or 'the header is damaged'}") from None
     except MemoryError:
         raise
     except Exception as error:  # pydicom and the decoders raise many types; their messages may quote the header
@@ -269,8 +269,13 @@ class DicomFile:
             data, colour = self._native_frame(frame), ""
         else:
             data, colour = self._compressed_frame(frame)
-        with codecs.quiet():
-            out = self._decoder.as_array(data, index=0, raw=True, decoding_plugin=self._plugin, **options)[0]
+        try:
+            with codecs.quiet():
+                out = self._decoder.as_array(data, index=0, raw=True, decoding_plugin=self._plugin, **options)[0]
+        except RuntimeError:
+            raise ReadError(
+                "unreadable", f"{self._plugin} cannot decode frame {frame}; its stream is damaged"
+            ) from None
         if out.shape[:2] != (self.rows, self.columns):
             raise ReadError("unreadable", "the decoder gave a picture of another size")
         if self._shift:

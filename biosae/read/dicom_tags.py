@@ -114,6 +114,13 @@ class Header:
             raise ReadError("unreadable", f"{keyword} is not finite")
         return out
 
+    def numbers_or_none(self, keyword: str) -> list[float]:
+        """Numbers of an element that pixels do not depend on; empty where they cannot be read."""
+        try:
+            return self.numbers(keyword)
+        except ReadError:
+            return []
+
     def number(self, keyword: str, default: float = math.nan, *, signed: bool | None = None) -> float:
         """First number of an element."""
         values = self.numbers(keyword, signed=signed)
@@ -181,7 +188,7 @@ def tag_value(header: Header, keyword: str, *, deidentify: bool) -> Any:
         years = math.nan if found is None else int(found[1]) * _AGES[found[2]]
         return min(years, OLDEST) if deidentify and not math.isnan(years) else years
     if vr in ("DS", "IS") or vr in _NUMBERS or "US" in vr:
-        values = header.numbers(keyword)
+        values = header.numbers_or_none(keyword)
         return values[0] if len(values) == 1 else "\\".join(f"{v:g}" for v in values) or math.nan
     return header.text(keyword)
 
