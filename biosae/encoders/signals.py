@@ -25,15 +25,19 @@ GAPS = ("max_gap", "max_missing")
 _TINY = 1e-8
 
 
+def _spread(x: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """A divisor of each channel; infinite where a channel is flat, in whatever unit it is."""
+    return np.where(spread > _TINY * np.abs(x).max(axis=1, keepdims=True), spread, np.inf)
+
+
 def _zscore(x: np.ndarray) -> np.ndarray:
-    sd = x.std(axis=1, keepdims=True)
-    return (x - x.mean(axis=1, keepdims=True)) / np.where(sd > _TINY, sd, np.inf)
+    return (x - x.mean(axis=1, keepdims=True)) / _spread(x, x.std(axis=1, keepdims=True))
 
 
 def _iqr(x: np.ndarray) -> np.ndarray:
     low, median, high = np.quantile(x, (0.25, 0.5, 0.75), axis=1, keepdims=True)
     clipped = np.clip(x, -40 * (median - low), 40 * (high - median))
-    return (clipped - median) / np.where(high - low > _TINY, high - low, np.inf)
+    return (clipped - median) / _spread(x, high - low)
 
 
 AMPLITUDES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -41,7 +45,7 @@ AMPLITUDES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "per_100": lambda x: x / 100,
     "zscore": _zscore,
     "zscore_clip15": lambda x: np.clip(_zscore(x), -15, 15),
-    "percentile_95": lambda x: x / (np.quantile(np.abs(x), 0.95, axis=1, keepdims=True) + _TINY),
+    "percentile_95": lambda x: x / _spread(x, np.quantile(np.abs(x), 0.95, axis=1, keepdims=True)),
     "iqr": _iqr,
 }
 """What is done to the values of each channel of a window, which are in the encoder's unit:
