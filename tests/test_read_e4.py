@@ -388,6 +388,18 @@ def test_wrong_questions(session: Path, options: dict, words: str) -> None:
         bs.read.e4(session, **{"patient": None, "channels": ["EDA"], **options})
 
 
+def test_processes_give_the_same_as_one(tmp_path: Path) -> None:
+    for i in range(20):  # more than one part of the work
+        _session(tmp_path / f"s{i:02d}", 25, seed=i, BVP=None)
+    (tmp_path / "s07" / "EDA.csv").write_text("damaged")
+    options = {"patient": None, "channels": ["EDA", "TEMP"], "window": 5, "min_session": 0, "states": None}
+    one, two = (bs.read.e4(tmp_path, n_jobs=n, max_failures=0.1, **options) for n in (1, 2))
+    assert one.obs.equals(two.obs) and one.fingerprint == two.fingerprint
+    assert two.failures["item"].tolist() == ["s07"] and set(one.obs["recording"]) == {
+        f"s{i:02d}" for i in range(20) if i != 7
+    }
+
+
 def test_table_round_trip_pickle_threads(session: Path, tmp_path: Path) -> None:
     table = pd.DataFrame({"path": [session.name], "subject": ["7"], "state_at": ["night"]})
     samples = bs.read.e4(

@@ -37,6 +37,7 @@ STREAM_OF = {channel: name for name, stream in STREAMS.items() for channel in st
 FILES = {f"{name}.csv".lower(): name for name in (*STREAMS, "IBI", "tags")}
 
 MAX_SECONDS = 4 * 86400  # the device's memory holds 60 hours
+MAX_RATE = 64  # Hz
 MAX_APART = 3600.0  # s between the starts of two streams
 MAX_EVENTS = 5 * MAX_SECONDS
 _BLOCK = 4 * 2**20  # bytes of text parsed at once
@@ -208,8 +209,10 @@ class _Parser:
             return _Values(start, math.nan, self._values(MAX_EVENTS, np.float64))
         start = self._number(head.split(b","), "a start time")
         rate = self._number(self._line().split(b","), "a rate")
-        if not (1 <= rate <= 1024 and rate == int(rate)):
-            raise ReadError("unreadable", f"{self.file}, line 2: a rate of {rate:g} Hz; an E4 has whole rates from 1")
+        if not (1 <= rate <= MAX_RATE and rate == int(rate)):
+            raise ReadError(
+                "unreadable", f"{self.file}, line 2: a rate of {rate:g} Hz; an E4 has whole rates from 1 to {MAX_RATE}"
+            )
         values = self._values(int(rate) * MAX_SECONDS, np.float32)
         if not values.shape[1]:
             raise ReadError("empty", f"{self.file} has a header and no sample")
