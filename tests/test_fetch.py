@@ -109,10 +109,16 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(web.pause)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:  # clients that go away are part of the tests
+        pass
+
+
 @pytest.fixture
 def web() -> Iterator[Web]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Handler)
     server.web = Web(url=f"http://127.0.0.1:{server.server_port}")  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server.web  # type: ignore[attr-defined]

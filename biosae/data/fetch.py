@@ -22,7 +22,7 @@ from biosae.data.hashes import digest, listing, read_hash_list
 from biosae.data.manifests import File, Folder, Manifest, human, info
 from biosae.data.unpack import is_archive
 from biosae.data.unpack import unpack as unpack_archive
-from biosae.errors import AccessError, DownloadError, FormatError, InputError, OfflineError, nearest, require
+from biosae.errors import AccessError, DownloadError, InputError, OfflineError, nearest, require
 from biosae.settings import settings
 
 if TYPE_CHECKING:
