@@ -18,7 +18,7 @@ from biosae.settings import settings
 EXTRAS = {
     "wsi": ("openslide", "tifffile", "imagecodecs", "wsidicom"),
     "dicom": ("pydicom", "pylibjpeg", "openjpeg", "imagecodecs"),
-    "signals": ("wfdb", "mne"),
+    "signals": ("soundfile", "mne"),
     "eeg": ("mne", "pyedflib"),
     "index": ("faiss",),
     "cluster": ("leidenalg", "igraph", "umap"),

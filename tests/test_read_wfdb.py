@@ -434,6 +434,7 @@ def test_forms_of_comments() -> None:
     assert patient_facts(["Age: 74", "Sex: Male", "Dx: 164889003,55930002"]) == {
         "age": 74.0, "sex": "male", "dx": "164889003,55930002",
     }  # fmt: skip
+    assert patient_facts(["Age: 97"]) == {"age": 90.0}
     assert patient_facts(["69 M 1085 1629 x1", "Aldomet, Inderal"]) == {"age": 69.0, "sex": "male"}
     assert patient_facts(["Age: NaN", "Sex: Unknown", "Dx: Unknown", "Name: A. Person", "Heritage: x"]) == {}
 

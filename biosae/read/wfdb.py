@@ -81,7 +81,7 @@ def patient_facts(comments: Sequence[str]) -> dict[str, Any]:
     """Age (years), sex and diagnoses from the comments of a header, where they are there.
 
     Known forms: ``Age: 74``, ``<age>: 25 <sex>: M``, ``Dx: 164889003``, ``Reason for admission: ...``, and the
-    ``69 M ...`` of the MIT-BIH records. Nothing else of the comments is kept.
+    ``69 M ...`` of the MIT-BIH records. Ages above 90 are given as 90. Nothing else of the comments is kept.
 
     >>> patient_facts(["<age>: 25  <sex>: M  <diagnoses>: (none)"])
     {'age': 25.0, 'sex': 'male'}
@@ -94,7 +94,7 @@ def patient_facts(comments: Sequence[str]) -> dict[str, Any]:
             key, value = key.lower(), value.strip()
             if key == "age":
                 number = re.match(r"\d{1,3}(\.\d+)?", value)
-                value = float(number[0]) if number else None
+                value = min(float(number[0]), 90.0) if number else None
             elif key == "sex":
                 value = {"m": "male", "f": "female"}.get(value[:1].lower())
             else:
