@@ -56,6 +56,14 @@ class MissingExtraError(BiosaeError, ImportError):
     """An optional package is absent; the message names the extra that brings it."""
 
 
+class FolderInUseError(BiosaeError):
+    """Another process is writing the same folder."""
+
+
+class RanksError(BiosaeError):
+    """Of several processes that share a job, some ended before their part was done."""
+
+
 class DivergedError(BiosaeError):
     """Training stopped being finite; the model keeps its last good weights."""
 

@@ -77,7 +77,7 @@ def test_names_and_links_exist(page: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("module", ["biosae.errors", "biosae.embeddings.extract", "biosae.pl.style"])
+@pytest.mark.parametrize("module", ["biosae.errors", "biosae.embeddings.filling", "biosae.pl.style"])
 def test_examples_in_docstrings(module: str) -> None:
     import doctest
     import importlib

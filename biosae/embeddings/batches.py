@@ -31,18 +31,23 @@ class Loaded:
     failed: dict[int, tuple[str, str]] = field(default_factory=dict)
 
 
-def make_jobs(committed: Mapping[str, Container[int]], n: int, shard_samples: int, batch_size: int) -> list[Job]:
-    """Batches of all shards that at least one layer lacks; a batch never crosses a shard's end.
+def make_jobs(
+    committed: Mapping[str, Container[int]], todo: Sequence[int], n: int, shard_samples: int, batch_size: int
+) -> list[Job]:
+    """Batches of those shards that at least one layer lacks; a batch never crosses a shard's end.
 
     Parameters
     ----------
     committed
         Layer to the numbers of its committed shards.
+    todo
+        Numbers of the shards to look at.
     n, shard_samples, batch_size
         Numbers of samples: all, in a shard, in a batch.
     """
     jobs = []
-    for shard, first in enumerate(range(0, n, shard_samples)):
+    for shard in todo:
+        first = shard * shard_samples
         lacking = tuple(layer for layer, shards in committed.items() if shard not in shards)
         end = min(first + shard_samples, n)
         for start in range(first, end, batch_size) if lacking else ():

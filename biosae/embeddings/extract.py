@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from biosae.data.failures import FailureLog
+from biosae.embeddings import ranks as team_of
 from biosae.embeddings import shards
 from biosae.embeddings.batches import Job, Loaded, load_batch, make_jobs, prefetch
+from biosae.embeddings.filling import Failed, Filling, await_grid, close, open_layer, plan_layer
+from biosae.embeddings.filling import safe_name as safe_name
 from biosae.embeddings.store import Embeddings
-from biosae.errors import InputError, TooManyFailuresError, nearest
+from biosae.errors import InputError, nearest
+from biosae.files import hash_json
 from biosae.settings import settings
 
 SHARD_SAMPLES, SHARD_SAMPLES_TOKENS = 1024, 64
-
-
-@dataclass
-class _Open:
-    """A layer's folder while it is filled, and the shard being collected."""
-
-    name: str
-    folder: Path
-    plan: dict[str, Any]
-    entries: dict[int, dict[str, Any]]
-    grid: list[int] | None = None
-    blocks: list[np.ndarray] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    failed: dict[int, tuple[str, str]] = field(default_factory=dict)
 
 
 def embed(
@@ -56,11 +43,15 @@ def embed(
     retry_failures: bool = False,
     device: str = "auto",
     resume: bool = True,
+    ranks: tuple[int, int] | None = None,
+    wait: float = team_of.WAIT,
 ) -> Embeddings | dict[str, Embeddings]:
     """Embed samples with a frozen encoder; a killed call is completed by calling again with the same arguments.
 
-    Reading and preprocessing run in threads ahead of the forward pass. The folder written does not depend on
-    ``n_jobs`` or on how often the work was interrupted: it is the same to the byte on the same machine.
+    Reading and preprocessing run in threads ahead of the forward pass. Under ``torchrun``, on any number of machines
+    that see one folder, each process computes a range of the missing shards. The folder written does not depend on
+    ``n_jobs``, on the number of processes or on how often the work was interrupted: it is the same to the byte on
+    machines of one kind.
 
     Parameters
     ----------
@@ -93,13 +84,20 @@ def embed(
     retry_failures
         Compute shards with failed samples again; by default a recorded failure stays one.
     device
-        Where the network runs. ``"auto"`` leaves an encoder object where it is.
+        Where the network runs. ``"auto"`` leaves an encoder object where it is; an encoder given by name goes to the
+        CUDA device ``LOCAL_RANK`` if there is one.
     resume
         False deletes what the layer's folder holds and starts over.
+    ranks
+        Number of this process and of all that share the work; None takes ``RANK`` and ``WORLD_SIZE``, as ``torchrun``
+        sets them. ``(0, 1)`` works alone.
+    wait
+        Seconds without a sign of life after which another process counts as dead.
 
     Returns
     -------
-    Embeddings, or a dict of layer name to Embeddings if ``layer`` is a list. Samples that failed are absent.
+    Embeddings, or a dict of layer name to Embeddings if ``layer`` is a list. Samples that failed are absent. Every
+    process returns the same, once the folder is complete.
 
     Raises
     ------
@@ -110,6 +108,10 @@ def embed(
         If the folder was begun with another encoder, layer, pooling, samples, dtype or shard size.
     TooManyFailuresError
         If more than ``max_failures`` of the samples fail; finished shards and ``failures.csv`` stay.
+    FolderInUseError
+        If another call writes the same folder or ``failures.csv`` at this time.
+    RanksError
+        If one of several processes ended before its part was done; names the missing shards.
     """
     if not hasattr(samples, "roles"):
         raise InputError(
@@ -137,21 +139,38 @@ def embed(
     encoder = _ready(encoder, samples, device=device, precision=precision)
     shards.obs_bytes(samples.obs, roles=samples.roles, mpp=samples.mpp)  # refuse before the work, not after it
 
+    rank, size = team_of.from_environment() if ranks is None else ranks
+    if not 0 <= rank < size:
+        raise InputError(f"ranks={ranks} must be this process's number, from 0, and that of all processes")
+    if not wait > 0:
+        raise InputError(f"wait={wait} must be a number of seconds above 0")
     layers = list(dict.fromkeys(encoder.resolve_layer(one) for one in (layer if several else [layer])))
-    opened = [
-        _open_layer(samples, encoder, name, pool, Path(out), dtype, shard_samples, resume, retry_failures)
-        for name in layers
-    ]
-    label = opened[0].plan["identity"]["encoder"]
-    log = _Log(Path(failures or Path(out) / "failures.csv"), f"embed/{label}", samples, max_failures)
-    log.restart(opened)
-    jobs = make_jobs({one.name: one.entries for one in opened}, len(samples), shard_samples, batch_size)
-    if jobs:
-        _run(samples, encoder, opened, jobs, pool=pool, n_jobs=n_jobs, batch_size=batch_size, log=log)
-        log.restart(opened)  # in order of the samples, however the work was interrupted
-    for one in opened:
-        shards.finish(one.folder, one.plan, [one.entries[i] for i in range(shards.n_shards(one.plan))], samples)
-    if len(log):
+    opened = [plan_layer(samples, encoder, name, pool, Path(out), dtype, shard_samples) for name in layers]
+    csv = Path(failures or Path(out) / "failures.csv")
+    team = team_of.Team(
+        rank, size, folders=[one.folder for one in opened], shared=[csv], wait=wait,
+        key=hash_json([shards.plan_hash(one.plan) for one in opened]),
+    )  # fmt: skip
+    with team:
+        todo = team.join() if not team.first else None
+        for one in opened:
+            open_layer(one, resume=resume, retry_failures=retry_failures, first=team.first)
+        label = opened[0].plan["identity"]["encoder"]
+        log = Failed(csv if team.first else team.private(csv), f"embed/{label}", samples, max_failures)
+        log.restart(opened)
+        if todo is None:
+            numbers = range(shards.n_shards(opened[0].plan))
+            todo = team.share([i for i in numbers if any(i not in one.entries for one in opened)])
+        jobs = make_jobs({one.name: one.entries for one in opened}, todo, len(samples), shard_samples, batch_size)
+        if jobs:
+            await_grid(opened, team, todo[0], pool)
+            _run(samples, encoder, opened, jobs, team, pool=pool, n_jobs=n_jobs, batch_size=batch_size, log=log)
+        if team.first:
+            close(opened, samples, team, log, ran=bool(jobs))
+        else:
+            log.path.unlink(missing_ok=True)
+        team.close()
+    if len(log) and team.first:
         warnings.warn(f"{len(log)} of {len(samples)} samples were not embedded; see {log.path}", stacklevel=2)
     found = {one.name: Embeddings.open(one.folder) for one in opened}
     return found if several else found[layers[0]]
@@ -161,7 +180,11 @@ def _ready(encoder: Any, samples: Any, *, device: str, precision: str | None) ->
     """The encoder itself, on its device and set to the physical scale of the samples."""
     if isinstance(encoder, str | os.PathLike):
         from biosae.encoders import load
+        from biosae.settings import resolve_device
 
+        device = resolve_device(device)
+        if device == "cuda" and "LOCAL_RANK" in os.environ:
+            device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
         return load(encoder, device=device, precision=precision or "float32").suited(samples)
     if precision is not None and precision != encoder.precision:
         raise InputError(f"the encoder was loaded with precision={encoder.precision!r}; load it with {precision!r}")
@@ -170,78 +193,9 @@ def _ready(encoder: Any, samples: Any, *, device: str, precision: str | None) ->
     return encoder.suited(samples)
 
 
-def _open_layer(
-    samples: Any, encoder: Any, layer: str, pool: str, out: Path, dtype: str, shard_samples: int,
-    resume: bool, retry_failures: bool,
-) -> _Open:  # fmt: skip
-    from biosae.encoders import fingerprint
-
-    identity = encoder.identity(layer, pool)
-    plan = shards.make_plan(
-        identity=identity,
-        identity_fingerprint=fingerprint(identity),
-        samples=samples,
-        dtype=dtype,
-        shard_samples=shard_samples,
-    )
-    folder = out / safe_name(identity["encoder"]) / safe_name(layer)
-    entries = shards.begin(folder, plan, resume=resume)
-    if retry_failures:
-        entries = {i: e for i, e in entries.items() if not e["failures"]}
-    grid = next((e["grid"] for _, e in sorted(entries.items()) if e["grid"]), None)
-    return _Open(layer, folder, plan, entries, grid)
-
-
-def safe_name(name: str) -> str:
-    """A name as a folder's name: anything but letters, digits, ``. _ -`` becomes ``_``, and no leading dot.
-
-    >>> safe_name("hf-hub:MahmoodLab/uni")
-    'hf-hub_MahmoodLab_uni'
-    """
-    return re.sub(r"^\.+|[^A-Za-z0-9._-]", "_", name)
-
-
-class _Log:
-    """Failed samples of this call, once each, in ``failures.csv``."""
-
-    def __init__(self, path: Path, stage: str, samples: Any, max_failures: float) -> None:
-        self.path, self._stage, self._samples, self._max = path, stage, samples, max_failures
-        for leftover in path.parent.glob(f".{path.name}.*.tmp*"):  # of a killed job
-            leftover.unlink(missing_ok=True)
-
-    def restart(self, opened: Sequence[_Open]) -> None:
-        """Write the failures of all committed shards anew, ordered as the samples are."""
-        self._log = FailureLog(self.path, stage=self._stage, total=len(self._samples), max_failures=self._max)
-        for shard in sorted({i for one in opened for i in one.entries}):
-            known: dict[str, tuple[str, str]] = {}
-            for one in opened:
-                for name, reason, detail in one.entries.get(shard, {"failures": []})["failures"]:
-                    known.setdefault(name, (reason, detail))
-            first = shard * opened[0].plan["shard_samples"]
-            ids = self._samples.obs.index[first : first + opened[0].plan["shard_samples"]] if known else ()
-            self._add((i, *known[i]) for i in ids if i in known)
-
-    def batch(self, job: Job, failed: Mapping[int, tuple[str, str]]) -> None:
-        """Add the failures of one batch, by position."""
-        self._add((self._samples.obs.index[at], *failed[at]) for at in job.positions if at in failed)
-
-    def _add(self, rows: Iterable[tuple[str, str, str]]) -> None:
-        try:
-            for row in rows:
-                self._log.add(*row)
-        except TooManyFailuresError as error:
-            raise TooManyFailuresError(
-                f"{error}. Finished shards are kept: call embed() again to go on, with retry_failures=True "
-                "(--retry-failures) once files were repaired"
-            ) from error
-
-    def __len__(self) -> int:
-        return len(self._log)
-
-
 def _run(
-    samples: Any, encoder: Any, opened: Sequence[_Open], jobs: Sequence[Job], *, pool: str, n_jobs: int,
-    batch_size: int, log: _Log,
+    samples: Any, encoder: Any, opened: Sequence[Filling], jobs: Sequence[Job], team: team_of.Team, *, pool: str,
+    n_jobs: int, batch_size: int, log: Failed,
 ) -> None:  # fmt: skip
     """Read, forward and write all jobs in order."""
     from tqdm.auto import tqdm
@@ -254,11 +208,11 @@ def _run(
     with (
         closing(loaded),
         tqdm(
-            total=n,
-            initial=n - sum(len(job.positions) for job in jobs),
+            total=n if team.size == 1 else sum(len(job.positions) for job in jobs),
+            initial=n - sum(len(job.positions) for job in jobs) if team.size == 1 else 0,
             desc=f"embed {opened[0].plan['identity']['encoder']}",
             unit=" samples",
-            disable=not settings.progress,
+            disable=not (settings.progress and team.first),
         ) as bar,
     ):
         for job, batch, outputs in _forwarded(encoder, loaded, pool, device):
@@ -270,6 +224,7 @@ def _run(
                     failed.setdefault(at, why)
             log.batch(job, failed)
             if job.closes:
+                team.check()
                 for name in job.layers:
                     _commit(by_name[name], job.shard, samples.obs.index, pool, batch_size, device.type)
             bar.update(len(job.positions))
@@ -320,7 +275,7 @@ def _fetched(job: Job, batch: Loaded, outputs: list) -> tuple[Job, Loaded, dict[
     }  # fmt: skip
 
 
-def _collect(one: _Open, encoder: Any, batch: Loaded, outputs: _Outputs, pool: str) -> dict[int, tuple[str, str]]:
+def _collect(one: Filling, encoder: Any, batch: Loaded, outputs: _Outputs, pool: str) -> dict[int, tuple[str, str]]:
     """Check a batch's embeddings and append the good ones to the open shard, by position; returns what failed."""
     bad: dict[int, tuple[str, str]] = {}
     good: list[np.ndarray] = []
@@ -356,7 +311,7 @@ def _collect(one: _Open, encoder: Any, batch: Loaded, outputs: _Outputs, pool: s
     return bad
 
 
-def _commit(one: _Open, shard: int, ids: Any, pool: str, batch_size: int, device: str) -> None:
+def _commit(one: Filling, shard: int, ids: Any, pool: str, batch_size: int, device: str) -> None:
     """Write the open shard of a layer and begin the next."""
     tokens = one.grid and one.grid[0] * one.grid[1]
     one.entries[shard] = shards.commit(

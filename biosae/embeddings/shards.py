@@ -77,10 +77,17 @@ def begin(folder: Path, plan: Mapping[str, Any], *, resume: bool) -> dict[int, d
         _clear(folder)
     for leftover in folder.glob(".*.tmp*"):  # of a killed job
         leftover.unlink(missing_ok=True)
-    begun = next((read_json(p) for p in (folder / "provenance.json", folder / "plan.json") if p.exists()), None)
-    if begun is None:
+    if _begun(folder) is None:
         write_json(folder / "plan.json", plan)
         return {}
+    return present(folder, plan)
+
+
+def present(folder: Path, plan: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Indices of the committed shards of a folder that was begun with this plan; raises as :func:`begin`."""
+    begun = _begun(folder)
+    if begun is None:
+        raise FormatError(f"{folder} has neither plan.json nor provenance.json; run embed() again")
     _check_format(begun, folder)
     other = [label for name, label in _FIXED.items() if begun[name] != plan[name]]
     if other:
@@ -89,15 +96,22 @@ def begin(folder: Path, plan: Mapping[str, Any], *, resume: bool) -> dict[int, d
             f"{folder} was begun with another {' and '.join(other)}{details and f' ({details})'}. "
             "Choose another out=, or pass resume=False (--no-resume) to delete it and start over"
         )
-    expected, found = plan_hash(plan), {}
-    for number in range(n_shards(plan)):
-        data, index = shard_files(folder, number)
-        if not index.exists():
-            continue
-        entry = read_json(index)
-        if entry["plan"] == expected and data.exists() and data.stat().st_size == entry["bytes"]:
-            found[number] = entry
-    return found
+    entries = {number: committed(folder, plan, number) for number in range(n_shards(plan))}
+    return {number: entry for number, entry in entries.items() if entry is not None}
+
+
+def _begun(folder: Path) -> Any:
+    return next((read_json(p) for p in (folder / "provenance.json", folder / "plan.json") if p.exists()), None)
+
+
+def committed(folder: Path, plan: Mapping[str, Any], number: int) -> dict[str, Any] | None:
+    """Index of a shard; None if it is not there, or its data are absent or of the wrong size."""
+    data, index = shard_files(folder, number)
+    if not index.exists():
+        return None
+    entry = read_json(index)
+    whole = entry["plan"] == plan_hash(plan) and data.exists() and data.stat().st_size == entry["bytes"]
+    return entry if whole else None
 
 
 def _differences(begun: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
