@@ -145,15 +145,16 @@ def embed(
     retry_failures: Annotated[bool, typer.Option("--retry-failures", help="Try again what failed before.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with what is in the folder, or delete it and start over.")] = True,
 ) -> None:
-    """Samples through a frozen encoder into an embeddings folder; resumes where it was stopped."""
+    """Samples through a frozen encoder into an embeddings folder; resumes where it was stopped; torchrun shares it."""
     from biosae.embeddings.extract import embed as run_embed
+    from biosae.embeddings.ranks import device_here, from_environment
     from biosae.encoders import load
 
     roles = {"slide": slide, "site": site, "scanner": scanner, "label": label, "split": split}
     samples = _samples(table, patient, patient_unknown, **roles, mpp=mpp)
     made = run_embed(
         samples,
-        load(encoder, weights=weights),
+        load(encoder, weights=weights, device=device_here()),
         layer=list(layer or ["final"]),
         pool=pool,
         out=out,
@@ -162,8 +163,9 @@ def embed(
         retry_failures=retry_failures,
         resume=resume,
     )
-    for name, emb in made.items():
-        _say(f"{name}: {emb.shape[0]} x {emb.shape[1]}")
+    if from_environment()[0] == 0:
+        for name, emb in made.items():
+            _say(f"{name}: {emb.shape[0]} x {emb.shape[1]}")
 
 
 @app.command()

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from embed_standins import PatchEncoder, make_samples
 
+import biosae as bs
 from biosae.data.failures import read_failures
 from biosae.embeddings import Embeddings, embed, ranks
 from biosae.errors import FolderInUseError, InputError, RanksError, TooManyFailuresError
@@ -340,6 +342,36 @@ def test_an_environment_that_cannot_be_meant(rank: str, size: str, monkeypatch: 
     monkeypatch.setenv("WORLD_SIZE", size)
     with pytest.raises(InputError, match="RANK"):
         ranks.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("device", "local", "there", "found"),
+    [("auto", "5", 4, "cuda:1"), ("cuda", "2", 4, "cuda:2"), ("cuda:0", "2", 4, "cuda:0"), ("cpu", "2", 4, "cpu"),
+     ("auto", None, 4, "cuda")],
+)  # fmt: skip
+def test_each_rank_takes_its_own_device(
+    device: str, local: str | None, there: int, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local is not None:
+        monkeypatch.setenv("LOCAL_RANK", local)
+    assert ranks.device_here(device) == found
+
+
+@pytest.mark.slow
+def test_the_shell_under_torchrun(tmp_path: Path) -> None:
+    bs.data.phantom(n_patients=4, n_tiles=3, out=tmp_path, random_state=0)
+    shell = ["embed", str(tmp_path / "samples.csv"), "tiny-histology", "--patient", "patient", "--mpp", "0.5"]
+    run = {"env": environment(), "capture_output": True, "text": True, "timeout": 300, "check": False}
+    one = subprocess.run([sys.executable, "-m", "biosae.cli", *shell, "--out", str(tmp_path / "one")], **run)
+    assert one.returncode == 0, one.stderr
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = subprocess.run([*start, "-m", "biosae.cli", *shell, "--out", str(tmp_path / "two")], **run)
+    assert two.returncode == 0, two.stderr
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert two.stdout.count("final: ") == 1
 
 
 @pytest.mark.parametrize(("todo", "size"), [(10, 2), (10, 3), (2, 5), (0, 2)])

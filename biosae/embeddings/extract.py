@@ -180,12 +180,8 @@ def _ready(encoder: Any, samples: Any, *, device: str, precision: str | None) ->
     """The encoder itself, on its device and set to the physical scale of the samples."""
     if isinstance(encoder, str | os.PathLike):
         from biosae.encoders import load
-        from biosae.settings import resolve_device
 
-        device = resolve_device(device)
-        if device == "cuda" and "LOCAL_RANK" in os.environ:
-            device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-        return load(encoder, device=device, precision=precision or "float32").suited(samples)
+        return load(encoder, device=team_of.device_here(device), precision=precision or "float32").suited(samples)
     if precision is not None and precision != encoder.precision:
         raise InputError(f"the encoder was loaded with precision={encoder.precision!r}; load it with {precision!r}")
     if device != "auto":

@@ -19,6 +19,7 @@ from typing import Any
 
 from biosae.errors import FolderInUseError, InputError, RanksError
 from biosae.files import write_json
+from biosae.settings import resolve_device
 
 WAIT = 600.0  # s without a sign of life after which a process on another machine counts as dead
 _POLL = 0.2  # s between two looks at the folder
@@ -38,6 +39,22 @@ def from_environment() -> tuple[int, int]:
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
         raise InputError(f"RANK={rank!r} and WORLD_SIZE={size!r} must be whole numbers, the first below the second")
     return int(rank), int(size)
+
+
+def device_here(device: str = "auto") -> str:
+    """A torch device that can be used; of several CUDA devices, that of ``LOCAL_RANK`` unless a number is given.
+
+    Raises
+    ------
+    InputError
+        If there is no such device on this machine.
+    """
+    found, local = resolve_device(device), os.environ.get("LOCAL_RANK", "")
+    if found != "cuda" or not local.isdecimal():
+        return found
+    import torch
+
+    return f"cuda:{int(local) % torch.cuda.device_count()}"
 
 
 def _host() -> str:
