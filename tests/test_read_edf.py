@@ -442,3 +442,33 @@ def test_openbci_pack(shared):
     for name in ("S02_run0", "S07_run0"):
         _, values = everything(pack / manifest.loc[name, "path"])
         assert values.std() == pytest.approx(manifest.loc[name, "std_uv"], rel=0.01)
+
+
+# -- MATLAB files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_whole_matlab_files_pass_and_damaged_ones_do_not(tmp_path, compressed):
+    from scipy.io import savemat
+
+    from biosae.read.mat5 import check_mat5
+
+    values = {
+        "numbers": np.arange(12.0).reshape(3, 4), "complex": np.array([1 + 2j, 3]), "text": "µ and text", "empty": [],
+        "flags": np.array([True, False]), "cells": np.array([1, "two", np.eye(2)], dtype=object),
+        "nested": {"a": {"b": [1, 2, 3]}, "c": "x"},
+        "records": np.array([(1, 2.0), (3, 4.0)], dtype=[("i", "i2"), ("x", "f8")]),
+    }  # fmt: skip
+    path = tmp_path / "a.set"
+    with open(path, "wb") as stream:
+        savemat(stream, values, do_compression=compressed)
+    check_mat5(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    with pytest.raises(ReadError, match="truncated"):
+        check_mat5(path)
+    damaged = bytearray(whole)
+    damaged[136 + 8 : 136 + 16] = b"\x63" * 8  # in the first variable
+    path.write_bytes(damaged)
+    with pytest.raises(ReadError, match="unreadable"):
+        check_mat5(path)

@@ -16,6 +16,7 @@ from biosae.data.samples import ReadError
 from biosae.errors import BiosaeError, require
 from biosae.read.channels import UNITS, canonical_unit
 from biosae.read.edf_records import LARGEST, MAX_CHANNELS, check_span, opened, unique_names
+from biosae.read.mat5 import check_mat5
 from biosae.read.signals import Channel, Header, marks_table
 
 _GAP = "BAD_ACQ_SKIP"  # MNE's mark of a span that was not recorded
@@ -148,7 +149,7 @@ def open_set(path: str) -> MneFile | Epochs:
     ReadError
         ``missing``, ``empty``, ``truncated``, ``unreadable`` or ``unsupported``.
     """
-    _check_mat(path)
+    check_mat5(path)
     eeglab = _mne().io.read_raw_eeglab
     try:
         raw = _quietly(lambda: eeglab(path, preload=False, verbose="ERROR"), path)
@@ -163,32 +164,6 @@ def open_set(path: str) -> MneFile | Epochs:
         if present < needed:
             raise ReadError("truncated", f".fdt of {present} bytes, the .set states {needed}")
     return _quietly(lambda: MneFile(raw, path, "EEGLAB"), path)
-
-
-def _check_mat(path: str) -> None:
-    """Kind of MATLAB file, and whether its top-level elements lie within it."""
-    with opened(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        head = stream.read(128)
-        if not head.strip(b"\0"):
-            raise ReadError("empty", f"{size} bytes, all zero" if head else "0 bytes")
-        if head.startswith((b"MATLAB 7.3", b"\x89HDF")):
-            raise ReadError("unsupported", "a .set in MATLAB's format 7.3; save it with -v7 (EEGLAB: Memory options)")
-        if not head.startswith(b"MATLAB 5.0") or head[126:128] not in (b"IM", b"MI"):
-            raise ReadError("unreadable", f"not a MATLAB 5 file (begins with {head[:10]!r})")
-        order = "<" if head[126:128] == b"IM" else ">"
-        at = 128
-        while at < size:
-            stream.seek(at)
-            tag = stream.read(8)
-            if len(tag) < 8:
-                raise ReadError("truncated", f"the file ends within a variable, at byte {size}")
-            kind, length = struct.unpack(order + "II", tag)
-            if kind not in (14, 15):  # an array, plain or compressed
-                raise ReadError("unreadable", f"a variable of kind {kind} at byte {at}")
-            at += 8 + length
-        if at > size:
-            raise ReadError("truncated", f"{size} bytes, its last variable ends at byte {at}")
 
 
 # -- BrainVision ---------------------------------------------------------------------------------------------------
