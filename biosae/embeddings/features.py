@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from biosae.data.failures import MAX_FAILURES, FailureLog
-from biosae.data.roles import canonical_obs
+from biosae.data.roles import ID_ROLES, canonical_obs
 from biosae.data.samples import ReadError, Samples
 from biosae.embeddings.described import Described, as_ids
 from biosae.embeddings.foreign import HDF5, SUFFIXES, look
@@ -146,8 +146,11 @@ def features(
         "patient": patient, "slide": slide, "recording": recording, "sequence": sequence, "site": site,
         "location": location, "scanner": scanner, "collector": collector, "label": label, "split": split,
     }  # fmt: skip
+    inside = out is not None and isinstance(source, str | os.PathLike) and Path(source).is_dir()
+    if inside and Path(source).resolve() in (Path(out) / "x").resolve().parents:
+        raise InputError("out= lies in the folder of the files, which would be read as such; choose another folder")
     known, roles, mpp = _known(samples, roles, id, mpp)
-    table, home = _files(source, path, root, [c for c in roles.values() if isinstance(c, str)])
+    table, home = _files(source, path, root, _text_columns(roles))
     log = _Log(failures if failures is not None or out is None else Path(out) / "failures.csv", max_failures)
     found = _described(table, home, path, key, row_id, log)
     if ids is not None:
@@ -215,8 +218,7 @@ def _known(
         )
     if samples is None:
         return None, roles, mpp
-    columns = [c for c in roles.values() if isinstance(c, str)]
-    table, _ = load_table(samples, text=[id or "sample_id", *columns])
+    table, _ = load_table(samples, text=[id or "sample_id", *_text_columns(roles)])
     column = id or "sample_id"
     if column not in table:
         raise InputError(f"no column {column!r} with the ids in samples; pass id=. {nearest(column, table.columns)}")
@@ -224,6 +226,10 @@ def _known(
     if not table.index.is_unique:
         raise InputError(f"id {table.index[table.index.duplicated()][0]!r} occurs twice in samples")
     return table, roles, mpp
+
+
+def _text_columns(roles: Mapping[str, Any]) -> list[str]:
+    return [c for role, c in roles.items() if role in ID_ROLES and isinstance(c, str)]
 
 
 def _files(source: Any, path: str, root: Any, columns: list[str]) -> tuple[pd.DataFrame, Path]:
