@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -192,16 +193,24 @@ class SignalPreprocess:
         return x
 
     def _filtered(self, x: np.ndarray) -> np.ndarray:
-        from scipy.signal import butter, sosfiltfilt
+        from scipy.signal import sosfiltfilt
 
-        low, high = self.band
-        above, below = low > 0, high < self.rate / 2
-        if not (above or below):
+        edges = (self.band[0] if self.band[0] > 0 else None, self.band[1] if self.band[1] < self.rate / 2 else None)
+        if edges == (None, None):
             return x
-        edges = [e for e, used in ((low, above), (high, below)) if used]
-        kind = {(True, True): "bandpass", (True, False): "highpass", (False, True): "lowpass"}[above, below]
-        sos = butter(2, edges if len(edges) == 2 else edges[0], kind, fs=self.rate, output="sos")
-        return sosfiltfilt(sos, x, axis=1, padlen=min(x.shape[1] - 1, round(3 * self.rate / edges[0])))
+        slowest = next(e for e in edges if e is not None)
+        reach = min(x.shape[1] - 1, round(3 * self.rate / slowest))
+        return sosfiltfilt(_band_pass(self.rate, *edges), x, axis=1, padlen=reach)
+
+
+@cache
+def _band_pass(rate: float, low: float | None, high: float | None) -> np.ndarray:
+    from scipy.signal import butter
+
+    if low is not None and high is not None:
+        return butter(2, (low, high), "bandpass", fs=rate, output="sos")
+    kind = "lowpass" if low is None else "highpass"
+    return butter(2, high if low is None else low, kind, fs=rate, output="sos")
 
 
 def _longest(gone: np.ndarray) -> int:
