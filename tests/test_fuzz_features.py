@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from fuzzing import fuzz
+from fuzzing import MEMORY, _round, fuzz, mutations
 
 import biosae as bs
+from biosae.embeddings import features, guard
 
 N, D = 40, 16
 
@@ -23,6 +23,12 @@ def read_all(path: str) -> None:
         warnings.simplefilter("ignore")
         emb = bs.read.features(path, encoder="some", licence="MIT", patient=None, ids=ids, max_failures=0.5)
         assert np.isfinite(emb.array()).all()
+
+
+def read_passed(path: str) -> None:
+    """The same for a file that the guarding process let pass."""
+    features.crashing = lambda paths: {}
+    read_all(path)
 
 
 def seed(folder: Path, kind: str) -> Path:
@@ -61,5 +67,19 @@ def test_thirty_damaged_files_of_each_kind(kind, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_five_hundred_damaged_files_of_each_kind(kind, tmp_path):
-    faults = fuzz("test_fuzz_features:read_all", [seed(tmp_path, kind)], tmp_path, n=500, seconds=90)
-    assert Counter(faults) == Counter()
+    """HDF5 files go through one guarding process here, not through one each; what it lets pass must be harmless."""
+    if not kind.startswith("h5"):
+        assert fuzz("test_fuzz_features:read_all", [seed(tmp_path, kind)], tmp_path, n=500) == []
+        return
+    healthy = seed(tmp_path, kind)
+    paths = []
+    for i, (damage, data) in enumerate(mutations(healthy.read_bytes(), 500)):
+        paths.append(tmp_path / f"{i:04d}_{damage}{healthy.suffix}")
+        paths[-1].write_bytes(data)
+    dead = guard.crashing(paths)
+    print(f"{kind}: the HDF5 library does not survive {len(dead)} of 500 files")
+    left = [p for i, p in enumerate(paths) if i not in dead]
+    faults: list[str] = []
+    while left:
+        left = left[_round("test_fuzz_features:read_passed", left, 20, MEMORY, faults) :]
+    assert faults == []
