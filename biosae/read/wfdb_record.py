@@ -92,7 +92,7 @@ def read_header(path: Path) -> HeaderFile:
         raise ReadError("empty", f"{path.name} has no record line")
     match = _RECORD.match(lines[0])
     rate = _number(match["rate"]) if match and match["rate"] else DEFAULT_RATE
-    if match is None or not rate > 0:
+    if match is None or not 0 < rate < math.inf:
         raise ReadError("unreadable", f"{path.name} has no valid record line: {lines[0][:60]!r}")
     n_lines = int((match["segments"] or match["signals"])[:9])
     if len(lines) - 1 < n_lines:
@@ -391,5 +391,5 @@ class Segments:
 def open_local(path: str | os.PathLike) -> tuple[HeaderFile, Segments]:
     """Header and signals of a record named by its ``.hea`` file, or by that path without the suffix."""
     place = Path(path)
-    header = read_header(place if place.suffix == ".hea" else place.with_name(place.name + ".hea"))
+    header = read_header(place if place.suffix == ".hea" else Path(f"{place}.hea"))
     return header, Segments(header)

@@ -295,8 +295,11 @@ def covering(annotations: pd.DataFrame, start: float, duration: float) -> tuple[
     some = np.flatnonzero(overlap > 0)
     if not len(some):
         return None, 0.0
-    covered = pd.Series(overlap[some]).groupby(annotations["label"].to_numpy()[some]).sum()
-    return str(covered.idxmax()), float(min(covered.max() / duration, 1.0))
+    covered: dict[str, float] = {}
+    for label, seconds in zip(annotations["label"].to_numpy()[some], overlap[some]):
+        covered[str(label)] = covered.get(str(label), 0.0) + float(seconds)
+    most = max(sorted(covered), key=covered.__getitem__)
+    return most, min(covered[most] / duration, 1.0)
 
 
 def quality(x: np.ndarray, reader: SignalReader, artefact: float | None) -> dict[str, Any]:
