@@ -20,8 +20,9 @@ from embed_standins import PatchEncoder, make_samples
 
 import biosae as bs
 from biosae.data.failures import read_failures
-from biosae.embeddings import Embeddings, embed, ranks
+from biosae.embeddings import Embeddings, embed, ranks, signs
 from biosae.errors import FolderInUseError, InputError, RanksError, TooManyFailuresError
+from biosae.files import hash_json
 
 HERE = Path(__file__).parent
 JOB = """
@@ -255,6 +256,41 @@ def test_two_calls_in_a_row_by_the_same_ranks(tmp_path: Path) -> None:
     assert outs == {0: [9] * 4, 1: [9] * 4}
 
 
+def lock_of_a_dead_call(out: Path, **facts: object) -> Path:
+    """What rank 0 of a call leaves that was killed on another machine a moment ago."""
+    emb = embed(make_samples(9), PatchEncoder(), out=out, shard_samples=3)
+    folder = out / "stand_in" / "late"
+    plan = {k: emb.provenance[k] for k in ("version", "identity_fingerprint", "samples_fingerprint", "dtype",
+                                           "shard_samples")}  # fmt: skip
+    left = {"host": "elsewhere", "pid": 1, "began": "1", "token": "old", "wait": 600, "state": "open", "size": 2,
+            "todo": [0], "key": hash_json([hash_json(plan)])} | facts  # fmt: skip
+    (folder / ".lock").write_text(json.dumps(left))
+    return folder
+
+
+def test_nobody_joins_a_dead_call_of_another_machine(tmp_path: Path) -> None:
+    lock_of_a_dead_call(tmp_path)
+    with pytest.raises(RanksError, match="rank 0 did not begin"):
+        embed(make_samples(9), PatchEncoder(), out=tmp_path, shard_samples=3, ranks=(1, 2), wait=0.5)
+    with pytest.raises(FolderInUseError, match="on elsewhere"):
+        embed(make_samples(9), PatchEncoder(), out=tmp_path, shard_samples=3)
+
+
+def test_a_call_of_another_machine_is_joined_and_its_death_is_noticed(tmp_path: Path) -> None:
+    folder = lock_of_a_dead_call(tmp_path)
+    lock, stop = folder / ".lock", threading.Event()
+    thread = threading.Thread(target=lambda: [os.utime(lock) for _ in range(10) if not stop.wait(0.1)])
+    thread.start()  # it lives for a second
+    with pytest.raises(RanksError, match="rank 0 ended before the folder was complete"):
+        embed(make_samples(9), PatchEncoder(), out=tmp_path, shard_samples=3, ranks=(1, 2), wait=1.5)
+    assert (folder / ".rank-00001").exists()
+    stop.set()
+    thread.join()
+    lock.unlink()
+    assert embed(make_samples(9), PatchEncoder(), out=tmp_path, shard_samples=3).n_samples == 9
+    assert not list(tmp_path.rglob(".*"))
+
+
 # -- the lock ----------------------------------------------------------------------------------------------------
 
 
@@ -270,7 +306,7 @@ def test_a_second_call_on_one_folder_is_refused(script: Path, alone: dict, tmp_p
 
 
 def test_another_encoder_may_not_write_the_same_failures_at_the_same_time(tmp_path: Path) -> None:
-    sign = ranks.Sign(tmp_path / ".failures.csv.lock", 60)
+    sign = signs.Sign(tmp_path / ".failures.csv.lock", 60)
     try:
         with pytest.raises(FolderInUseError):
             embed(make_samples(3), PatchEncoder(), out=tmp_path)
@@ -290,17 +326,17 @@ def test_another_encoder_may_not_write_the_same_failures_at_the_same_time(tmp_pa
     ],
 )
 def test_locks_of_dead_processes_are_taken_over(change: dict, age: float, lives: bool, tmp_path: Path) -> None:
-    sign = ranks.Sign(tmp_path / ".lock", 60)
+    sign = signs.Sign(tmp_path / ".lock", 60)
     sign._stop.set()
-    facts = {**ranks.look(tmp_path / ".lock"), **change}
+    facts = {**signs.look(tmp_path / ".lock"), **change}
     (tmp_path / ".lock").write_text(json.dumps(facts))
     then = time.time() - age
     os.utime(tmp_path / ".lock", (then, then))
     if lives:
         with pytest.raises(FolderInUseError):
-            ranks.Sign(tmp_path / ".lock", 60)
+            signs.Sign(tmp_path / ".lock", 60)
     else:
-        ranks.Sign(tmp_path / ".lock", 60).release()
+        signs.Sign(tmp_path / ".lock", 60).release()
         assert not list(tmp_path.iterdir())
 
 
@@ -308,13 +344,13 @@ def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path: Path) -> None:
     for trial in range(20):
         path = tmp_path / f"{trial}" / ".lock"
         path.parent.mkdir()
-        path.write_text(json.dumps({"host": ranks._host(), "pid": 2**22 + 1, "began": "1", "token": "old"}))
+        path.write_text(json.dumps({"host": signs.this_host(), "pid": 2**22 + 1, "began": "1", "token": "old"}))
         gate, got = threading.Barrier(6), []
 
         def take(path: Path = path, gate: threading.Barrier = gate, got: list = got) -> None:
             gate.wait()
             with suppress(FolderInUseError):
-                got.append(ranks.Sign(path, 60))
+                got.append(signs.Sign(path, 60))
 
         threads = [threading.Thread(target=take) for _ in range(6)]
         for thread in threads:
@@ -328,7 +364,7 @@ def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path: Path) -> None:
 
 
 def test_a_lock_is_touched_while_it_is_held(tmp_path: Path) -> None:
-    sign = ranks.Sign(tmp_path / ".lock", 0.4)
+    sign = signs.Sign(tmp_path / ".lock", 0.4)
     os.utime(tmp_path / ".lock", (1, 1))
     time.sleep(0.2)
     assert (tmp_path / ".lock").stat().st_mtime > 1e6

@@ -18,6 +18,7 @@ from biosae.embeddings import shards
 from biosae.embeddings.batches import Job, Loaded, load_batch, make_jobs, prefetch
 from biosae.embeddings.filling import Failed, Filling, await_grid, close, open_layer, plan_layer
 from biosae.embeddings.filling import safe_name as safe_name
+from biosae.embeddings.signs import WAIT
 from biosae.embeddings.store import Embeddings
 from biosae.errors import InputError, nearest
 from biosae.files import hash_json
@@ -44,7 +45,7 @@ def embed(
     device: str = "auto",
     resume: bool = True,
     ranks: tuple[int, int] | None = None,
-    wait: float = team_of.WAIT,
+    wait: float = WAIT,
 ) -> Embeddings | dict[str, Embeddings]:
     """Embed samples with a frozen encoder; a killed call is completed by calling again with the same arguments.
 

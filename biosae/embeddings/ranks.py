@@ -6,22 +6,17 @@ regular intervals by its process, and is removed at the end.
 
 from __future__ import annotations
 
-import json
 import os
-import socket
-import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from biosae.embeddings.signs import Sign, alive, look, this_host, touched
 from biosae.errors import FolderInUseError, InputError, RanksError
-from biosae.files import write_json
 from biosae.settings import resolve_device
 
-WAIT = 600.0  # s without a sign of life after which a process on another machine counts as dead
 _POLL = 0.2  # s between two looks at the folder
 
 
@@ -57,154 +52,6 @@ def device_here(device: str = "auto") -> str:
     return f"cuda:{int(local) % torch.cuda.device_count()}"
 
 
-def _host() -> str:
-    """Name of this machine, with its space of process numbers where it has several (containers)."""
-    try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _began(pid: int) -> str | None:
-    """When a process of this machine began, in ticks; ``""`` where that cannot be told, None if it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-    except OSError:
-        return ""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:
-        pass
-    return ""
-
-
-class Sign:
-    """A file that says that this process is at work, touched until it is released."""
-
-    def __init__(self, path: Path, wait: float, **facts: Any) -> None:
-        self.path, self.token = path, uuid.uuid4().hex
-        self._facts = {"host": _host(), "pid": os.getpid(), "began": _began(os.getpid()), "wait": wait, **facts}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._create()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._touch, args=(wait / 20,), daemon=True, name="embed-sign")
-        self._thread.start()
-
-    def _create(self) -> None:
-        for _ in range(3):
-            if self._place():
-                return
-            holder = look(self.path)
-            if holder is not None and alive(self.path, holder):
-                raise FolderInUseError(
-                    f"{self.path.parent} is being written by process {holder.get('pid')} on "
-                    f"{str(holder.get('host')).partition(' ')[0]}. Wait for it or choose another out=; if that process "
-                    f"is surely gone, delete {self.path}"
-                )
-            _set_aside(self.path, holder)
-        raise FolderInUseError(f"{self.path} is taken by others at this moment; try again")
-
-    def _place(self) -> bool:
-        """Put the file in its place, whole, unless there is one."""
-        text = self._text()
-        draft = _aside(self.path)
-        try:
-            draft.write_text(text, encoding="utf-8")
-            os.link(draft, self.path)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links
-            try:
-                with open(self.path, "x", encoding="utf-8") as stream:
-                    stream.write(text)
-            except FileExistsError:
-                return False
-        finally:
-            draft.unlink(missing_ok=True)
-        return True
-
-    def _text(self) -> str:
-        return json.dumps({**self._facts, "token": self.token}) + "\n"
-
-    def _touch(self, interval: float) -> None:
-        while not self._stop.wait(min(interval, 30.0)):
-            with suppress(OSError):
-                os.utime(self.path)
-
-    def update(self, **facts: Any) -> None:
-        """Change what the file says."""
-        self._facts.update(facts)
-        write_json(self.path, {**self._facts, "token": self.token})
-
-    def held(self) -> bool:
-        """Whether the file is still this process's own."""
-        found = look(self.path)
-        return found is not None and found.get("token") == self.token
-
-    def release(self) -> None:
-        """Stop touching the file, and delete it if it is still our own."""
-        self._stop.set()
-        self._thread.join()
-        if self.held():
-            self.path.unlink(missing_ok=True)
-
-
-def look(path: Path) -> dict[str, Any] | None:
-    """What a sign says; ``{}`` while it is being written, None if there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8") or "{}")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def alive(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether the process of a sign still is: looked up on this machine, else by when the file was last touched.
-
-    The times that are compared both come from the file system, so machines' clocks need not agree.
-    """
-    if facts.get("host") == _host() and isinstance(facts.get("pid"), int):
-        return _began(facts["pid"]) == facts.get("began")
-    probe = _aside(path)
-    try:
-        probe.touch()
-        now = probe.stat().st_mtime
-    except FileNotFoundError:  # tidied up by a process that is at work there
-        return True
-    finally:
-        probe.unlink(missing_ok=True)
-    try:
-        return now - path.stat().st_mtime < float(facts.get("wait", WAIT))
-    except FileNotFoundError:
-        return False
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-
-
-def _set_aside(path: Path, judged: dict[str, Any] | None) -> None:
-    """Remove the sign of a dead process, but not one that took its place meanwhile."""
-    aside = _aside(path)
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return
-    now = look(aside)
-    if judged is not None and now is not None and now.get("token") != judged.get("token"):
-        with suppress(OSError):
-            os.link(aside, path)
-    aside.unlink(missing_ok=True)
-
-
 class Team:
     """This process's place among those that share one call of ``embed``.
 
@@ -232,6 +79,7 @@ class Team:
         self._folders, self._shared, self._key, self._wait = list(folders), list(shared), key, wait
         self._signs: list[Sign] = []
         self._main: dict[str, Any] | None = None
+        self._seen: dict[Path, tuple[int, float]] = {}
 
     # -- entering and leaving ------------------------------------------------------------------------------------
 
@@ -293,14 +141,19 @@ class Team:
     def join(self) -> list[int]:
         """Another rank's part, once the first has said what is to be done."""
 
+        earlier: list[Any] = []
+
         def ready() -> bool:
             found = look(self._lock())
+            state = found and (found.get("token"), found.get("state"), touched(self._lock()))
+            earlier.append(state)
             if not found or found.get("key") != self._key or found.get("state") != "open":
                 return False
             if found.get("size") != self.size:
                 raise RanksError(f"rank 0 counts {found.get('size')} ranks, this one {self.size}; start them together")
             self._main = found
-            return alive(self._lock(), found)
+            # a lock of another machine may be that of a dead call: something must have happened to it meanwhile
+            return alive(self._lock(), found) if found.get("host") == this_host() else state != earlier[0]
 
         if not self._until(ready):
             raise RanksError(
@@ -329,7 +182,7 @@ class Team:
         """Wait for another rank's shard; stops if the ranks do."""
         while not condition():
             self.check()
-            time.sleep(_POLL)
+            self._pause()
 
     def gather(self, lacking: Callable[[], list[int]]) -> None:
         """The first rank waits until every other is done.
@@ -350,9 +203,9 @@ class Team:
                 elif found is None:
                     if time.monotonic() - since[rank] > self._wait:
                         self._missing(f"rank {rank} never came", lacking())
-                elif found and not alive(self._sign_of(rank), found):
+                elif found and not self._lives(self._sign_of(rank), found):
                     self._missing(f"rank {rank} (process {found.get('pid')}) died", lacking())
-            time.sleep(_POLL if len(done) < self.size - 1 else 0)
+            self._pause()
         if missing := lacking():
             self._missing("all ranks ended", missing)
 
@@ -369,13 +222,13 @@ class Team:
         self._signs[0].update(state="finished")
         while (look(self._lock()) or {}).get("state") != "done":
             self.check()
-            time.sleep(_POLL)
+            self._pause()
 
     # -- looking at the others -----------------------------------------------------------------------------------
 
     def _main_lives(self) -> bool:
         found = look(self._lock())
-        return bool(found) and found.get("token") == self._main["token"] and alive(self._lock(), found)
+        return bool(found) and found.get("token") == self._main["token"] and self._lives(self._lock(), found)
 
     def _of_this_call(self, rank: int) -> dict[str, Any] | None:
         found = look(self._sign_of(rank))
@@ -383,14 +236,27 @@ class Team:
 
     def _alive_rank(self, rank: int) -> bool:
         found = self._of_this_call(rank)
-        return found is not None and alive(self._sign_of(rank), found)
+        return found is not None and self._lives(self._sign_of(rank), found)
+
+    def _lives(self, path: Path, facts: dict[str, Any]) -> bool:
+        """As :func:`alive`, for a process that is looked at again and again: without a probe."""
+        if facts.get("host") == this_host():
+            return alive(path, facts)
+        moment, now = touched(path), time.monotonic()
+        last, since = self._seen.get(path, (None, now))
+        if moment != last:
+            self._seen[path] = (moment, now)
+        return moment != last or now - since < self._wait
+
+    def _pause(self) -> None:
+        time.sleep(min(_POLL * self.size / 2, 2.0))
 
     def _until(self, condition: Callable[[], bool]) -> bool:
         end = time.monotonic() + self._wait
         while not condition():
             if time.monotonic() > end:
                 return False
-            time.sleep(_POLL)
+            self._pause()
         return True
 
     def _missing(self, why: str, shards: Sequence[int]) -> None:
