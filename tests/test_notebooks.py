@@ -1,27 +1,80 @@
-"""Every notebook runs from top to bottom, in a folder of its own."""
+"""Every notebook runs from top to bottom, in a folder of its own, and shows what it says it shows."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+FOLDER = Path(__file__).parents[1] / "notebooks"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    notebook = nbformat.read(path, as_version=4)
+def executed(name: str, folder: Path) -> str:
+    """Everything that the notebook's cells print, below each other."""
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "notebooks are kept without outputs"
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
-
-    text = "\n".join(
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+    return "\n".join(
         "".join(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
         for cell in notebook.cells
         for output in cell.get("outputs", [])
     )
+
+
+@pytest.fixture
+def on_data(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIOSAE_DATA_DIR", str(shared / "data"))
+    monkeypatch.setenv("BIOSAE_WEIGHTS_DIRS", str(shared / "weights"))
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+
+
+def test_every_notebook_has_a_test():
+    tested = set(re.findall(r'executed\("(\w+)"', Path(__file__).read_text(encoding="utf-8")))
+    assert tested == {path.stem for path in FOLDER.glob("*.ipynb")}
+
+
+def test_pathology(tmp_path: Path):
+    text = executed("pathology_cell_counts", tmp_path)
     assert "288 tiles x" in text
     assert "0 of" in text.splitlines()[-1], "shuffled counts gave discoveries"
+
+
+def test_wearable(on_data: None, tmp_path: Path):
+    text = executed("wearable_session", tmp_path)
+    assert "2 channels, 4 Hz, native" in text
+
+
+def test_eeg(on_data: None, tmp_path: Path):
+    text = executed("eeg_alpha_and_imagery", tmp_path)
+    ratios = [float(v) for v in re.findall(r"O[12z]\.alpha_log_power\s+([\d.]+)", text)]
+    assert len(ratios) == 3 and min(ratios) > 1.5, "alpha power grows when eyes close"
+    assert "few_groups" in text, "seven subjects are few"
+
+
+def test_ecg(on_data: None, tmp_path: Path):
+    text = executed("ecg_rhythm", tmp_path)
+    assert "too_few_groups" in text, "four patients carry no p-value"
+
+
+def test_ecology(on_data: None, tmp_path: Path):
+    text = executed("ecology_leaf_disease", tmp_path)
+    assert "inseparable" in text and "no analysis can separate them" in text
+
+
+@pytest.mark.slow
+def test_radiology(on_data: None, tmp_path: Path):
+    text = executed("radiology_chest_findings", tmp_path)
+    assert "label_covid" in text
+
+
+@pytest.mark.slow
+def test_blood(on_data: None, tmp_path: Path):
+    text = executed("blood_cell_parts", tmp_path)
+    assert "nucleus_area_frac" in text

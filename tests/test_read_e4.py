@@ -392,7 +392,7 @@ def test_processes_give_the_same_as_one(tmp_path: Path) -> None:
     for i in range(20):  # more than one part of the work
         _session(tmp_path / f"s{i:02d}", 25, seed=i, BVP=None)
     (tmp_path / "s07" / "EDA.csv").write_text("damaged")
-    options = {"patient": None, "channels": ["EDA", "TEMP"], "window": 5, "min_session": 0, "states": None}
+    options = {"patient": None, "channels": ["EDA", "TEMP"], "window": 5, "min_session": 0, "states": []}  # as None
     one, two = (bs.read.e4(tmp_path, n_jobs=n, max_failures=0.1, **options) for n in (1, 2))
     assert one.obs.equals(two.obs) and one.fingerprint == two.fingerprint
     assert two.failures["item"].tolist() == ["s07"] and set(one.obs["recording"]) == {

@@ -76,8 +76,8 @@ def e4(
     window, step
         Length of the windows and distance between their starts, in seconds; ``step=None`` leaves no overlap.
     states
-        States to keep, of ``wake``, ``sleep`` and ``off``; they need ACC, EDA and TEMP. None cuts the whole session
-        without looking at states.
+        States to keep, of ``wake``, ``sleep`` and ``off``; they need ACC, EDA and TEMP. None, or an empty list, cuts
+        the whole session without looking at states.
     trim
         Seconds dropped at the start of every channel except HR.
     min_session
@@ -112,7 +112,7 @@ def e4(
         raise InputError(f"channels={channels!r} must be a list of names, such as ['EDA', 'TEMP']")
     parts = [_parts(channel) for channel in channels]
     unknown = [s for s in states or () if s not in STATES]
-    if isinstance(states, str) or unknown or (states is not None and not states):
+    if isinstance(states, str) or unknown:
         raise InputError(
             f"states={states!r} must be None or a list of names; {nearest(str(unknown or states), STATES)}"
         )
@@ -128,7 +128,7 @@ def e4(
         "patient": patient, "recording": recording, "site": site, "label": label, "split": split, "path": path,
     }  # fmt: skip
     table, root = _sessions(source, root)
-    segment = _Segments(used, float(window), step, None if states is None else tuple(states), trim, min_session, crop)
+    segment = _Segments(used, float(window), step, tuple(states) if states else None, trim, min_session, crop)
     return signal_samples(
         table, "e4", suffixes=(".zip",), roles=roles, id=id, root=root, channels=channels, rate=rate,
         unit=[STREAMS[STREAM_OF[pair[0]]].unit for pair in parts], units=None, reference=None, window=window, step=step,
