@@ -70,7 +70,7 @@ def test_amplitude_rules_by_hand() -> None:
 
 def test_labram_gets_microvolts_by_100_from_volts(tmp_path: Path) -> None:
     """Trap of a factor of 1e4: 50 uV given in V, mV or uV is 0.5 at the network."""
-    encoder = bs.encoders.load("labram", weights="random", band=(0, 1000), args={"num_layers": 1})
+    encoder = bs.encoders.load("labram", weights="random", band=(0, 1000), seconds=2, args={"num_layers": 1})
     wave = 50e-6 * np.sin(np.linspace(0, 40, 400))[None].repeat(2, 0)
     found, prints = [], set()
     for unit, scale in (("V", 1.0), ("mV", 1e3), ("uV", 1e6)):
@@ -482,6 +482,22 @@ def test_braindecode_tokens_go_channel_by_channel(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_labram_takes_shorter_windows_with_the_first_moments(tmp_path: Path) -> None:
+    pytest.importorskip("skorch", reason="braindecode is not installed")
+    made, x, names = save_braindecode(tmp_path / "labram", "labram")
+    samples = signals([x[0, :, :400].numpy()], rate=200, channels=names)
+    whole = bs.encoders.load("labram", weights=tmp_path / "labram").suited(samples)
+    with pytest.raises(ReadError, match=r"too_short.*800 \(4 s\).*seconds="):
+        whole.preprocess(samples[0])
+    with pytest.raises(InputError, match="windows of 800 samples, got 400"):
+        whole.forward(x[..., :400])
+    half = bs.encoders.load("labram", weights=tmp_path / "labram", seconds=2).suited(samples)
+    assert torch.equal(half.model.temporal_embedding, made.temporal_embedding[:, :3])
+    assert half.forward(half.preprocess(samples[0])[None], -1, "tokens")["final"].shape == (1, len(names) * 2, 200)
+    assert bs.encoders.fingerprint(half.identity()) != bs.encoders.fingerprint(whole.identity())
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_braindecode_refusals(tmp_path: Path) -> None:
     pytest.importorskip("skorch", reason="braindecode is not installed")
     folder = tmp_path / "cbramod"
@@ -501,7 +517,7 @@ def test_braindecode_refusals(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="table of positions"):
         bs.encoders.load("reve-base")
     with pytest.raises(InputError, match="names"):
-        bs.encoders.load("labram", weights="random", args={"num_layers": 1}).forward(torch.zeros(1, 3, 400))
+        bs.encoders.load("labram", weights="random", args={"num_layers": 1}).forward(torch.zeros(1, 3, 3000))
     labram = bs.encoders.load("labram", weights="random", args={"num_layers": 1})
     with pytest.raises(InputError, match="knows no electrode 'ECG1'"):
         labram.suited(signals([np.zeros((1, 400))], rate=200, channels=("ECG1",)))

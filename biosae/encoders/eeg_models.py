@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 HEAD = "final_layer"
 NAMED = ("EEGPT", "SignalJEPA")
 """Classes that are built for named electrodes."""
+OF_ONE_LENGTH = ("EEGPT", "Labram")
+"""Classes that are built for windows of one length."""
 _UNUSED_OUTPUTS = 2  # classes ask for the size of a classifier; it is dropped
 
 
@@ -116,6 +118,10 @@ def _arguments(cls: type, facts: EncoderInfo, config: Mapping[str, Any], extra: 
     args.setdefault("n_outputs", _UNUSED_OUTPUTS)
     if facts.arch in NAMED and facts.channels and "chs_info" not in extra:
         args["chs_info"] = list(facts.channels)
+    rate = args.get("sfreq") or facts.rate
+    if facts.arch in OF_ONE_LENGTH and facts.seconds and "n_times" not in extra:
+        args["n_times"] = round(facts.seconds * rate)
+        args.pop("input_window_seconds", None)
     channels = args.get("chs_info")
     if channels and isinstance(channels[0], str):  # names alone: positions of the 10-05 system
         args["chs_info"] = channel_info(channels)
@@ -166,6 +172,9 @@ def build_braindecode(
     if not random:
         state = StateFile(found.file)
         tensors = {k: state[k] for k in state if not k.startswith(f"{HEAD}.")}
+        if facts.arch == "Labram":  # its table of moments: a shorter window uses the first ones
+            rows = network.temporal_embedding.shape[1]
+            tensors |= {k: v[:, :rows] for k, v in tensors.items() if k == "temporal_embedding"}
         try:
             network.load_state_dict(tensors)
         except RuntimeError as error:
@@ -176,8 +185,8 @@ def build_braindecode(
         stated["rate"] = float(args["sfreq"])
     if names and facts.arch != "Labram":  # LaBraM takes any of its names, in any order
         stated["channels"] = names
-    if facts.arch == "EEGPT" and args.get("n_times") and args.get("sfreq"):
-        stated["seconds"] = args["n_times"] / args["sfreq"]
+    if facts.arch in OF_ONE_LENGTH:
+        stated["seconds"] = network.n_times / (args.get("sfreq") or facts.rate)
     multiple = getattr(network, "patch_size", 1) if MODELS[facts.arch].grid is _patches else 1
     if facts.arch == "BIOT":
         multiple = network.encoder.hop_length

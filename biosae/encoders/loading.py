@@ -121,8 +121,8 @@ def load(
         if facts.arch != "nic":
             raise InputError(f"patch_stride is for encoders that cut tiles into patches; {facts.name} is none")
         extra["patch_stride"] = patch_stride
-    if facts.item == "signal" and overrides.get("channels"):
-        facts = replace(facts, channels=tuple(overrides["channels"]))
+    if facts.item == "signal":  # some networks are built for them
+        facts = replace(facts, **{k: overrides[k] for k in ("channels", "seconds") if overrides.get(k)})
     if facts.timm_pinned and not random:
         _warn_of_version(facts)
     with torch.random.fork_rng(devices=[]):

@@ -166,12 +166,11 @@ class SignalPreprocess:
         """Samples that are used of a window of ``n``."""
         seconds = "" if self.rate is None else f" ({(self.length or self.multiple) / self.rate:g} s)"
         need = self.length or self.multiple
+        remedy = "read with window=, or load(..., seconds=)"
         if n < need:
-            raise ReadError("too_short", f"the window has {n} samples, the encoder needs {need}{seconds}")
+            raise ReadError("too_short", f"the window has {n} samples, the encoder needs {need}{seconds}; {remedy}")
         if self.length is not None and n > need:
-            raise ReadError(
-                "wrong_size", f"the window has {n} samples, the encoder takes {need}{seconds}; read with window="
-            )
+            raise ReadError("wrong_size", f"the window has {n} samples, the encoder takes {need}{seconds}; {remedy}")
         return n - n % self.multiple
 
     def _filled(self, x: np.ndarray) -> np.ndarray:
@@ -341,5 +340,7 @@ class SignalEncoder(Encoder):
         if batch.ndim != 3 or (p.n_channels is not None and batch.shape[1] != p.n_channels):
             shape = f"(B, {p.n_channels or 'C'}, T)"
             raise InputError(f"a batch must be {shape}, got {tuple(batch.shape)}")
+        if p.length is not None and batch.shape[2] != p.length:
+            raise InputError(f"{self.info.name} takes windows of {p.length} samples, got {batch.shape[2]}")
         if batch.shape[2] < p.multiple or batch.shape[2] % p.multiple:
             raise InputError(f"{self.info.name} needs a multiple of {p.multiple} samples, got {batch.shape[2]}")
