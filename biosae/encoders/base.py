@@ -7,38 +7,61 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from biosae.encoders import sites
 from biosae.encoders.catalog import EncoderInfo
+from biosae.encoders.hooks import Tap, run_with_taps
 from biosae.errors import InputError, nearest
 from biosae.files import hash_json
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
     from torch import nn
 
-POOLS = ("default", "cls", "mean", "cls+mean", "head", "tokens")
+POOLS = ("default", "cls", "mean", "cls+mean", "registers", "head", "tokens")
 PRECISIONS = ("float32", "bfloat16")
 _DESCRIPTIVE = ("source", "library", "licence", "derivatives_restricted", "mpp", "tile_mpp", "given")
 
 
 class Layer(NamedTuple):
-    """One place in the network: width of its tokens, pixels between tokens, and the module that makes it."""
+    """One place in the network.
+
+    Width of its tokens, pixels between tokens, module that makes it; then what it is (``kind``), the normalisation that
+    it has gone through, the side of the module (see :class:`~biosae.encoders.hooks.Tap`), the columns taken of it, the
+    axis order of a map (``NCHW`` or ``NHWC``), and the tokens before the patches (None: as many as the encoder has).
+    """
 
     width: int
     stride: int
     path: str | None = None
+    kind: str = "residual"
+    norm: str = "none"
+    side: str = "output"
+    part: tuple[int, int] | None = None
+    form: str = "tokens"
+    n_prefix: int | None = None
 
 
-def pool_tokens(x: torch.Tensor, pool: str, *, n_prefix: int) -> torch.Tensor:
+def pool_tokens(x: torch.Tensor, pool: str, *, n_prefix: int, n_registers: int = 0) -> torch.Tensor:
     """Pool a token sequence ``(B, n_prefix + T, d)``; prefix tokens are in neither ``mean`` nor ``tokens``.
+
+    The last ``n_registers`` of the prefix tokens are the registers.
 
     Returns
     -------
     torch.Tensor
-        float32; ``(B, d)`` for ``cls`` and ``mean``, ``(B, 2 d)`` for ``cls+mean``, ``(B, T, d)`` for ``tokens``.
+        float32; ``(B, d)`` for ``cls``, ``mean`` and ``registers`` (their mean), ``(B, 2 d)`` for ``cls+mean``,
+        ``(B, T, d)`` for ``tokens``, ``(B, n_prefix + T, d)`` for ``all``.
     """
     import torch
+
+    if pool == "all":
+        return x.float().clone()
+    if pool == "registers":
+        return x[:, n_prefix - n_registers : n_prefix].float().mean(dim=1)
 
     if pool == "tokens":
         return x[:, n_prefix:].float().clone()
@@ -93,6 +116,8 @@ class Encoder(ABC):
     """
 
     item = "image"
+    in_channels = 3
+    _map_form = "NCHW"
 
     def __init__(
         self,
@@ -107,6 +132,7 @@ class Encoder(ABC):
         head_width: int,
         n_prefix: int = 0,
         has_cls: bool = False,
+        n_registers: int = 0,
         final_norm: str = "none",
         head_norm: str = "none",
         device: str = "cpu",
@@ -119,9 +145,11 @@ class Encoder(ABC):
             raise InputError(f"no precision {precision!r}; {nearest(precision, PRECISIONS)}")
         self.info, self.preprocess, self.source = info, preprocess, source
         self.weights_sha256, self.architecture = weights_sha256, dict(architecture)
-        self.n_prefix, self.has_cls = n_prefix, has_cls
+        self.n_prefix, self.has_cls, self.n_registers = n_prefix, has_cls, n_registers
         self.precision, self.channels_last = precision, channels_last
         self._sites, self._head_width = dict(sites), head_width
+        self._further: dict[str, Layer] = {}
+        self._shapes: dict[tuple[int, int], dict[str, list[tuple[int, ...]]]] = {}
         self._final_norm, self._head_norm = final_norm, head_norm
         self._memory = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.eval().requires_grad_(False).to(dtype=getattr(torch, precision), memory_format=self._memory)
@@ -192,7 +220,8 @@ class Encoder(ABC):
         Parameters
         ----------
         layer
-            A name of ``layers``; ``"norm"`` and ``"embedding"`` also mean ``"final"``. An integer counts ``layers``:
+            A name of ``layers`` or of :meth:`sites`; ``"norm"`` and ``"embedding"`` also mean ``"final"``. An integer
+            counts ``layers``:
             ``0`` is the first block of a transformer, ``-1`` is ``"final"``, ``-2`` the last block.
 
         Raises
@@ -206,13 +235,43 @@ class Encoder(ABC):
             if layer in names:
                 return layer
             if not layer.lstrip("-").isdigit():
-                raise InputError(f"{self.info.name} has no layer {layer!r}; {nearest(layer, names)}")
+                if self._site(layer) is not None:
+                    return layer
+                known = [*names, *sites.block_sites(self)] if self.item == "image" else names
+                raise InputError(f"{self.info.name} has no layer {layer!r}; {nearest(layer, known)}")
         try:
             return names[int(layer)]
         except (IndexError, TypeError, ValueError):
             raise InputError(
                 f"{self.info.name} has {len(names)} layers ({names[0]} ... {names[-1]}), not number {layer!r}"
             ) from None
+
+    def _site(self, name: str) -> Layer | None:
+        """The place of a name; places that are not among the layers are looked up once."""
+        if name not in self._sites and name not in self._further:
+            site = sites.find(self, name)
+            if site is not None:
+                self._further[name] = site
+        return self._sites.get(name) or self._further.get(name)
+
+    def sites(self, *, modules: bool = False) -> pd.DataFrame:
+        """Every place whose values ``layer=`` can ask for.
+
+        Parameters
+        ----------
+        modules
+            Also list every single module of the network, by its path (``"module:<path>"``); this runs the network once
+            over blank images.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Index ``site``, in order of depth within the network; columns ``kind`` (``residual``, ``attention``,
+            ``head``, ``mlp``, ``norm``, ``norm input``, ``module``, ``final``), ``width`` of a token, ``tokens``
+            (patch tokens of an input of the encoder's size; missing where that is not fixed), ``prefix`` (tokens before
+            them), ``norm`` (as in :meth:`identity`) and ``module`` (path of the module).
+        """
+        return sites.table(self, modules=modules)
 
     def resolve_pool(self, layer: int | str, pool: str) -> str:
         """What a pooling comes to at a layer; ``"default"`` becomes a definite one.
@@ -228,10 +287,13 @@ class Encoder(ABC):
         name = self.resolve_layer(layer)
         if pool not in POOLS:
             raise InputError(f"no pooling {pool!r}; {nearest(pool, POOLS)}")
+        prefixed = self._site(name).n_prefix is None
         if pool == "default":
-            pool = "mean" if self.info.pool == "head" and name != "final" else self.info.pool
-        if "cls" in pool and not self.has_cls:
-            raise InputError(f"{self.info.name} has no class token; use pool='mean' or pool='tokens'")
+            pool = self.info.pool if name == "final" or (prefixed and self.info.pool != "head") else "mean"
+        if "cls" in pool and not (self.has_cls and prefixed):
+            raise InputError(f"{self.info.name} has no class token at {name!r}; use pool='mean' or pool='tokens'")
+        if pool == "registers" and not (self.n_registers and prefixed):
+            raise InputError(f"{self.info.name} has no register tokens at {name!r}; use pool='mean' or pool='tokens'")
         if pool == "head" and name != "final":
             raise InputError(f"the head of {self.info.name} applies to layer 'final' only, not to {name!r}")
         return pool
@@ -241,7 +303,7 @@ class Encoder(ABC):
         name, pool = self.resolve_layer(layer), self.resolve_pool(layer, pool)
         if pool == "head":
             return self._head_width
-        return self._sites[name].width * (2 if pool == "cls+mean" else 1)
+        return self._site(name).width * (2 if pool == "cls+mean" else 1)
 
     def grid(self, layer: int | str, input_hw: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the tokens of a layer, for an input of ``input_hw`` pixels (after preprocessing).
@@ -249,14 +311,22 @@ class Encoder(ABC):
         Token ``t`` of ``pool="tokens"`` lies at row ``t // columns``, column ``t % columns``. For signals ``input_hw``
         is (channels, time steps), rows are channels (1 where the tokens span all channels) and columns steps of time.
         """
-        stride = self._sites[self.resolve_layer(layer)].stride
+        name = self.resolve_layer(layer)
+        site = self._site(name)
+        if name not in self._sites and site.n_prefix is not None:
+            return sites.module_grid(self, site, input_hw)
+        return self._grid(name, input_hw)
+
+    def _grid(self, name: str, input_hw: tuple[int, int]) -> tuple[int, int]:
+        stride = self._site(name).stride
         return input_hw[0] // stride, input_hw[1] // stride
 
     def identity(self, layer: int | str = -1, pool: str = "default") -> dict[str, Any]:
         """What these embeddings are: encoder, weights, layer, pooling, normalisation, preprocessing, licence.
 
-        ``norm`` is ``"final"`` where the network's last normalisation has been applied and ``"none"`` for the raw
-        output of a block (for a transformer the residual stream). ``mpp`` is the physical scale the input was brought
+        ``norm`` is ``"final"`` where the network's last normalisation has been applied, ``"norm1"`` or ``"norm2"`` at
+        the output of a block's own normalisation, and ``"none"`` for the raw output of a block (for a transformer the
+        residual stream), of its attention or of its MLP. ``mpp`` is the physical scale the input was brought
         to, None where it was not matched; ``tile_mpp`` that of the tiles.
         """
         name, pool = self.resolve_layer(layer), self.resolve_pool(layer, pool)
@@ -281,7 +351,7 @@ class Encoder(ABC):
 
     def _norm(self, name: str, pool: str) -> str:
         if name != "final":
-            return "none"
+            return self._site(name).norm
         return self._head_norm if pool == "head" else self._final_norm
 
     def forward(
@@ -296,7 +366,8 @@ class Encoder(ABC):
         layers
             One layer or several (see :meth:`resolve_layer`).
         pool
-            ``"cls"``, ``"mean"`` (patch tokens only), ``"cls+mean"``, ``"head"`` (the network's own pooling),
+            ``"cls"``, ``"mean"`` (patch tokens only), ``"cls+mean"``, ``"registers"`` (mean of the register tokens),
+            ``"head"`` (the network's own pooling),
             ``"default"`` (the encoder's published use) or ``"tokens"``.
 
         Returns
@@ -309,26 +380,56 @@ class Encoder(ABC):
         InputError
             If the layer, the pooling or the batch's shape does not suit the network.
         """
-        import torch
-
         wanted = [layers] if isinstance(layers, (int, str)) else list(layers)
         if not wanted:
             raise InputError("give at least one layer")
         self._check_batch(batch)
-        pools = {self.resolve_layer(layer): self.resolve_pool(layer, pool) for layer in wanted}
+        return self._outputs(batch, {self.resolve_layer(one): self.resolve_pool(one, pool) for one in wanted})
+
+    def _outputs(self, batch: torch.Tensor, pools: dict[str, str]) -> dict[str, torch.Tensor]:
+        """Pooled float32 outputs of places, by resolved name and definite pooling."""
+        import torch
+
         dtype = getattr(torch, self.precision)
         with torch.inference_mode():
             memory = self._memory if batch.ndim == 4 else torch.contiguous_format
             x = batch.to(self.device, dtype=dtype, memory_format=memory, non_blocking=True)
-            found = self._run(x, pools)
+            listed = all(name in self._sites for name in pools)
+            found = self._run(x, pools) if listed else self._run_tapped(x, pools)
         return {name: found[name].float() for name in pools}
+
+    def _run_tapped(self, x: torch.Tensor, pools: dict[str, str]) -> dict[str, torch.Tensor]:
+        """The same where some places are not among the layers: these are taken while the network runs as usual."""
+        taps, rest = {}, {}
+        for name, pool in pools.items():
+            site = self._site(name)
+            if name == "final" or site.path is None:
+                rest[name] = pool
+            else:
+                taps[name] = Tap(site.path, partial(self._reduce, site=site, pool=pool), site.side)
+        whole = rest if "final" in rest else rest | {"final": self.resolve_pool("final", "default")}
+        found, out = run_with_taps(self.model, taps, lambda: self._run(x, whole), stop=not rest)
+        absent = [name for name in taps if name not in found]
+        if absent:
+            raise InputError(f"{absent[0]!r} did not run in the pass of {self.info.name}; choose another of sites()")
+        return found | {name: out[name] for name in rest}
+
+    def _reduce(self, y: torch.Tensor, *, site: Layer, pool: str) -> torch.Tensor:
+        """Pooled value of a place."""
+        y = sites.tokens_of(y, site.form)
+        if site.part is not None:
+            y = y[..., slice(*site.part)]
+        own = site.n_prefix is None
+        return pool_tokens(
+            y, pool, n_prefix=self.n_prefix if own else site.n_prefix, n_registers=self.n_registers if own else 0
+        )
 
     __call__ = forward
 
     def _check_batch(self, batch: torch.Tensor) -> None:
         """Raise InputError if the network cannot take a batch of this shape."""
-        if batch.ndim != 4 or batch.shape[1] != 3:
-            raise InputError(f"a batch must be (B, 3, H, W), got {tuple(batch.shape)}")
+        if batch.ndim != 4 or batch.shape[1] != self.in_channels:
+            raise InputError(f"a batch must be (B, {self.in_channels}, H, W), got {tuple(batch.shape)}")
         self._check_size(tuple(batch.shape[2:]))
 
     def _check_size(self, input_hw: tuple[int, int]) -> None:

@@ -68,8 +68,7 @@ class NicEncoder(Encoder):
         sites["final"] = Layer(128, model.patch_stride)
         super().__init__(model, *args, sites, head_width=128, **kwargs)
 
-    def grid(self, layer: int | str, input_hw: tuple[int, int]) -> tuple[int, int]:
-        name = self.resolve_layer(layer)
+    def _grid(self, name: str, input_hw: tuple[int, int]) -> tuple[int, int]:
         if name == "final":
             return tuple((side - PATCH) // self.model.patch_stride + 1 for side in input_hw)
         rows, columns = input_hw
@@ -95,8 +94,8 @@ class TinyEncoder(Encoder):
         sites["final"] = Layer(model.width, 2 ** len(names))
         super().__init__(model, *args, sites, head_width=model.width, **kwargs)
 
-    def grid(self, layer: int | str, input_hw: tuple[int, int]) -> tuple[int, int]:
-        stride = self._sites[self.resolve_layer(layer)].stride
+    def _grid(self, name: str, input_hw: tuple[int, int]) -> tuple[int, int]:
+        stride = self._sites[name].stride
         return -(-input_hw[0] // stride), -(-input_hw[1] // stride)
 
     def _check_size(self, input_hw: tuple[int, int]) -> None:

@@ -6,8 +6,8 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from biosae.encoders.base import Encoder, Layer, pool_tokens
-from biosae.encoders.hooks import run_with_taps
+from biosae.encoders.base import Encoder, Layer
+from biosae.encoders.hooks import Tap, run_with_taps
 from biosae.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,18 +21,19 @@ def _is_identity(module: nn.Module | None) -> bool:
     return module is None or isinstance(module, nn.Identity)
 
 
-def _flat(x: torch.Tensor, *, channels_last: bool) -> torch.Tensor:
-    """Tokens ``(B, T, d)`` of a feature map; sequences pass through."""
-    if x.ndim == 4:
-        return x.flatten(1, 2) if channels_last else x.flatten(2).transpose(1, 2)
-    return x
-
-
 def _blocks_of(trunk: nn.Module, *, prefix: str = "") -> dict[str, Layer]:
     """Intermediate layers of a timm network, named by their module."""
     found = trunk.feature_info
     rows = found if isinstance(found, list) else found.info
-    return {r["module"]: Layer(r["num_chs"], r["reduction"], prefix + r["module"]) for r in rows}
+    tokens = hasattr(trunk, "num_prefix_tokens")
+    kind, form = ("residual", "tokens") if tokens else ("stage", getattr(trunk, "output_fmt", "NCHW"))
+    return {r["module"]: Layer(r["num_chs"], r["reduction"], prefix + r["module"], kind, form=form) for r in rows}
+
+
+def _registers(trunk: nn.Module) -> int:
+    """Number of register tokens of a timm transformer."""
+    tokens = getattr(trunk, "reg_token", None)
+    return 0 if tokens is None else tokens.shape[1]
 
 
 def default_pool(model: nn.Module) -> str:
@@ -54,9 +55,9 @@ class TimmEncoder(Encoder):
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         sites = _blocks_of(model)
         self.is_transformer = hasattr(model, "num_prefix_tokens") and hasattr(model, "patch_embed")
-        self._nhwc = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        self._map_form = getattr(model, "output_fmt", "NCHW")
         stride = max((s.stride for s in sites.values()), default=1)
-        sites["final"] = Layer(model.num_features, stride)
+        sites["final"] = Layer(model.num_features, stride, form=self._map_form)
         super().__init__(
             model,
             *args,
@@ -64,15 +65,16 @@ class TimmEncoder(Encoder):
             head_width=getattr(model, "head_hidden_size", None) or model.num_features,
             n_prefix=getattr(model, "num_prefix_tokens", 0) if self.is_transformer else 0,
             has_cls=self.is_transformer and getattr(model, "cls_token", None) is not None,
+            n_registers=_registers(model) if self.is_transformer else 0,
             final_norm="none" if _is_identity(getattr(model, "norm", None)) else "final",
             head_norm="final" if self.is_transformer else "none",
             **kwargs,
         )
 
-    def grid(self, layer: int | str, input_hw: tuple[int, int]) -> tuple[int, int]:
+    def _grid(self, name: str, input_hw: tuple[int, int]) -> tuple[int, int]:
         if self.is_transformer:
-            return super().grid(layer, input_hw)
-        stride = self._sites[self.resolve_layer(layer)].stride
+            return super()._grid(name, input_hw)
+        stride = self._sites[name].stride
         return math.ceil(input_hw[0] / stride), math.ceil(input_hw[1] / stride)
 
     def _check_size(self, input_hw: tuple[int, int]) -> None:
@@ -89,10 +91,12 @@ class TimmEncoder(Encoder):
             raise InputError(f"{self.info.name} needs sides divisible by its patch of {patch[0]} px, got {input_hw}")
 
     def _run(self, x: torch.Tensor, pools: dict[str, str]) -> dict[str, torch.Tensor]:
-        def reduce(y: torch.Tensor, pool: str) -> torch.Tensor:
-            return pool_tokens(_flat(y, channels_last=self._nhwc), pool, n_prefix=self.n_prefix)
-
-        taps = {n: (self._sites[n].path, partial(reduce, pool=p)) for n, p in pools.items() if n != "final"}
+        sites = self._sites
+        taps = {
+            n: Tap(sites[n].path, partial(self._reduce, site=sites[n], pool=p))
+            for n, p in pools.items()
+            if n != "final"
+        }
         found, features = run_with_taps(
             self.model, taps, lambda: self.model.forward_features(x), stop="final" not in pools
         )
@@ -102,7 +106,7 @@ class TimmEncoder(Encoder):
                 if found["final"].ndim != 2:
                     raise InputError(f"{self.info.name} has no pooling head; use pool='mean' or pool='cls+mean'")
             else:
-                found["final"] = reduce(features, pools["final"])
+                found["final"] = self._reduce(features, site=sites["final"], pool=pools["final"])
         return found
 
 
@@ -119,7 +123,7 @@ class ClipEncoder(Encoder):
             self._norm_path, self._tokens_end = "trunk.norm", hasattr(visual.trunk, "norm")
             width = visual.trunk.num_features
             patch, n_prefix = next(iter(sites.values())).stride, visual.trunk.num_prefix_tokens
-            has_cls = visual.trunk.cls_token is not None
+            has_cls, registers = visual.trunk.cls_token is not None, _registers(visual.trunk)
             head_width = getattr(visual.head[-1], "out_features", width) if len(visual.head) else width
         elif hasattr(visual, "transformer") and hasattr(visual, "conv1"):
             patch, width = visual.patch_size[0], visual.conv1.out_channels
@@ -129,7 +133,7 @@ class ClipEncoder(Encoder):
             }
             self._norm_path = "ln_post"
             self._tokens_end = visual.attn_pool is None and not visual.final_ln_after_pool
-            n_prefix, has_cls, head_width = 1, True, visual.output_dim
+            n_prefix, has_cls, registers, head_width = 1, True, 0, visual.output_dim
         else:
             raise InputError(
                 f"the image tower {type(visual).__name__} of open_clip is not a vision transformer; biosae reads "
@@ -143,6 +147,7 @@ class ClipEncoder(Encoder):
             head_width=head_width,
             n_prefix=n_prefix,
             has_cls=has_cls,
+            n_registers=registers,
             final_norm="final",
             head_norm="final",
             **kwargs,
@@ -165,12 +170,12 @@ class ClipEncoder(Encoder):
         return resolved
 
     def _run(self, x: torch.Tensor, pools: dict[str, str]) -> dict[str, torch.Tensor]:
-        def reduce(y: torch.Tensor, pool: str) -> torch.Tensor:
-            return pool_tokens(y, pool, n_prefix=self.n_prefix)
-
-        paths = {n: self._sites[n].path or self._norm_path for n in pools}
         headed = pools.get("final") == "head"
-        taps = {n: (paths[n], partial(reduce, pool=p)) for n, p in pools.items() if not (n == "final" and headed)}
+        taps = {}
+        for name, pool in pools.items():
+            if name != "final" or not headed:
+                site = self._sites[name]
+                taps[name] = Tap(site.path or self._norm_path, partial(self._reduce, site=site, pool=pool))
         found, projected = run_with_taps(self.model, taps, lambda: self.model(x), stop=not headed)
         if headed:
             found["final"] = projected
