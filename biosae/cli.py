@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from biosae.cli_data import data_app
+from biosae.cli_encoders import encoders_app
 from biosae.errors import BiosaeError, InputError
 from biosae.settings import settings
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(encoders_app, name="encoders")
 
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Seed = Annotated[int, typer.Option("--random-state", help="Seed.")]

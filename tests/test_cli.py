@@ -195,3 +195,31 @@ def test_mistakes_in_python(tmp_path: Path) -> None:
         bs.read.images({"path": ["a.png"]}, patient=None)
     with pytest.raises(bs.errors.InputError, match="read it first"):
         bs.encoders.embed("tiles.csv", "tiny-histology", out=tmp_path)
+
+
+def test_encoders_are_listed_and_checked(monkeypatch, capsys):
+    monkeypatch.setattr(settings, "weights_dirs", ())
+    assert run("encoders", "list", "--item", "signal", "--loadable") == 0
+    listed = capsys.readouterr().out
+    assert "wildecg-resnet1d" in listed and "uni2-h" not in listed
+    assert run("encoders", "check", "eeg-bandpower") == 0
+    assert "none needed" in capsys.readouterr().out
+    assert run("encoders", "check", "wildecg-resnet1d") == 1
+    assert "missing" in capsys.readouterr().out
+
+
+def test_read_keeps_samples_and_lists_what_it_cannot_use(tmp_path, capsys):
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "good.png")
+    (tmp_path / "note.dcm").write_bytes(b"no image at all")
+    out = tmp_path / "out/samples.parquet"
+    assert run("read", "images", tmp_path / "good.png", "--patient-unknown", "--out", out) == 2
+    assert "did you mean" in refused(
+        capsys, "read", "images", tmp_path, "--patient-unknown", "--out", out, "--option", "pagee=0"
+    )
+    assert run("read", "images", tmp_path, "--patient-unknown", "--out", out) == 0
+    assert bs.Samples.load(out).ids.tolist() == ["good.png"]
+    message = refused(capsys, "read", "dicom", tmp_path, "--patient-unknown", "--out", out)
+    assert "max_failures" in message and "failures.csv" in message
+    assert (tmp_path / "out/failures.csv").is_file()
