@@ -39,7 +39,8 @@ class FailureLog:
     Parameters
     ----------
     path
-        The CSV file; written only once something fails (an older file is rewritten without this stage's rows).
+        The CSV file; written only once something fails (an older file is rewritten without this stage's rows). None
+        keeps no file.
     stage
         Name of the stage, for example ``"embed"``.
     total
@@ -60,7 +61,7 @@ class FailureLog:
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike | None,
         *,
         stage: str,
         total: int,
@@ -69,10 +70,11 @@ class FailureLog:
     ) -> None:
         if not 0 <= max_failures <= 1:
             raise InputError(f"max_failures={max_failures} must be a share between 0 and 1 (0.05 allows 5 %)")
-        self.path = Path(path)
+        self.path = None if path is None else Path(path)
         self.stage, self.total, self.max_failures = stage, total, max_failures
         self.reasons: dict[str, str] = {}
-        if self.path.is_file():
+        self._first: list[str] = []
+        if self.path is not None and self.path.is_file():
             old = read_failures(self.path)
             mine = old["stage"] == stage
             if resume:
@@ -95,7 +97,10 @@ class FailureLog:
         """
         if item not in self.reasons:
             self.reasons[item] = reason
-            self._append(item, reason, detail)
+            if len(self._first) < 3:
+                self._first.append(f"{item}: {reason}: {detail}")
+            if self.path is not None:
+                self._append(item, reason, detail)
         self.check()
 
     def check(self) -> None:
@@ -105,9 +110,15 @@ class FailureLog:
             shown = ", ".join(f"{n} {reason}" for reason, n in counts.items())
             raise TooManyFailuresError(
                 f"stage {self.stage!r} stopped: {len(self)} of {self.total} items failed ({shown}), more than "
-                f"max_failures={self.max_failures:g} allows. They are listed in {self.path}. Repair or drop them, or "
+                f"max_failures={self.max_failures:g} allows. {self._where()}. Repair or drop them, or "
                 "raise max_failures if this loss is acceptable"
             )
+
+    def _where(self) -> str:
+        if self.path is not None:
+            return f"They are listed in {self.path}"
+        more = "; ..." * (len(self) > len(self._first))
+        return f"{'; '.join(self._first)}{more}. Pass failures='failures.csv' to have them listed"
 
     def _append(self, item: str, reason: str, detail: str) -> None:
         line = io.StringIO(newline="")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from biosae.data.failures import FailureLog
 from biosae.data.samples import ReadError, Samples
-from biosae.errors import TooManyFailuresError
 from biosae.settings import settings
 
 _Found = tuple[str, Any, tuple[str, str] | None]  # sample id, what was found, (reason, detail) if it failed
@@ -60,27 +57,15 @@ def scan(
 
     found: dict[str, Any] = {}
     lost: list[list[str]] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        place = Path(failures) if failures is not None else Path(scratch) / "failures.csv"
-        log = FailureLog(place, stage=stage, total=len(samples), max_failures=max_failures)
-        try:
-            with tqdm(total=len(samples), desc=stage, unit=unit, disable=not settings.progress) as bar:
-                for name, value, why in _looked(samples, look, n_jobs):
-                    if why is None:
-                        found[name] = value
-                    else:
-                        lost.append([name, stage, *why])
-                        log.add(name, *why)
-                    bar.update()
-        except TooManyFailuresError as error:
-            if failures is not None:
-                raise
-            first = "; ".join(f"{name}: {reason}: {detail}" for name, _, reason, detail in lost[:3])
-            raise TooManyFailuresError(
-                f"stage {stage!r} stopped: {len(lost)} of {len(samples)} items failed, more than max_failures="
-                f"{max_failures:g} allows ({first}{'; ...' * (len(lost) > 3)}). Pass failures='failures.csv' to list "
-                "them, repair or drop them, or raise max_failures if this loss is acceptable"
-            ) from error
+    log = FailureLog(failures, stage=stage, total=len(samples), max_failures=max_failures)
+    with tqdm(total=len(samples), desc=stage, unit=unit, disable=not settings.progress) as bar:
+        for name, value, why in _looked(samples, look, n_jobs):
+            if why is None:
+                found[name] = value
+            else:
+                lost.append([name, stage, *why])
+                log.add(name, *why)
+            bar.update()
     return found, lost
 
 
