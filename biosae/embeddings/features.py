@@ -159,7 +159,7 @@ def features(
     identity = _identity(encoder, licence, dim, layer, pool, mpp)
     obs, at = _joined(obs, known, join, log)
     if roles.get("slide") is None and "slide" not in obs and "x" in obs:
-        obs["slide"] = [Path(f).stem for f in obs["file"]]
+        obs["slide"] = _stems(obs).to_numpy()
     obs, roles = canonical_obs(_micrometres(obs, slide_mpp, tile_px), roles)
     stated = sorted({d.facts["encoder"] for _, d, _ in found if "encoder" in d.facts})
     chosen = Chosen(obs, roles, mpp, [(file, d) for file, d, _ in found], at, dtype)
@@ -371,18 +371,19 @@ def _identity(
     }
 
 
+def _stems(obs: pd.DataFrame) -> pd.Series:
+    """Names of the files without their ending."""
+    return obs["file"].map({f: Path(f).stem for f in obs["file"].unique()})
+
+
 def _joined(obs: pd.DataFrame, known: pd.DataFrame | None, join: str, log: _Log) -> tuple[pd.DataFrame, np.ndarray]:
     """Rows that are known, with what is known of them, and their positions among all rows."""
     if known is None:
         return obs, np.arange(len(obs))
-    keys = obs.index if join == "id" else pd.Index([Path(f).stem for f in obs["file"]])
+    keys = obs.index if join == "id" else pd.Index(_stems(obs))
     at = np.flatnonzero(keys.isin(known.index))
     if not len(at):
-        hint = (
-            "; join='file' joins by file"
-            if join == "id" and {Path(f).stem for f in obs["file"]} & set(known.index)
-            else ""
-        )
+        hint = "; join='file' joins by file" if join == "id" and set(_stems(obs)) & set(known.index) else ""
         raise InputError(
             f"no row of the files is among samples: rows are {keys[0]!r} ..., samples {str(known.index[0])!r} ...{hint}"
         )
