@@ -103,6 +103,7 @@ def _patients(run: Run, latent: str, chosen: pd.DataFrame) -> str:
     values = activation(run.adata, latent).groupby(run.adata.obs["patient"].astype(str).to_numpy()).sum()
     total = values.sum()
     top = chosen[chosen["block"] == "top"]
-    text = f"The {len(top)} top {noun(run.samples)}s come from {style.count(top['patient'].nunique(), 'patient')} (at most 2 a patient). "
+    people = style.count(top["patient"].nunique(), "patient")
+    text = f"The {len(top)} top {noun(run.samples)}s come from {people} (at most 2 a patient). "
     share = float(values.max() / total) if total > 0 else np.nan
     return text + (f"One patient carries at most {share:.0%} of all activation." if total > 0 else "")
