@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from biosae.encoders import sites
 from biosae.encoders.catalog import EncoderInfo
 from biosae.encoders.hooks import Tap, run_with_taps
+from biosae.encoders.scale import of_right_scale
 from biosae.errors import InputError, nearest
 from biosae.files import hash_json
 
@@ -118,6 +119,7 @@ class Encoder(ABC):
     item = "image"
     in_channels = 3
     _map_form = "NCHW"
+    match_said: bool | None = None
 
     def __init__(
         self,
@@ -178,17 +180,26 @@ class Encoder(ABC):
     def at_mpp(self, mpp: float | None, *, match_mpp: bool | None = None) -> Encoder:
         """The same network for tiles of another physical scale (micrometres per pixel); weights are shared.
 
-        ``match_mpp=None`` keeps the encoder's habit: encoders without a fixed input size rescale wherever both
-        scales are known, encoders with one do not.
+        ``match_mpp=None`` keeps what was said to ``load`` or here before. If nothing was, encoders without a fixed
+        input size rescale wherever both scales are known, and encoders with one do not (and refuse samples whose scale
+        comes out wrong, see :meth:`suited`).
         """
+        other = copy.copy(self)
+        if match_mpp is None:
+            match_mpp = self.match_said
+        else:
+            other.match_said = match_mpp
         if match_mpp is None:
             match_mpp = self.preprocess.size is None and None not in (mpp, self.preprocess.target_mpp)
-        other = copy.copy(self)
         other.preprocess = replace(self.preprocess, tile_mpp=mpp, match_mpp=match_mpp)
         return other
 
     def suited(self, samples: Any) -> Encoder:
         """The encoder set to the physical scale of the samples (micrometres per pixel, for images).
+
+        An encoder with a fixed input size and a scale of its own resizes tiles to that size. The scale that results for
+        the first readable tile, ``tile_mpp x side / resized side``, must lie within 0.8 to 1.25 of the encoder's,
+        unless ``match_mpp`` was given.
 
         Raises
         ------
@@ -198,13 +209,13 @@ class Encoder(ABC):
         self._check_item(samples)
         known, mpp = self.preprocess.tile_mpp, samples.mpp
         if mpp is None or (known is not None and math.isclose(known, mpp, rel_tol=1e-3)):
-            return self
+            return of_right_scale(self, samples)
         if known is not None:
             raise InputError(
                 f"the encoder was loaded for tiles of {known:g} um/px, the samples have {mpp:g}; "
                 "pass encoder.at_mpp(samples.mpp)"
             )
-        return self.at_mpp(mpp)
+        return of_right_scale(self.at_mpp(mpp), samples)
 
     def _check_item(self, samples: Any) -> None:
         given = getattr(samples, "item", "image")

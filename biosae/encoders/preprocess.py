@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "area")
+RESIZES = ("shorter", "squash", "crop")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ class Preprocess:
     crop_pct
         The shorter side is resized to ``floor(size / crop_pct)``, then the centre is cropped to ``size``.
     resize
-        ``"shorter"`` (as above) or ``"squash"`` (both sides to ``size``; the aspect ratio is lost).
+        ``"shorter"`` (as above), ``"squash"`` (both sides to ``size``; the aspect ratio is lost) or ``"crop"`` (the
+        largest centred square, resized to ``size``).
+    grey
+        The network takes one channel: the luminance ``0.299 R + 0.587 G + 0.114 B`` rounded to whole grey values, which
+        is the value itself where R = G = B. ``mean`` and ``std`` then count by their first value.
     tile_mpp, target_mpp
         Micrometres per pixel of the images given and of the images that the encoder was made for.
     match_mpp
@@ -58,12 +63,13 @@ class Preprocess:
     target_mpp: float | None = None
     match_mpp: bool = False
     min_size: int = 1
+    grey: bool = False
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(f"no interpolation {self.interpolation!r}; {nearest(self.interpolation, INTERPOLATIONS)}")
-        if self.resize not in ("shorter", "squash"):
-            raise InputError(f"no resize mode {self.resize!r}; {nearest(self.resize, ('shorter', 'squash'))}")
+        if self.resize not in RESIZES:
+            raise InputError(f"no resize mode {self.resize!r}; {nearest(self.resize, RESIZES)}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise InputError(f"mean and std need three values and std > 0; got {self.mean} and {self.std}")
         if self.size is not None and self.size < 1:
@@ -84,6 +90,22 @@ class Preprocess:
         """Factor by which sides are multiplied to reach the encoder's physical scale (1.0 where it is not matched)."""
         return self.tile_mpp / self.target_mpp if self.match_mpp else 1.0
 
+    def mpp_of_input(self, width: int, height: int) -> float | None:
+        """Micrometres per pixel of the network's input for an image of this size in pixels; None if unknown.
+
+        For ``resize="squash"`` that of the geometric mean of both sides.
+        """
+        if self.tile_mpp is None or self.match_mpp or self.size is None:
+            return self.target_mpp if self.match_mpp else self.tile_mpp
+        if self.resize == "squash":
+            return self.tile_mpp * math.sqrt(width * height) / self.size
+        return self.tile_mpp * min(width, height) / self._shorter
+
+    @property
+    def _shorter(self) -> int:
+        """What the shorter side is resized to."""
+        return self.size if self.resize == "crop" else math.floor(self.size / self.crop_pct)
+
     def spec(self) -> dict[str, Any]:
         """Everything that determines the numbers for a tile of the encoder's own scale, as plain JSON values.
 
@@ -92,6 +114,8 @@ class Preprocess:
         values = asdict(self)
         for name in ("tile_mpp", "target_mpp", "match_mpp", "min_size"):
             del values[name]
+        if not values["grey"]:
+            del values["grey"]
         values["rescale_to_mpp"] = self.target_mpp if self.match_mpp else None
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
@@ -106,7 +130,7 @@ class Preprocess:
         Returns
         -------
         torch.Tensor
-            ``float32 (3, h, w)``; ``h = w = size`` unless ``size`` is None.
+            ``float32 (3, h, w)``, or ``(1, h, w)`` if ``grey``; ``h = w = size`` unless ``size`` is None.
 
         Raises
         ------
@@ -119,14 +143,16 @@ class Preprocess:
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(f"an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}")
-        picture = self._resized(Image.fromarray(image))
+        picture = Image.fromarray(image)
+        picture = self._resized(picture.convert("L") if self.grey else picture)
         if min(picture.size) < self.min_size:
             raise InputError(
                 f"the image is {picture.width} x {picture.height} px after rescaling by {self.rescale:.3g}, and the "
                 f"network needs {self.min_size}: give larger tiles, or size={self.min_size} or more to enlarge them"
             )
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
-        mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
+        values = np.array(picture).reshape(picture.height, picture.width, -1)
+        pixels = torch.from_numpy(values).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+        mean, std = (torch.tensor(v[: len(pixels)], dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
         return pixels.sub_(mean).div_(std)
 
     def _resized(self, picture: Image) -> Image:
@@ -143,10 +169,14 @@ class Preprocess:
                     f"at {self.target_mpp} um/px the tile has {min(picture.size)} px, and the encoder needs "
                     f"{self.size} ({need:.0f} um): give larger tiles, or match_mpp=False to enlarge them"
                 )
+        elif self.resize == "crop":
+            side = min(picture.size)
+            left, top = picture.width // 2 - side // 2, picture.height // 2 - side // 2
+            picture = self._to(picture.crop((left, top, left + side, top + side)), self.size, self.size)
         elif self.resize == "squash":
             picture = self._to(picture, self.size, self.size)
         else:
-            short, scale = min(picture.size), math.floor(self.size / self.crop_pct)
+            short, scale = min(picture.size), self._shorter
             long = int(scale * max(picture.size) / short)
             wide = picture.width > picture.height
             picture = self._to(picture, long if wide else scale, scale if wide else long)
