@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -226,6 +228,44 @@ def test_masks_are_numbers_as_stored(tmp_path):
     for name in ("colours.png", "lossy.jpg"):
         with pytest.raises(ReadError, match="unsupported"):
             decode_mask(tmp_path / name)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_masks_of_few_bits_keep_their_numbers(tmp_path, bits):
+    """Pillow spreads grey of 2 and 4 bits over 0 to 255, and inverts where white is zero; labels are neither."""
+    labels = RNG.integers(0, 2**bits, (6, 16)).astype(np.uint8)
+    packed = [np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :]).tobytes() for row in labels]
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", 16, 6, bits, 0, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row for row in packed))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    np.testing.assert_array_equal(decode_mask(png), labels)
+    tifffile = pytest.importorskip("tifffile")
+    for photometric in ("minisblack", "miniswhite"):
+        for how in ({"bitspersample": bits}, {"bitspersample": 8}, {"bitspersample": 8, "compression": "zlib"}):
+            pixels = labels.astype(bool) if how["bitspersample"] == 1 else labels
+            tifffile.imwrite(tmp_path / "m.tif", pixels, photometric=photometric, **how)
+            np.testing.assert_array_equal(decode_mask(tmp_path / "m.tif"), labels)
+
+
+def test_crops_of_a_photograph_that_was_replaced(photos):
+    folder, _ = photos
+    boxes = {"sample_id": ["a"], "x": [0], "y": [0], "width": [60], "height": [40]}
+    np.testing.assert_array_equal(crops(folder, boxes)[0], NOISE)
+    Image.fromarray(NOISE[::-1]).save(folder / "a.png")
+    np.testing.assert_array_equal(crops(folder, boxes)[0], NOISE[::-1])
+
+
+def test_photographs_without_a_box_may_share_a_file(photos):
+    folder, _ = photos
+    table = pd.DataFrame({"sample_id": ["a", "b", "c"], "path": ["a.png", "b.png", "b.png"]})
+    boxes = pd.DataFrame({"path": ["a.png"], "x": [3], "y": [4], "width": [5], "height": [6]})
+    assert bs.read.images(table, patient=None, boxes=boxes, root=folder).ids.tolist() == ["a#0"]
+    with pytest.raises(InputError, match="by their ids"):
+        bs.read.images(table, patient=None, boxes=boxes.assign(path="b.png"), root=folder)
 
 
 def test_masks_must_fit_their_image(photos):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -391,6 +392,15 @@ def test_the_least_recently_used_handle_is_closed():
     with pytest.raises(ReadError):
         handles.get("bad")
     assert handles.get("b") is handles.get("b")
+
+
+def test_a_file_that_was_written_anew_is_opened_again(tmp_path):
+    handles, path = Handles(Opened), str(tmp_path / "a")
+    Path(path).write_text("1")
+    first = handles.get(path)
+    assert handles.get(path) is first
+    Path(path).write_text("22")
+    assert handles.get(path) is not first
 
 
 def test_each_thread_has_handles_of_its_own_and_copies_have_none():

@@ -220,9 +220,10 @@ def match_images(boxes: pd.DataFrame, obs: pd.DataFrame, path: str) -> pd.Series
             f"no box belongs to an image: boxes name {boxes['_image'].iloc[0]!r}, images are {str(obs.index[0])!r} in "
             f"{paths.iloc[0]!r}; pass box_image= the column with ids or paths"
         )
-    if paths[paths.isin(boxes["_image"])].duplicated().any():
+    paths = paths[paths.isin(boxes["_image"])]
+    if paths.duplicated().any():
         raise InputError("several samples have the path of a box; name images by their ids in the table of boxes")
-    return boxes["_image"].map(pd.Series(obs.index, index=paths))
+    return boxes["_image"].map(pd.Series(paths.index, index=paths))
 
 
 class Size:

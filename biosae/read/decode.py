@@ -283,9 +283,13 @@ def _shown_size(image: Image.Image, data: bytes) -> tuple[int, int]:
 
 def _labels(image: Image.Image) -> np.ndarray:
     _check_kind(image)
+    raw = image.tile[0][3] if image.tile else ""
+    stored = raw if isinstance(raw, str) else str(raw[0] if raw else "")  # Pillow's word for how pixels are stored
     image.load()
     image = ImageOps.exif_transpose(image)
     values = np.asarray(image)
+    if image.mode in ("1", "L"):
+        values = _unscaled(values.astype(np.uint8), stored.partition(";")[2], 1 if image.mode == "1" else 255)
     if image.mode in ("RGB", "RGBA", "LA") and values.ndim == 3:
         colours = values[:, :, : 1 if image.mode == "LA" else 3]
         if not (colours == colours[:, :, :1]).all():
@@ -296,6 +300,12 @@ def _labels(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):
         return values.astype(np.uint16)
     return values.astype(np.uint8)
+
+
+def _unscaled(values: np.ndarray, stored: str, top: int) -> np.ndarray:
+    """Undo what Pillow does to grey values for the eye: ``I`` inverts where white is zero, 2 and 4 bits become 8."""
+    values = top - values if "I" in stored else values
+    return values // {"2": 85, "4": 17}.get(stored[:1], 1)
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
