@@ -6,6 +6,7 @@ import pickle
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -353,9 +354,41 @@ def test_the_other_formats_equal_mne(eeg_formats, name, unit, factor):
     assert len(picks) == len(channels) - sum(kind == "stim" for kind in raw.get_channel_types())
     np.testing.assert_allclose(recording.read(picks, 37, 90), raw[picks, 37:127][0] * factor, rtol=1e-9)
     np.testing.assert_allclose(recording.read(picks[::-1][:2], 0, 9), raw[picks[::-1][:2], :9][0] * factor, rtol=1e-9)
-    onset = raw.annotations.onset - (raw.first_time if raw.annotations.orig_time else 0)
+    onset = raw.annotations.onset - raw.first_time
     np.testing.assert_allclose(recording.header.annotations["onset"], onset, atol=1e-9)
     assert recording.header.annotations["label"].tolist() == list(raw.annotations.description)
+
+
+@pytest.mark.parametrize("dated", [True, False])
+@pytest.mark.parametrize("cropped", [0.0, 5.0])
+def test_a_mark_of_fif_stays_at_its_spike(tmp_path, dated, cropped):
+    """Recordings that were cropped, or begin behind the clock's zero, with a date or without one."""
+    mne = pytest.importorskip("mne")
+    date = datetime(2020, 1, 1, tzinfo=UTC) if dated else None
+    values = np.zeros((1, 2000))
+    values[0, 1000] = 1e-4
+    info = mne.create_info(["Cz"], 100.0, "eeg")
+    raw = mne.io.RawArray(values, info, first_samp=300, verbose="ERROR").set_meas_date(date)
+    raw.set_annotations(mne.Annotations([13.0 if dated else 10.0], [1.0], ["spike"], orig_time=date))
+    path = tmp_path / "one_raw.fif"
+    raw.crop(cropped).save(path, verbose="ERROR")
+    samples = bs.read.edf(path, patient=None, around="spike", before=1.0, after=1.0, n_jobs=1)
+    assert samples.obs["start"].tolist() == [9.0 - cropped] and samples[0][0].argmax() == 100
+
+
+def test_conductance_of_brainvision(tmp_path):
+    pytest.importorskip("mne")
+    np.full(200, 3.0, "<f4").tofile(tmp_path / "a.eeg")
+    for unit in ("uS", "µS", "mS", "S"):
+        (tmp_path / "a.vhdr").write_text(
+            "Brain Vision Data Exchange Header File Version 1.0\n[Common Infos]\nCodepage=UTF-8\nDataFile=a.eeg\n"
+            "DataFormat=BINARY\nDataOrientation=MULTIPLEXED\nNumberOfChannels=1\nSamplingInterval=10000\n"
+            f"[Binary Infos]\nBinaryFormat=IEEE_FLOAT_32\n[Channel Infos]\nCh1=GSR,,1,{unit}\n",
+            encoding="utf-8",
+        )
+        recording = open_edf(tmp_path / "a.vhdr")
+        assert recording.header.channels[0].unit == unit.replace("µ", "u")
+        np.testing.assert_allclose(recording.read([0], 0, 5), 3.0)
 
 
 def test_epochs_of_eeglab_lie_one_behind_the_other(eeg_formats):

@@ -93,8 +93,7 @@ def _unit(channel: Any, said: str | None) -> tuple[str | None, float]:
         return None, 1.0
     unit = canonical_unit(said)
     if said is not None and said != "n/a" and (unit is None or UNITS[unit][0] != "voltage"):
-        scaled = unit is not None and UNITS[unit][0] == "conductance"
-        return unit or said, 1 / UNITS[unit][1] if scaled else 1.0
+        return unit or said, 1e6 if unit == "uS" else 1.0  # MNE scales this one besides voltages
     if unit is not None:
         return unit, 1 / UNITS[unit][1]
     return _FIFF_UNITS.get(int(channel["unit"]), (None, 1.0))
@@ -103,8 +102,8 @@ def _unit(channel: Any, said: str | None) -> tuple[str | None, float]:
 def _annotations(raw: Any) -> pd.DataFrame:
     """Marks with onsets from the first sample of the file."""
     marks = raw.annotations
-    shift = 0.0 if marks.orig_time is None else raw.first_time
-    onsets, durations = np.round(np.asarray(marks.onset, float) - shift, 9), np.asarray(marks.duration, float)
+    # MNE counts from the clock's zero, which lies first_time before the first sample, with and without a date
+    onsets, durations = np.round(np.asarray(marks.onset, float) - raw.first_time, 9), np.asarray(marks.duration, float)
     if not np.isfinite([onsets, durations]).all():
         raise ReadError("unreadable", "an annotation has no time")
     return marks_table(list(zip(onsets.tolist(), durations.tolist(), map(str, marks.description))))
@@ -189,6 +188,9 @@ def open_brainvision(path: str) -> MneFile:
     points = re.search(r"(?im)^\s*DataPoints\s*=\s*(\d+)\s*$", text)
     if points is not None and int(points[1][:15]) > raw.n_times:
         raise ReadError("truncated", f"{raw.n_times} of {points[1]} samples are there")
+    for number in re.findall(r"(?m)^\s*Ch(\d{1,9})\s*=[^,\n]*,[^,\n]*,[^,\n]*,\s*uS\s*(?:,.*)?$", text):
+        if 0 < int(number) <= len(raw.ch_names):  # MNE scales them to S and drops the unit
+            raw._orig_units[raw.ch_names[int(number) - 1]] = "uS"
     return _quietly(lambda: MneFile(raw, path, "BrainVision"), path)
 
 
