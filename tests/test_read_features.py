@@ -12,7 +12,7 @@ import pytest
 import biosae as bs
 from biosae.embeddings import guard, ingest
 from biosae.embeddings.foreign import look
-from biosae.errors import InputError, TooManyFailuresError
+from biosae.errors import IdentityError, InputError, TooManyFailuresError
 from biosae.read.decode import ImageReader
 
 h5py = pytest.importorskip("h5py")
@@ -222,6 +222,57 @@ def test_anndata_against_its_own_reader(tmp_path, form):
         pd.testing.assert_frame_equal(
             emb.obs[["n", "text", "flag"]], own[["n", "text", "flag"]].astype({"text": object}), check_names=False
         )
+
+
+@pytest.mark.parametrize("form", ["h5ad", "zarr"])
+def test_categories_of_old_anndata_are_names_not_codes(tmp_path, form):
+    """anndata 0.7 kept categories apart and let the codes' data set refer to them."""
+    path = tmp_path / f"old.{form}"
+    if form == "h5ad":
+        root = h5py.File(path, "w")
+        text = {"dtype": h5py.string_dtype()}
+    else:
+        import zarr
+
+        root, text = zarr.open_group(str(path), mode="w", zarr_format=2), {}
+    root.create_dataset("X", data=vectors(4), shape=(4, 8))
+    obs = root.create_group("obs")
+    obs.attrs.update(
+        {"_index": "index", "encoding-type": "dataframe", "encoding-version": "0.1.0", "column-order": ["donor"]}
+    )
+    obs.create_dataset("index", data=np.array(list("abcd"), **text or {"dtype": "U1"}), shape=(4,))
+    obs.create_dataset("donor", data=np.array([1, 0, -1, 1], "i1"), shape=(4,))
+    levels = obs.create_group("__categories").create_dataset(
+        "donor", data=np.array(["eve", "adam"], **text or {"dtype": "U4"}), shape=(2,)
+    )
+    obs["donor"].attrs["categories"] = levels.ref if form == "h5ad" else "__categories/donor"
+    if form == "h5ad":
+        root.close()
+        assert anndata.read_h5ad(path).obs["donor"].tolist()[:2] == ["adam", "eve"]
+    emb = bs.read.features(path, key="X", patient=None, **SOME)
+    assert emb.obs["donor"].astype(object).where(emb.obs["donor"].notna(), None).tolist() == [
+        "adam", "eve", None, "adam"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["npz", "zarr"])
+def test_files_written_anew_are_not_taken_for_the_old_ones(tmp_path, form):
+    path, ids = tmp_path / f"a.{form}", list("abc")
+
+    def write(X):
+        if form == "npz":
+            np.savez(path, features=X, ids=np.array(ids))
+        else:
+            anndata.AnnData(X, obs=pd.DataFrame(index=ids)).write_zarr(path)
+
+    X = vectors(3)
+    write(X)
+    for _ in range(2):  # the second call takes what is there
+        emb = bs.read.features(path, patient=None, out=tmp_path / "out", **SOME)
+        np.testing.assert_array_equal(emb.array(), X)
+    write(X + 1)
+    with pytest.raises(IdentityError, match=r"written anew since .*; choose another out="):
+        bs.read.features(path, patient=None, out=tmp_path / "out", **SOME)
 
 
 def test_table_of_a_wsidata_store(tmp_path):

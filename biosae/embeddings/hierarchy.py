@@ -140,11 +140,15 @@ def _look_anndata(group: Any, path: Path, key: str | None, id: str | None) -> De
 
 
 def frame(group: Any, n: int, name: str) -> pd.DataFrame:
-    """A data frame of AnnData's on-disk layout: plain and text columns, categories, and numbers with gaps."""
+    """A data frame of AnnData's on-disk layout: plain and text columns, categories (those of anndata 0.7 too), and
+    numbers with gaps."""
     index = group.attrs["_index"]
     columns = {}
     for column in [index, *(c for c in group if c != index)]:
         values = _column(group[column], f"{name}: {column}")
+        if _is_array(group[column]) and "categories" in group[column].attrs:  # anndata 0.7: codes that refer to names
+            levels = group[group[column].attrs["categories"]]
+            values = _categories(values, _column(levels, name), levels.attrs)
         if values is not None:
             if len(values) != n:
                 raise ReadError("wrong_size", f"{name}: the column {column!r} has {len(values)} values for {n} rows")
@@ -159,13 +163,16 @@ def _column(node: Any, name: str) -> Any:
         return _text(values) if values.dtype.kind in "OST" else values if values.ndim == 1 else None
     kind = node.attrs.get("encoding-type")
     if kind == "categorical":
-        codes, levels = _column(node["codes"], name), _column(node["categories"], name)
-        return pd.Categorical.from_codes(codes, pd.Index(levels), ordered=bool(node.attrs.get("ordered", False)))
+        return _categories(_column(node["codes"], name), _column(node["categories"], name), node.attrs)
     if kind in ("nullable-integer", "nullable-boolean", "nullable-string-array"):
         values, gaps = np.asarray(node["values"][()]), np.asarray(node["mask"][()], bool)
         values = pd.Series(_text(values) if values.dtype.kind in "OST" else values).convert_dtypes()
         return values.mask(gaps).to_numpy(object) if kind == "nullable-string-array" else values.mask(gaps).array
     return None
+
+
+def _categories(codes: np.ndarray, levels: Any, attributes: Any) -> pd.Categorical:
+    return pd.Categorical.from_codes(codes, pd.Index(levels), ordered=bool(attributes.get("ordered", False)))
 
 
 def _text(values: np.ndarray) -> np.ndarray:

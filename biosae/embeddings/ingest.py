@@ -15,6 +15,7 @@ from biosae.embeddings import shards
 from biosae.embeddings.described import Described
 from biosae.embeddings.foreign import blocks
 from biosae.embeddings.store import Embeddings, _Memory
+from biosae.errors import IdentityError
 from biosae.files import hash_json
 
 SHARD_ROWS = 16384
@@ -36,8 +37,8 @@ class Chosen:
 
     @property
     def fingerprint(self) -> str:
-        """Hash over ids, and names, sizes and places of the files."""
-        files = [[f.name, f.stat().st_size if f.is_file() else None, d.where, d.n] for f, d in self.files]
+        """Hash over ids, and names, sizes, times of modification and places of the files."""
+        files = [[f.name, *_state(f, d.where), d.where, d.n] for f, d in self.files]
         return hash_json({"ids": self.obs.index.tolist(), "files": files})
 
     def stream(self, rows: int = 4096) -> Iterator[tuple[int, np.ndarray, list[tuple[str, str, str]]]]:
@@ -63,6 +64,13 @@ class Chosen:
                     names = self.obs.index[low + first : low + min(first + rows, len(mine))]
                     nothing = np.full((len(names), described.dim), np.nan, self.dtype)
                     yield low + first, nothing, [(n, error.reason, error.detail) for n in names]
+
+
+def _state(path: Path, where: Any) -> tuple[int, int]:
+    """Bytes of a file, or of the files of a zarr array, and when the last of them was written (ns)."""
+    files = [path] if path.is_file() else [p for p in (path / str(where)).rglob("*") if p.is_file()]
+    found = [p.stat() for p in files]
+    return sum(s.st_size for s in found), max((s.st_mtime_ns for s in found), default=0)
 
 
 def in_memory(chosen: Chosen, identity: dict[str, Any], log: Any) -> Embeddings:
@@ -91,7 +99,13 @@ def to_folder(chosen: Chosen, identity: dict[str, Any], out: Path, log: Any) -> 
         shard_samples=SHARD_ROWS,
     )  # fmt: skip
     shards.obs_bytes(chosen.obs, roles=chosen.roles, mpp=chosen.mpp)  # refuse before the work, not after it
-    entries = shards.begin(folder, plan, resume=True)
+    try:
+        entries = shards.begin(folder, plan, resume=True)
+    except IdentityError as error:
+        raise IdentityError(
+            f"{folder} holds embeddings of other files, rows or settings, or the files were written anew since "
+            f"({str(error).partition('. ')[0]}); choose another out=, or delete this folder"
+        ) from None
     kept, failed = [], []
     pieces = chosen.stream() if len(entries) < shards.n_shards(plan) else ()
     for first, block, bad in _cut(pieces, SHARD_ROWS):
