@@ -260,7 +260,7 @@ def test_messages(tmp_path: Path, call: Callable, error: type[Exception], text: 
 
 def test_folders_of_other_kinds_are_named(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "config.json").write_text('{"model_type": "dinov2", "architectures": ["Dinov2Model"]}')
+    (tmp_path / "hf" / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTModel"]}')
     with pytest.raises(WeightsError, match="transformers model"):
         bs.encoders.load(tmp_path / "hf")
     with pytest.raises(InputError, match="another kind"):

@@ -20,6 +20,8 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "SignalPreprocess": ("biosae.encoders.signals", "SignalPreprocess"),
     "SignalEncoder": ("biosae.encoders.signals", "SignalEncoder"),
     "fingerprint": ("biosae.encoders.base", "fingerprint"),
+    "massive_activations": ("biosae.encoders.massive", "massive_activations"),
+    "massive_values": ("biosae.encoders.massive", "massive_values"),
     "embed": ("biosae.embeddings.extract", "embed"),
 }
 

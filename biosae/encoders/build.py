@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from biosae.encoders.catalog import EncoderInfo
+from biosae.encoders.dinov2 import TimmNames, in_timm_names
 from biosae.encoders.sources import StateFile, Weights
 from biosae.errors import InputError, MissingExtraError, WeightsError, nearest
 
@@ -114,7 +115,9 @@ def _weights_overlay(found: Weights, classifier: str | tuple[str, ...] | None) -
     """The file itself, or its tensors without the classifier where it has one (so that loading stays strict)."""
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     surplus = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
-    state = StateFile(found.file)
+    state = in_timm_names(StateFile(found.file))
+    if isinstance(state, TimmNames):
+        return {"state_dict": dict(state)}
     if not surplus & set(state):
         return {"file": str(found.file)}
     return {"state_dict": {k: state[k] for k in state if k not in surplus}}
@@ -220,6 +223,12 @@ def _own(arch: str | None) -> tuple[Callable[..., nn.Module], type[Encoder], dic
     return networks[arch]
 
 
+def _build_xray(*args: Any, **kwargs: Any) -> Built:
+    from biosae.encoders.xray import build_xray
+
+    return build_xray(*args, **kwargs)
+
+
 def _build_braindecode(*args: Any, **kwargs: Any) -> Built:
     from biosae.encoders.eeg_models import build_braindecode
 
@@ -231,4 +240,5 @@ BUILDERS: dict[str, Callable[..., Built]] = {
     "open_clip": build_open_clip,
     "biosae": build_own,
     "braindecode": _build_braindecode,
+    "torchxrayvision": _build_xray,
 }

@@ -21,7 +21,7 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 """Channel means and standard deviations (red, green, blue, on the 0..1 scale) that have a name."""
 PREPROCESSING = ("size", "mean", "std", "interpolation", "crop_pct")
 """Fields of an entry that say how an image becomes the network's input."""
-LIBRARIES = ("timm", "open_clip", "biosae", "braindecode")
+LIBRARIES = ("timm", "open_clip", "biosae", "braindecode", "torchxrayvision")
 """Libraries that biosae loads itself; entries of another library are facts only."""
 
 

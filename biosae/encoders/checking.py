@@ -12,7 +12,8 @@ from biosae.encoders.sources import FILES, expect_hash, find_folder, from_folder
 from biosae.errors import WeightsError
 from biosae.settings import settings
 
-_PACKAGES = {"timm": "timm", "open_clip": "open_clip", "braindecode": "braindecode", "biosae": "torch"}
+_PACKAGES = {"timm": "timm", "open_clip": "open_clip", "braindecode": "braindecode", "biosae": "torch",
+             "torchxrayvision": "torchvision"}  # fmt: skip
 _EXTRAS = {"braindecode": "eegmodels"}
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from biosae.encoders.build import BUILDERS, Built
 from biosae.encoders.catalog import PREPROCESSING, STATISTICS, EncoderInfo, canonical, catalogue, info
+from biosae.encoders.dinov2 import in_timm_names
 from biosae.encoders.preprocess import Preprocess
 from biosae.encoders.signals import GAPS, SIGNAL_PREPROCESSING, signal_preprocess
 from biosae.encoders.sources import StateFile, Weights, check_loaded, expect_hash, find, from_folder
@@ -132,7 +133,7 @@ def load(
         torch.default_generator.manual_seed(random_state)  # torch.manual_seed would also reset the GPUs' generators
         built = BUILDERS[facts.library](facts, found, extra, resized="size" in overrides, random=random)
     if found is not None and not random:
-        check_loaded(built.network, StateFile(found.file))
+        check_loaded(built.network, in_timm_names(StateFile(found.file)))
     built, preprocess = _preprocess(built, resize, overrides, random=random)
     sha256 = f"random:{random_state}" if random else facts.source if blank else found.sha256
     encoder = built.adapter(
@@ -174,6 +175,7 @@ def _preprocess(built: Built, resize: str | None, overrides: Mapping[str, Any], 
         interpolation=facts.interpolation,
         crop_pct=facts.crop_pct,
         resize=resize,
+        grey=facts.library == "torchxrayvision",
         target_mpp=facts.mpp,
         min_size=facts.patch if facts.arch == "nic" else 1,
     )
@@ -302,7 +304,8 @@ def _config_preprocessing(found: Weights | None) -> dict[str, Any]:
         own = config["pretrained_cfg"]
         given = {k: own[k] for k in ("mean", "std", "interpolation", "crop_pct") if k in own}
         mode = own.get("crop_mode", "center")
-        return given | {"size": own["input_size"][-1], "resize": {"center": "shorter"}.get(mode, mode)}
+        given |= {"size": own["input_size"][-1]} if "input_size" in own else {}
+        return given | {"resize": {"center": "shorter"}.get(mode, mode)}
     if found.library == "open_clip":
         own = config.get("preprocess_cfg", {})
         mean, std = STATISTICS["openai"]
@@ -356,7 +359,7 @@ def _with_preprocessing(
         interpolation=values.get("interpolation", "bicubic"),
         crop_pct=float(values.get("crop_pct", 1.0)),
         pool=given.get("pool", facts.pool),
-    ), values.get("resize", "shorter")
+    ), values.get("resize", "crop" if facts.library == "torchxrayvision" else "shorter")
 
 
 def _architecture_preprocessing(arch: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ FILES = {
     ),
     "biosae": ("model.safetensors",),
     "braindecode": ("model.safetensors", "pytorch_model.bin"),
+    "torchxrayvision": ("model.safetensors", "pytorch_model.bin", "model.pth", "model.pt"),
 }
 """Weight files of a folder or repository, by library, most wanted first."""
 OWN_FOLDERS = {"robustsleepnet_eeg": "robustsleepnet", "wildecg_resnet1d": "wildecg"}
@@ -70,6 +71,10 @@ def _describe(folder: Path, library: str | None) -> tuple[str | None, str | None
         return "braindecode", None, config
     if "pretrained_cfg" in config and isinstance(arch, str):
         return "timm", arch, config
+    if config.get("model_type") == "dinov2":
+        from biosae.encoders.dinov2 import ARCH, as_timm_config
+
+        return "timm", ARCH, as_timm_config(folder, config)
     if "model_type" in config:
         raise WeightsError(
             f"{folder.name}/config.json is a transformers model ({config['model_type']}), which biosae does not load: "
