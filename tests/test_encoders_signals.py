@@ -68,6 +68,14 @@ def test_amplitude_rules_by_hand() -> None:
     assert AMPLITUDES["zscore"](spike).max() > 30 and AMPLITUDES["zscore_clip15"](spike).max() == 15
 
 
+def test_a_flat_channel_is_zero_behind_the_band_pass() -> None:
+    """A lead that hangs at -5 mV holds no signal; what the filter leaves of it is rounding."""
+    step = SignalPreprocess(rate=100, amplitude="zscore", band=(0.5, 40.0))
+    wave = np.sin(np.arange(1000) / 5)
+    found = step(np.stack([np.full(1000, -5.0), wave]).astype(np.float32))
+    assert not found[0].any() and 0.9 < found[1].std() < 1.1
+
+
 def test_labram_gets_microvolts_by_100_from_volts(tmp_path: Path) -> None:
     """Trap of a factor of 1e4: 50 uV given in V, mV or uV is 0.5 at the network."""
     encoder = bs.encoders.load("labram", weights="random", band=(0, 1000), seconds=2, args={"num_layers": 1})
@@ -411,7 +419,8 @@ def save_braindecode(folder: Path, name: str) -> tuple[Any, torch.Tensor, tuple[
 
     arch = bs.encoders.info(name).arch
     args = dict(SMALL[name])
-    names = tuple(args.get("chs_info", ())) or tuple(f"c{i}" for i in range(args["n_chans"]))
+    names = tuple(args.get("chs_info", ())) or bs.encoders.info(name).channels
+    names = names or tuple(f"c{i}" for i in range(args["n_chans"]))
     if "chs_info" in args:
         args["chs_info"] = channel_info(args["chs_info"])
     with torch.random.fork_rng(devices=[]):
@@ -463,6 +472,20 @@ def test_braindecode_folder_gives_the_classes_own_features(tmp_path: Path, name:
         torch.testing.assert_close(suited.forward(x[:1], "blocks.0")["blocks.0"], suited.forward(x, 0)["blocks.0"][:1])
     identity = json.loads(json.dumps(suited.identity()))
     assert identity["architecture"]["arch"] == bs.encoders.info(name).arch
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_biot_takes_its_derivations_by_name_in_their_order(tmp_path: Path) -> None:
+    """Each derivation has an embedding of its own: another order, or electrodes instead, would be other channels."""
+    pytest.importorskip("skorch", reason="braindecode is not installed")
+    _, x, names = save_braindecode(tmp_path / "biot-prest-16chs", "biot-prest-16chs")
+    assert names[:4] == ("FP1-F7", "F7-T7", "T7-P7", "P7-O1") and len(names) == 16
+    encoder = bs.encoders.load("biot-prest-16chs", weights=tmp_path / "biot-prest-16chs")
+    turned = signals([x[0].numpy()[::-1]], rate=200, channels=names[::-1])
+    found = encoder.suited(turned).preprocess(turned[0])
+    torch.testing.assert_close(found, encoder.preprocess(x[0].numpy()))
+    with pytest.raises(InputError, match="FP1-F7"):
+        encoder.suited(signals([x[0].numpy()], rate=200, channels=TEN_TWENTY[:16]))
 
 
 @pytest.mark.filterwarnings("ignore")

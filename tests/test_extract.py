@@ -74,6 +74,16 @@ def test_images_of_several_shapes_are_grouped_and_keep_their_order(tmp_path: Pat
     assert emb.obs.index.tolist() == samples.obs.index.tolist()
 
 
+def test_items_of_many_shapes_take_no_more_memory_than_they_have() -> None:
+    from biosae.embeddings.batches import load_batch
+
+    items = [np.full((1, n), n, np.float32) for n in range(1, 33)]
+    batch = load_batch(items, torch.from_numpy, range(32), False)
+    held = sum(buffer.untyped_storage().nbytes() for buffer, _ in batch.groups.values())
+    assert held == sum(item.nbytes for item in items)
+    assert all((buffer == shape[1]).all() and at == [shape[1] - 1] for shape, (buffer, at) in batch.groups.items())
+
+
 def test_tokens_of_another_grid_are_failures(tmp_path: Path) -> None:
     samples = make_samples(10, faults={4: "wide", 7: "tall"})  # both have 8 tokens, in other grids than the 2 x 2
     with pytest.warns(UserWarning, match="2 of 10"):

@@ -223,7 +223,7 @@ def test_units_montage_and_reference():
     np.testing.assert_allclose(x, [1.5 * t, -1.5 * t], rtol=1e-6)
     with pytest.raises(ReadError, match=r"no_unit.*'Cz' states no unit.*units="):
         reader("F7", "Cz").window(recording, 0, 1)
-    with pytest.raises(ReadError, match=r"no_unit.*cannot be turned into"):
+    with pytest.raises(ReadError, match=r"no_unit.*cannot be turned into.*channels="):
         reader("F7", unit="degC").window(recording, 0, 1)
     assert recording.reads and reader("F7").spec()["kind"] == "signal"
 

@@ -85,6 +85,7 @@ def prefetch(jobs: Sequence[Job], load: Callable[[Job], Loaded], n_jobs: int) ->
 def load_batch(samples: Any, preprocess: Callable, positions: range, pin: bool) -> Loaded:
     """Read and preprocess one batch into one tensor a shape; a failing item is noted and left out."""
     batch = Loaded()
+    found: dict[tuple[int, ...], tuple[list[torch.Tensor], list[int]]] = {}
     for at in positions:
         stage = "read"
         try:
@@ -97,11 +98,11 @@ def load_batch(samples: Any, preprocess: Callable, positions: range, pin: bool) 
         except Exception as error:
             batch.failed[at] = (f"{stage}_error", f"{type(error).__name__}: {error}")
             continue
-        shape = tuple(tensor.shape)
-        if shape not in batch.groups:
-            batch.groups[shape] = (torch.empty((len(positions), *shape), dtype=tensor.dtype, pin_memory=pin), [])
-        buffer, members = batch.groups[shape]
-        buffer[len(members)] = tensor
+        items, members = found.setdefault(tuple(tensor.shape), ([], []))
+        items.append(tensor)
         members.append(at)
-    batch.groups = {shape: (buffer[: len(members)], members) for shape, (buffer, members) in batch.groups.items()}
+    for shape, (items, members) in found.items():
+        buffer = torch.empty((len(items), *shape), dtype=items[0].dtype, pin_memory=pin)
+        batch.groups[shape] = (torch.stack(items, out=buffer), members)
+        items.clear()
     return batch

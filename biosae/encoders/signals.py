@@ -159,7 +159,10 @@ class SignalPreprocess:
         if self.factors is not None:
             x = x * np.asarray(self.factors)[:, None]
         if self.band is not None:
+            level = _TINY * np.abs(x).max(axis=1, keepdims=True)
             x = self._filtered(x)
+            # what is left of a flat channel is the filter's rounding, which an amplitude rule would scale up
+            x = np.where(np.abs(x).max(axis=1, keepdims=True) > level, x, 0.0)
         return torch.from_numpy(np.ascontiguousarray(AMPLITUDES[self.amplitude](x), dtype=np.float32))
 
     def _usable(self, n: int) -> int:

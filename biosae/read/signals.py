@@ -278,7 +278,7 @@ class SignalReader:
                 for (p, m), unit in zip(places, self.channel_units)
             ]  # fmt: skip
         except InputError as error:
-            raise ReadError("no_unit", str(error)) from None
+            raise ReadError("no_unit", f"{error}; choose channels= of one kind, or another unit=") from None
         rates = {header.channels[i].rate for place in places for i in place if i is not None}
         if self.rate is None and len(rates) > 1:
             shown = ", ".join(f"{r:g}" for r in sorted(rates))
