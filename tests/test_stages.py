@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from biosae.errors import FormatError, InputError
+from biosae.errors import FormatError, InputError, TooManyFailuresError
 from biosae.pipeline import run
 from biosae.pipeline.config import find_input, load_config, parse_config, parse_samples
-from biosae.pipeline.inputs import read_samples
+from biosae.pipeline.inputs import content, read_samples
 from biosae.pipeline.stages import Stage, run_stages
 from biosae.settings import settings
 
@@ -180,3 +180,27 @@ def test_indicators_and_filters_of_samples(tmp_path):
         read_samples(parse_samples({**raw, "where": {"views": ["PA"]}}), base=tmp_path, random_state=0)
     with pytest.raises(InputError, match="takes no 'rates'"):
         read_samples(parse_samples({**raw, "options": {"rates": 3}}), base=tmp_path, random_state=0)
+    wrong = {"indicators": {"male": {"column": "sex", "values": ["m"]}}}
+    with pytest.raises(InputError, match="0 throughout: 'sex' never is 'm'"):
+        read_samples(parse_samples({**raw, **wrong}), base=tmp_path, random_state=0)
+    half = pd.read_csv(tmp_path / "t.csv").assign(path=["a.png", "a.png", "none.png", "a.png"])
+    half.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(TooManyFailuresError):
+        read_samples(parse_samples(raw), base=tmp_path, random_state=0, max_failures=0.2)
+    with pytest.warns(UserWarning, match="1 of 4 files are missing"):
+        assert len(read_samples(parse_samples(raw), base=tmp_path, random_state=0, max_failures=0.3)) == 3
+
+
+def test_what_lies_beside_a_table_and_is_no_data_does_not_count(tmp_path):
+    """A run folder, a pipeline file or a repository beside the table would make every run begin anew."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"1")
+    (tmp_path / "t.csv").write_text("path\nimages/a.png\n")
+    before = content(tmp_path / "t.csv")
+    for name in ("study.toml", "look.ipynb", ".git/index", "runs/x/stages/samples.json", "runs/x/report.html"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert content(tmp_path / "t.csv") == before
+    (tmp_path / "images" / "a.png").write_bytes(b"22")
+    assert content(tmp_path / "t.csv") != before
+    assert content(tmp_path / "images") != content(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,19 @@ from biosae.errors import InputError, nearest
 from biosae.files import hash_file, hash_json
 from biosae.pipeline.config import EncoderConfig, SamplesConfig, find_input
 
+_TEXTS = (".toml", ".ipynb", ".py", ".md")  # pipelines, notebooks, scripts: not data, and saved often
 
-def read_samples(section: SamplesConfig, *, base: Path, random_state: int, failures: Path | None = None) -> Samples:
+
+def read_samples(
+    section: SamplesConfig,
+    *,
+    base: Path,
+    random_state: int,
+    failures: Path | None = None,
+    max_failures: float | None = None,
+) -> Samples:
     """Samples as a ``[samples]`` section describes them, split if it says so; files that a reader could not use are
-    listed in ``failures``."""
+    listed in ``failures`` and may be a share of ``max_failures`` (None: the reader's own)."""
     from biosae import read
     from biosae.data import phantom, split
 
@@ -30,8 +40,9 @@ def read_samples(section: SamplesConfig, *, base: Path, random_state: int, failu
         unknown = [k for k in options if k not in known]
         if unknown:
             raise InputError(f"[samples]: {section.source} takes no {unknown[0]!r}; {nearest(unknown[0], known)}")
-        if failures is not None and "failures" in known:
-            options.setdefault("failures", failures)
+        for name, value in (("failures", failures), ("max_failures", max_failures)):
+            if value is not None and name in known:
+                options.setdefault(name, value)
         samples = reader(find_input(section.table, base=base), **options)
     samples = _derived(samples, section)
     if section.split_by is not None:
@@ -47,6 +58,10 @@ def _derived(samples: Samples, section: SamplesConfig) -> Samples:
     new = {}
     for name, i in section.indicators.items():
         values = samples.obs[i.column]
+        if not values.isin(i.values).any():
+            there = [str(v) for v in values.dropna().unique()]
+            wrong = f"{i.column!r} never is {i.values[0]!r}; {nearest(str(i.values[0]), there)}"
+            raise InputError(f"[samples.indicators.{name}] would be 0 throughout: {wrong}")
         new[name] = values.isin(i.values).astype(float).where(values.notna()).to_numpy()
     for name in new:
         if name in samples.obs:
@@ -130,18 +145,28 @@ def in_split(obs: Any, part: str) -> Any:
 
 
 def content(path: Path) -> str:
-    """Hash of a file's bytes; of a folder, the names, sizes and modification times of the files in it."""
+    """Hash of a table's bytes, and of the names, sizes and modification times of the files below its folder; of another
+    file's bytes; of a folder, of what lies in it. Left out are hidden files, run folders, and texts beside a table."""
     if path.is_file():
-        beside = path.parent
         table = hash_file(path)
-        return hash_json([table, _listing(beside)]) if path.suffix in (".csv", ".tsv", ".parquet") else table
+        if path.suffix not in (".csv", ".tsv", ".parquet"):
+            return table
+        return hash_json([table, [entry for entry in _listing(path.parent) if not entry[0].endswith(_TEXTS)]])
     return hash_json(_listing(path))
 
 
 def _listing(folder: Path) -> list[tuple[str, int, int]]:
     found = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
-            stat = path.stat()
-            found.append((path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
-    return found
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [f for f in folders if not f.startswith(".") and not _is_run(Path(parent, f))]
+        for name in names:
+            path = Path(parent, name)
+            if not name.startswith(".") and path.is_file():
+                stat = path.stat()
+                found.append((path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
+    return sorted(found)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a pipeline was run into this folder."""
+    return (folder / "stages" / "samples.json").is_file()

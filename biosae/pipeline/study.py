@@ -167,7 +167,10 @@ class Study:
 
     def _write_samples(self, section: SamplesConfig, target: str) -> None:
         failures = (self.folder / target).parent / "failures.csv"
-        samples = read_samples(section, base=self.base, random_state=self.config.random_state, failures=failures)
+        c = self.config
+        samples = read_samples(
+            section, base=self.base, random_state=c.random_state, failures=failures, max_failures=c.max_failures
+        )
         first = section is self.config.samples
         check_columns(samples, self.config.columns() if first else self._columns_of_second())
         (self.folder / target).parent.mkdir(parents=True, exist_ok=True)
