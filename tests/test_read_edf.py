@@ -391,6 +391,28 @@ def test_conductance_of_brainvision(tmp_path):
         np.testing.assert_allclose(recording.read([0], 0, 5), 3.0)
 
 
+def test_no_window_spans_a_pause_of_brainvision(tmp_path):
+    pytest.importorskip("mne")
+    np.r_[np.zeros(1000), np.ones(1000)].astype("<f4").tofile(tmp_path / "a.eeg")
+    (tmp_path / "a.vhdr").write_text(
+        "Brain Vision Data Exchange Header File Version 1.0\n[Common Infos]\nCodepage=UTF-8\nDataFile=a.eeg\n"
+        "MarkerFile=a.vmrk\nDataFormat=BINARY\nDataOrientation=MULTIPLEXED\nNumberOfChannels=1\n"
+        "SamplingInterval=10000\n[Binary Infos]\nBinaryFormat=IEEE_FLOAT_32\n[Channel Infos]\nCh1=Cz,,1,uV\n"
+    )
+    (tmp_path / "a.vmrk").write_text(
+        "Brain Vision Data Exchange Marker File, Version 1.0\n[Common Infos]\nDataFile=a.eeg\n[Marker Infos]\n"
+        "Mk1=New Segment,,1,1,0,20200101120000000000\nMk2=Stimulus,S  1,951,1,0\nMk3=Stimulus,S  1,1101,1,0\n"
+        "Mk4=New Segment,,1001,1,0,20200101130000000000\n"
+    )
+    options = {"patient": None, "n_jobs": 1}
+    windows = bs.read.edf(tmp_path / "a.vhdr", window=4.0, **options)
+    assert windows.obs["start"].tolist() == [0.0, 4.0, 12.0, 16.0]
+    assert bs.read.edf(tmp_path / "a.vhdr", window=5.0, **options).obs["start"].tolist() == [0.0, 5.0, 10.0, 15.0]
+    marks = bs.read.edf(tmp_path / "a.vhdr", around="Stimulus/S  1", after=1.0, **options)
+    assert marks.obs["start"].tolist() == [11.0] and (marks[0] == 1).all()
+    assert len(bs.read.edf(tmp_path / "a.vhdr", **options)) == 1
+
+
 def test_epochs_of_eeglab_lie_one_behind_the_other(eeg_formats):
     mne = pytest.importorskip("mne")
     path = eeg_formats / "files" / "test_epochs_onefile.set"
@@ -399,6 +421,9 @@ def test_epochs_of_eeglab_lie_one_behind_the_other(eeg_formats):
     samples = bs.read.edf(pd.DataFrame({"path": [str(path)]}), patient=None, around=labels, n_jobs=1)
     assert len(samples) == len(epochs)
     np.testing.assert_allclose(np.stack([samples[i] for i in range(4)]), epochs * 1e6, rtol=1e-5)
+    seconds = bs.read.record(path).facts["epoch_seconds"]
+    halves = bs.read.edf(path, patient=None, window=0.75 * seconds, n_jobs=1)  # the second would span two epochs
+    assert halves.obs["start"].round(6).tolist()[:2] == [0.0, round(2.25 * seconds, 6)]
 
 
 def test_parts_that_are_missing_or_short(eeg_formats, tmp_path):

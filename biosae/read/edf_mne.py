@@ -20,6 +20,7 @@ from biosae.read.mat5 import check_mat5
 from biosae.read.signals import Channel, Header, marks_table
 
 _GAP = "BAD_ACQ_SKIP"  # MNE's mark of a span that was not recorded
+_BREAK = re.compile(r"(bad[ _]|edge )?boundary|new segment/.*", re.IGNORECASE)  # what follows was recorded later
 _STIM = 3  # FIFFV_STIM_CH
 # FIFF's unit of a channel -> the unit given, and its number in one of MNE's (SI)
 _FIFF_UNITS = {107: ("uV", 1e6), 112: ("fT", 1e15), 201: ("fT/cm", 1e13)}
@@ -68,6 +69,10 @@ class MneFile:
         check_span(n / rate, (n - sum(b - a for a, b in self._gaps)) / rate)
         facts = {"format": format}
         facts |= {k: float(raw.info[k]) for k in ("highpass", "lowpass") if np.isfinite(raw.info.get(k) or np.nan)}
+        breaks = [
+            o for o, label in zip(annotations["onset"], annotations["label"]) if o > 0 and _BREAK.fullmatch(label)
+        ]
+        facts |= {"breaks": breaks} if breaks else {}
         self.header = Header(channels, n / rate, annotations, facts)
 
     def read(self, channels: Sequence[int], first: int, count: int) -> np.ndarray:
@@ -127,7 +132,8 @@ class Epochs:
         length_s = length / rate
         codes = epochs.events[:, 2].tolist()
         marks = marks_table([(k * length_s, length_s, str(names.get(code, code))) for k, code in enumerate(codes)])
-        facts = {"format": "EEGLAB epochs", "epochs": n_epochs, "epoch_seconds": length_s}
+        facts: dict[str, Any] = {"format": "EEGLAB epochs", "epochs": n_epochs, "epoch_seconds": length_s}
+        facts["breaks"] = [k * length_s for k in range(1, n_epochs)]
         self.header = Header(channels, n_epochs * length / rate, marks, facts)
 
     def read(self, channels: Sequence[int], first: int, count: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -77,6 +78,7 @@ def signal_samples(
     segment
         Picklable; gives each recording's windows in place of ``window``, ``step`` and ``around``.
 
+    Windows that hold a break of the recording (``header.facts["breaks"]``, s) are left out, except whole recordings.
     Recordings that give no window are listed in ``samples.failures`` (``too_short``) and do not count as failed.
     """
     if window is not None and around is not None:
@@ -239,7 +241,11 @@ class _Cut:
                 why = f"it has {seconds:g} s" if self.labels is None else self._no_mark(recording.header.annotations)
                 if self.window is not None and min(self.window, self.step or self.window) * rate < 0.5:
                     raise ReadError("too_short", f"a window or step of less than one sample at {rate:g} Hz")
-                rows = [self._row(recording, *span) for span in self._spans(recording.header, seconds)]
+                spans = self._spans(recording.header, seconds)
+                breaks = () if self.window is None and self.labels is None else recording.header.facts.get("breaks", ())
+                whole = [span for span in spans if not torn(breaks, span[0], span[1], rate)]
+                why = "its parts (boundaries, epochs) are shorter than the windows" if spans and not whole else why
+                rows = [self._row(recording, *span) for span in whole]
         finally:
             recording.close()
         table = pd.DataFrame(rows)
@@ -284,6 +290,13 @@ class _Cut:
         if self.quality:
             row |= quality(self.reader.window(recording, row["start"], duration), self.reader, self.artefact)
         return row
+
+
+def torn(breaks: Sequence[float], start: float, duration: float, rate: float) -> bool:
+    """Whether a recording was interrupted within a window: a break (s, in order) lies more than half a sample inside."""
+    edge = 0.5 / rate + _EDGE
+    first = bisect_right(breaks, start + edge)
+    return first < len(breaks) and breaks[first] < start + duration - edge
 
 
 def covering(annotations: pd.DataFrame, start: float, duration: float) -> tuple[str | None, float]:
