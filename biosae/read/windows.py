@@ -293,7 +293,7 @@ class _Cut:
 
 
 def torn(breaks: Sequence[float], start: float, duration: float, rate: float) -> bool:
-    """Whether a recording was interrupted within a window: a break (s, in order) lies more than half a sample inside."""
+    """Whether a recording was interrupted within a window: a break (s, in order) lies over half a sample inside."""
     edge = 0.5 / rate + _EDGE
     first = bisect_right(breaks, start + edge)
     return first < len(breaks) and breaks[first] < start + duration - edge
