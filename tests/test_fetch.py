@@ -536,6 +536,9 @@ def _linked_zip(path: Path) -> Path:
         (lambda f: _linked_zip(f / "a.zip"), "holds a link"),
         (lambda f: _cut(zipped(f / "a.zip", {"a": BIG})), "damaged"),
         (lambda f: _cut(tarred(f / "a.tar.gz", {"a": BIG})), "damaged"),
+        (lambda f: _written(f / "a.bz2", b"BZh9" + bytes(200)), "damaged"),
+        (lambda f: _written(f / "a.zip", _deflate64(f)), "by hand"),
+        (lambda f: zipped(f / "a.zip", {"b/c": b"x", "b": b"y"}), "one place twice"),
     ],
 )
 def test_unsafe_and_damaged_archives_leave_nothing(tmp_path: Path, make, why: str) -> None:
@@ -544,6 +547,21 @@ def test_unsafe_and_damaged_archives_leave_nothing(tmp_path: Path, make, why: st
     with pytest.raises(FormatError, match=why):
         unpack(archive)
     assert [p.name for p in tmp_path.rglob("*")] == ["in", archive.name]
+
+
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def _deflate64(folder: Path) -> bytes:
+    """A zip whose member states a way of packing that Python does not have."""
+    made = zipped(folder / "b.zip", {"a": BIG})
+    data = bytearray(made.read_bytes())
+    made.unlink()
+    for at in (8, data.rfind(b"PK\1\2") + 10):
+        data[at : at + 2] = (9).to_bytes(2, "little")
+    return bytes(data)
 
 
 def _cut(path: Path) -> Path:

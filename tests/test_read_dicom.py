@@ -649,11 +649,12 @@ def test_folders_tables_and_single_files(tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(InputError, match="no DICOM file"):
         bs.read.dicom(tmp_path / "nothing", patient=None)
-    for wrong in ("auto", (1,), (40, 0), ("percentile", 5), ("percentile", 90, 10), ("file", -1)):
+    for wrong in ("auto", (1,), (40, 0), ("percentile", 5), ("percentile", 90, 10), ("file", -1), ()):
         with pytest.raises(InputError, match="window="):
             bs.read.dicom(folder, patient=None, window=wrong)
-    with pytest.raises(InputError, match="frames="):
-        bs.read.dicom(folder, patient=None, frames="last")
+    for wrong in ("last", None, 1.5, -1, True):
+        with pytest.raises(InputError, match="frames="):
+            bs.read.dicom(folder, patient=None, frames=wrong)
 
 
 def test_files_without_the_preamble(tmp_path):

@@ -276,7 +276,8 @@ def test_images_that_no_atlas_fits(tmp_path: Path) -> None:
         ({"as_": "regions", "plane": "axial"}, "belongs to as_='slices'"), ({"step": 1.5}, "whole number"),
         ({"percentiles": (5, 1)}, "rising"), ({"percentiles": (1, 101)}, "rising"), ({"volume": -1}, "from 0"),
         ({"limits": (0, 1), "percentiles": (1, 2)}, "not both"), ({"patient": ...}, "patient"),
-        ({"space_unit": "inch"}, "'mm'"),
+        ({"space_unit": "inch"}, "'mm'"), ({"step": "2"}, "a number above 0"), ({"volume": "0"}, "from 0"),
+        ({"limits": "ab"}, "rising"), ({"percentiles": 5}, "rising"), ({"limits": (0, None)}, "rising"),
     ],
 )  # fmt: skip
 def test_wrong_questions(tmp_path: Path, options: dict, words: str) -> None:

@@ -82,6 +82,14 @@ def unpack(archive: str | os.PathLike, *, max_bytes: int | None = None) -> Path:
         os.replace(made, target)
     except _DAMAGED as error:
         raise FormatError(f"{archive} is damaged ({error}); fetch it again") from None
+    except NotImplementedError as error:  # Deflate64, as Windows packs more than 2 GB
+        raise FormatError(f"{archive} cannot be unpacked here ({error}); unpack it by hand, with 7-Zip say") from None
+    except FileExistsError:
+        raise FormatError(f"{archive} names one place twice; it was not unpacked") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise FormatError(f"{archive} is damaged ({error}); fetch it again") from None  # how bz2 says it
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target

@@ -117,7 +117,8 @@ def dicom(
     >>> lung = bs.read.dicom("ct", patient="tag:PatientID", window=(-600, 1500))  # doctest: +SKIP
     """
     require("pydicom", extra="dicom")
-    if not (frames in ("all", "first", "middle") if isinstance(frames, str) else frames >= 0):
+    whole = isinstance(frames, int | np.integer) and not isinstance(frames, bool) and frames >= 0
+    if not whole and frames not in ("all", "first", "middle"):
         raise InputError(f"frames={frames!r}; valid: 'all', 'first', 'middle', or the number of a frame, from 0")
     reader = DicomReader(window=window, force=force)
     tags = check_tags(tags, deidentify=deidentify)

@@ -65,7 +65,7 @@ def window_setting(window: Any) -> Any:
         return window
     parts = list(window) if isinstance(window, list | tuple) else [window]
     numbers = parts[1:] if parts and isinstance(parts[0], str) else parts
-    if all(isinstance(n, int | float | np.number) and math.isfinite(n) for n in numbers):
+    if parts and all(isinstance(n, int | float | np.number) and math.isfinite(n) for n in numbers):
         numbers = [float(n) for n in numbers]
         if parts[0] == "file" and len(numbers) == 1 and numbers[0] >= 0 and numbers[0] % 1 == 0:
             return ["file", int(numbers[0])]

@@ -169,20 +169,28 @@ def _check(given: Mapping[str, Any], as_: str) -> None:
     if given["plane"] is not None and given["plane"] not in PLANES:
         raise InputError(f"plane={given['plane']!r}; {nearest(given['plane'], PLANES)}")
     for name in ("step", "tr", "window"):
-        if given[name] is not None and not 0 < given[name] < np.inf:
-            raise InputError(f"{name}={given[name]} must be above 0")
+        if given[name] is not None and not (_is_number(given[name]) and 0 < given[name] < np.inf):
+            raise InputError(f"{name}={given[name]!r} must be a number above 0")
     if as_ == "slices" and given["step"] is not None and given["step"] != int(given["step"]):
         raise InputError(f"step={given['step']} must be a whole number of slices")
     if as_ != "slices" and given["step"] is not None and given["window"] is None:
         raise InputError("step= needs window= (the length of the windows, in seconds)")
-    if given["volume"] is not None and (given["volume"] != int(given["volume"]) or given["volume"] < 0):
-        raise InputError(f"volume={given['volume']} must be a number from 0")
+    v = given["volume"]
+    if v is not None and not (_is_number(v) and v >= 0 and v % 1 == 0):
+        raise InputError(f"volume={v!r} must be a whole number from 0")
     if given["limits"] is not None and given["percentiles"] is not None:
         raise InputError("give limits= (values) or percentiles=, not both")
     for name, least, most in (("limits", -np.inf, np.inf), ("percentiles", 0, 100)):
         pair = given[name]
-        if pair is not None and not (len(pair) == 2 and least <= pair[0] < pair[1] <= most and np.isfinite(pair).all()):
+        if pair is None:
+            continue
+        two = isinstance(pair, list | tuple | np.ndarray) and len(pair) == 2 and all(map(_is_number, pair))
+        if not (two and least <= pair[0] < pair[1] <= most and np.isfinite(pair).all()):
             raise InputError(f"{name}={pair!r} must be two rising numbers")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _joined(
