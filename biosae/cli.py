@@ -113,6 +113,8 @@ def read_command(
     from biosae.pipeline.config import parse_samples
     from biosae.pipeline.inputs import read_samples
 
+    if out.suffix != ".parquet":  # said now, not after hours of reading
+        raise InputError(f"samples are saved as Parquet; name the file {out.with_suffix('.parquet').name!r}")
     options = dict(_assignment(text) for text in option or [])
     section = parse_samples(
         {"source": reader, "table": str(table.absolute()), "patient": patient, "patient_unknown": patient_unknown,

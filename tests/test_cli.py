@@ -220,6 +220,8 @@ def test_read_keeps_samples_and_lists_what_it_cannot_use(tmp_path, capsys):
     )
     assert run("read", "images", tmp_path, "--patient-unknown", "--out", out) == 0
     assert bs.Samples.load(out).ids.tolist() == ["good.png"]
+    message = refused(capsys, "read", "images", "nowhere", "--patient-unknown", "--out", out.with_suffix(".csv"))
+    assert "saved as Parquet" in message  # before anything is read
     message = refused(capsys, "read", "dicom", tmp_path, "--patient-unknown", "--out", out)
     assert "max_failures" in message and "failures.csv" in message
     assert (tmp_path / "out/failures.csv").is_file()

@@ -283,6 +283,11 @@ def test_masks_must_fit_their_image(photos):
         bs.read.images(table.drop(columns="mask"), patient=None, root=folder).mask(0)
     with pytest.raises(InputError, match="pass mask="):
         bs.read.images(table.drop(columns="mask"), patient=None, root=folder, parts={1: "x"})
+    named = bs.read.images(table, patient=None, root=folder, mask="mask", parts={"1": "leaf"})  # as TOML has it
+    assert named.meta["parts"] == {"leaf": 1}
+    for wrong in ({1: "x", 2: "x"}, {-1: "x"}, {1.5: "x"}, {"one": "x"}, {70000: "x"}):
+        with pytest.raises(InputError, match="different names to whole numbers"):
+            bs.read.images(table, patient=None, root=folder, mask="mask", parts=wrong)
 
 
 # -- real packs --------------------------------------------------------------------------------------------------------

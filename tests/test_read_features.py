@@ -107,6 +107,8 @@ def test_files_named_by_a_table_carry_its_columns(slides):
     table = pd.DataFrame({"path": ["s2.h5", "s1.h5"], "donor": ["b", "a"], "centre": ["N", "S"]})
     emb = bs.read.features(table, root=folder, encoder="uni", patient="donor", site="centre")
     assert emb.obs.groupby("slide")[["patient", "site"]].first().to_numpy().tolist() == [["a", "S"], ["b", "N"]]
+    with pytest.raises(InputError, match="column 'file', which this reader fills"):
+        bs.read.features(table.assign(file="x"), root=folder, encoder="uni", patient="donor")
     missing = pd.concat([table, table.head(1).assign(path="s3.h5")])
     with pytest.raises(TooManyFailuresError, match="1 of 3 files or rows"):
         bs.read.features(missing, root=folder, encoder="uni", patient="donor")

@@ -245,6 +245,9 @@ def _files(source: Any, path: str, root: Any, columns: list[str]) -> tuple[pd.Da
         raise InputError(
             f"no column {path!r} with the files' paths; pass path= its name. {nearest(path, table.columns)}"
         )
+    table.columns = table.columns.map(str)
+    if "file" in table and path != "file":
+        raise InputError("the table has a column 'file', which this reader fills; rename it")
     return table.drop(columns="folder", errors="ignore"), Path(home if root is None else root).absolute()
 
 

@@ -199,7 +199,7 @@ def _joined(obs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 def _named_parts(parts: Mapping[int, str], mask: str | None) -> dict[str, int]:
     if mask is None:
         raise InputError("parts= names the numbers in masks; pass mask= the column of the masks' files")
-    named = {str(name): value for value, name in parts.items()}
-    if len(named) < len(parts) or any(int(v) != v or not 0 <= v <= 65535 for v in named.values()):
+    named = {str(name): str(value) for value, name in parts.items()}  # a TOML or JSON file can only hold "1"
+    if len(named) < len(parts) or not all(v.isdecimal() and int(v) <= 65535 for v in named.values()):
         raise InputError(f"parts={dict(parts)!r} must give different names to whole numbers from 0 to 65535")
     return {name: int(value) for name, value in named.items()}
