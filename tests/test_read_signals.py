@@ -350,6 +350,13 @@ def test_questions_that_are_refused(folder, options, said):
         bs.read.edf(folder, patient=None, n_jobs=1, **options)
 
 
+@pytest.mark.parametrize("name", ["duration", "annotation", "missing_share"])
+def test_a_column_that_the_reader_fills_is_refused_before_any_file_is_read(tmp_path, name):
+    table = pd.DataFrame({"path": ["absent.edf"], name: [1.0]})
+    with pytest.raises(InputError, match=f"column '{name}', which this reader fills; rename it"):
+        bs.read.edf(table, patient=None, root=tmp_path, window=1.0)
+
+
 def test_refusals_say_the_remedy(folder):
     with pytest.raises(InputError, match="patient=None"):
         bs.read.edf(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from biosae.read.table import record_table
 
 _EDGE = 1e-6  # s; windows that end this much behind the recording still fit
 FLAT = 1e-6  # a channel whose range in a window is below this share of its unit's scale (1 uV for volts) is flat
+FILLED = ("start", "duration", "channel_rates", "annotation", "annotation_share")
+QUALITY = ("missing_share", "flat_channels", "bad_channels", "artefact_share")
 
 Segment = Callable[[Recording], tuple[list[tuple[float, float, dict[str, Any]]], str | None]]
 """``segment(recording)``: windows as (start, duration, further columns), and why there is none."""
@@ -91,6 +93,7 @@ def signal_samples(
     if not np.isfinite(before):
         raise InputError(f"before={before} must be a number of seconds")
     obs, roles, root = record_table(source, roles=roles, id=id, root=root, suffixes=suffixes)
+    _refuse_filled(obs, (*FILLED, *QUALITY) if quality else FILLED)  # before the files are looked at, which takes long
     recordings = Samples(obs, _Unread(format), roles=roles, root=root)
     with_headers, lost = scan(
         recordings, _Look(format), n_jobs=n_jobs, max_failures=max_failures, failures=failures,
@@ -118,9 +121,7 @@ def signal_samples(
         )
     windows = pd.concat(rows, ignore_index=True)
     whole = usable.obs.loc[windows["recording_id"]].reset_index(drop=True)
-    clash = [c for c in whole if c in windows and c != "recording_id"]
-    if clash:
-        raise InputError(f"the table has a column {clash[0]!r}, which this reader fills; rename it")
+    _refuse_filled(whole, windows.columns.drop("recording_id"))
     table = pd.concat([whole, windows.drop(columns="recording_id")], axis=1)
     one_each = window is None and labels is None and segment is None
     starts = [f"{s:.6f}".rstrip("0").rstrip(".") for s in windows["start"]]
@@ -131,6 +132,12 @@ def signal_samples(
         table["recording"] = windows["recording_id"].to_numpy()
     used = usable.roles | {"recording": usable.roles.get("recording") or "recording"}
     return Samples(table, reader, roles=used, root=root, meta={"failures": lost + more + none})
+
+
+def _refuse_filled(table: pd.DataFrame, filled: Iterable[str]) -> None:
+    clash = [c for c in filled if c in table]
+    if clash:
+        raise InputError(f"the table has a column {clash[0]!r}, which this reader fills; rename it")
 
 
 class _Unread:
