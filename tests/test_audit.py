@@ -106,6 +106,14 @@ def test_leakage_of_patients_and_slides(tmp_path):
     assert result.checks.set_index("check").loc["duplicates", "status"] == "not checked"
 
 
+def test_a_comma_in_the_name_of_a_part_is_no_leakage(tmp_path):
+    frame = planted(tmp_path)
+    frame["split"] = frame["split"].replace({"train": "fold 1, in"})
+    assert audit(tmp_path, frame, read=False).leakage.empty
+    frame.loc[0, "split"] = "test"
+    assert audit(tmp_path, frame, read=False).leakage["splits"].tolist() == ["fold 1, in, test"]
+
+
 def test_names_that_differ_only_in_spelling(tmp_path):
     frame = planted(tmp_path)
     frame.loc[1, "case"] = "P 0"

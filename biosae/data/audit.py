@@ -270,9 +270,8 @@ def _leakage(obs: pd.DataFrame, duplicates: pd.DataFrame) -> pd.DataFrame:
         if unit not in table:
             continue
         known = table[table["split"].notna()]
-        splits = known.groupby(unit)["split"].agg(lambda s: ", ".join(sorted(set(s))))
-        sizes = known.groupby(unit).size()
-        rows += [(name, str(n), s, int(sizes[n])) for n, s in splits.items() if "," in s]
+        splits, sizes = known.groupby(unit)["split"].unique(), known.groupby(unit).size()
+        rows += [(name, str(n), ", ".join(sorted(s)), int(sizes[n])) for n, s in splits.items() if len(s) > 1]
     return pd.DataFrame(rows, columns=["unit", "name", "splits", "n_samples"])
 
 
