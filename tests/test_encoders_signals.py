@@ -475,6 +475,16 @@ def test_braindecode_folder_gives_the_classes_own_features(tmp_path: Path, name:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_cbramod_is_band_passed_as_in_its_training() -> None:
+    """0.3 to 75 Hz: an offset of a millivolt does not reach the network, 10 Hz passes."""
+    pytest.importorskip("skorch", reason="braindecode is not installed")
+    step = bs.encoders.load("cbramod", weights="random", args={"n_layer": 1}).preprocess
+    wave = 50 * np.sin(2 * np.pi * 10 * np.arange(2000) / 200)[None]
+    found = step((wave + 1000).astype(np.float32)).numpy()
+    assert np.abs(found - wave / 100)[:, 400:-400].max() < 0.02
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_biot_takes_its_derivations_by_name_in_their_order(tmp_path: Path) -> None:
     """Each derivation has an embedding of its own: another order, or electrodes instead, would be other channels."""
     pytest.importorskip("skorch", reason="braindecode is not installed")
