@@ -303,6 +303,12 @@ def test_types_survive_a_text_table(folder):
         assert samples[0].shape == (48, 40, 3)
 
 
+def test_a_parquet_column_may_be_called_index(folder):
+    frame = pd.DataFrame({"index": ["u"], "path": [sorted(p.name for p in folder.iterdir())[0]]})
+    frame.to_parquet(folder / "i.parquet")
+    assert bs.read.images(folder / "i.parquet", patient=None, id="index").ids.tolist() == ["u"]
+
+
 def test_parquet_and_frames_keep_types(folder):
     frame = table(folder, case=["x", "x", "y"], grade=pd.Categorical(["lo", "hi", "lo"], ["lo", "hi"], ordered=True))
     frame.to_parquet(folder / "t.parquet")

@@ -192,8 +192,11 @@ def test_kinds_of_pixels(tmp_path):
     tifffile.imwrite(tmp_path / "float.tif", grey.astype(np.float32), metadata=None)
     tifffile.imwrite(tmp_path / "planes.tif", PIXELS.transpose(2, 0, 1).copy(), photometric="rgb",
                      planarconfig="separate", metadata=None)  # fmt: skip
-    for name in ("float", "planes"):
-        assert reason(open_slide, tmp_path / f"{name}.tif") == "unsupported"
+    channels = PIXELS.transpose(2, 0, 1).copy()  # of which the first alone would pass for a grey slide
+    tifffile.imwrite(tmp_path / "channels.ome.tif", channels, photometric="minisblack", metadata={"axes": "CYX"})
+    tifffile.imwrite(tmp_path / "stack.tif", np.stack([PIXELS] * 2), photometric="rgb", metadata=None)
+    for name in ("float", "planes", "channels.ome", "stack"):
+        assert reason(open_slide, tmp_path / f"{name}.tif") == "unsupported", name
 
 
 # -- other implementations ---------------------------------------------------------------------------------------

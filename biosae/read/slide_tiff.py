@@ -173,6 +173,14 @@ def _levels(tiff: Any) -> list[Any]:
     """The first page, and what shows the same at fewer pixels."""
     pages = _pages(tiff)
     base, levels = pages[0], [pages[0]]
+    kind = ("imagewidth", "imagelength", "samplesperpixel", "bitspersample", "is_reduced")
+    twins = [page for page in pages if all(getattr(page, k) == getattr(base, k) for k in kind)]
+    if len(twins) > 1:
+        raise ReadError(
+            "unsupported",
+            f"TIFF with {len(twins)} pages of {base.imagewidth} x {base.imagelength} pixels (channels, focal planes or "
+            "times), of which only the first would be seen; export RGB, or one page to a file",
+        )
     smaller = list(base.pages) if base.subifds else pages[1:]
     for page in sorted(smaller, key=lambda p: -p.imagewidth):
         alike = (page.samplesperpixel, page.bitspersample, page.is_tiled) == (

@@ -119,7 +119,8 @@ def _read_parquet(source: Path) -> pd.DataFrame:
             f"{source} was saved by biosae and knows its roles and files; open it with "
             "Samples.load (in the shell: without --patient and other columns)"
         )
-    return table.to_pandas().reset_index(drop=False).drop(columns="index", errors="ignore")
+    frame = table.to_pandas()
+    return frame.reset_index(drop=frame.index.name is None)
 
 
 def _read_text(source: Path, separator: str, text: list[str]) -> pd.DataFrame:
