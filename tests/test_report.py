@@ -291,6 +291,9 @@ def test_what_survives_within_strata(made, within, verdict) -> None:
         }
     )  # fmt: skip
     assert [v["verdict"] for v in strata_verdicts(run)] == [verdict]
+    refused = run.tables["within_strata"].assign(status=["ok", "unidentifiable"])
+    run.tables["within_strata"] = refused
+    assert [v["verdict"] for v in strata_verdicts(run)] == ["cannot be judged"]
 
 
 def test_methods_say_what_was_run_and_only_that(made) -> None:

@@ -10,9 +10,7 @@ import pandas as pd
 
 from biosae.data.checks import (
     CHECKS,
-    CONFOUNDERS,
     MAX_SIZES,
-    UNITS,
     WORDS,
     check_aliases,
     check_items,
@@ -23,6 +21,7 @@ from biosae.data.checks import (
 )
 from biosae.data.contents import columns, hash_column, read_all
 from biosae.data.overlap import label_by_confounder
+from biosae.data.roles import CONFOUNDERS, UNITS
 from biosae.data.samples import Samples
 from biosae.errors import InputError, nearest
 from biosae.settings import settings

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from biosae.data.roles import UNITS
 from biosae.data.samples import NOUNS, Samples
 
 CHECKS = {
@@ -42,8 +43,6 @@ WORDS: dict[str, dict[str, str]] = {
         "blank_ok": "no vector is of one value throughout",
     },
 }  # fmt: skip
-UNITS = ("patient", "slide", "recording", "sequence")  # what must not lie on two sides of a split
-CONFOUNDERS = ("site", "location", "scanner", "collector")
 MIN_PATIENTS = 5  # of 4, an exact permutation test has 4! orders: its smallest two-sided p is 2 / 24
 MAX_SIZES = 10  # more sizes of images than this are no confounder with levels
 STRONG_V, STRONG_ETA = 0.5, 0.14  # "large" in Cohen (1988): w = 0.5, eta squared = 0.14

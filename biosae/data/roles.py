@@ -13,6 +13,8 @@ ROLES = (
     "patient", "slide", "recording", "sequence", "site", "location", "scanner", "collector", "label", "split", "path",
     "mask", "mpp",
 )  # fmt: skip
+UNITS = ("patient", "slide", "recording", "sequence")  # what must not lie on two sides of a split
+CONFOUNDERS = ("site", "location", "scanner", "collector")  # what a label could be mistaken for
 ID_ROLES = tuple(r for r in ROLES if r not in ("label", "mpp"))  # always strings in their canonical column
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from biosae import pl
+from biosae.data.roles import CONFOUNDERS
 from biosae.pl import style
 from biosae.reports.run import Run
 from biosae.reports.sections import file_name, unit_first
@@ -49,9 +50,11 @@ def confounding(run: Run, figures: Figures, latents: list[str]) -> dict[str, Any
             _FLAGS,
             caption=f"Latents of this report and those flagged technical ({len(shown)} of {total:,} rows).{same}",
         )
-    by = next((r for r in ("scanner", "site") if run.role(r) is not None and run.role(r).nunique() <= 12), None)
+    by = next((r for r in ("scanner", *CONFOUNDERS) if run.role(r) is not None and run.role(r).nunique() <= 12), None)
     if by is None:
-        out["missing"].append("no scanner or site column, so leakage of either cannot be excluded")
+        out["missing"].append(
+            f"no {', '.join(CONFOUNDERS[:-1])} or {CONFOUNDERS[-1]} column, so their leakage cannot be excluded"
+        )
     else:
         label = run.role("label")
         label = "label" if label is not None and label.nunique() <= 6 else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from biosae.data.roles import CONFOUNDERS, UNITS
+from biosae.data.samples import NOUNS
 from biosae.pl import results, style
 from biosae.reports.run import Run
 
@@ -40,16 +42,15 @@ def methods(run: Run) -> list[str]:
 def _cohort(run: Run) -> str:
     obs, identity = run.obs, run.facts.get("identity", {})
     text = f"The cohort comprised {style.count(len(obs), 'sample')}"
-    parts = [
-        style.count(obs[r].nunique(), r) for r in ("patient", "slide", "site", "scanner") if run.role(r) is not None
-    ]
+    parts = [style.count(obs[r].nunique(), r) for r in (*UNITS, *CONFOUNDERS) if run.role(r) is not None]
     text += f" from {_and(parts)}." if parts else "; patients were not known."
     failed = 0 if run.failures is None else len(run.failures)
     if failed:
         text += f" {style.count(failed, 'sample')} could not be read and {'was' if failed == 1 else 'were'} left out."
     if not identity:
         return text
-    text += f" Images were embedded by the frozen encoder {identity.get('encoder', 'of unknown name')}"
+    items = NOUNS[getattr(run.samples, "item", "image")].capitalize()
+    text += f" {items} were embedded by the frozen encoder {identity.get('encoder', 'of unknown name')}"
     details = [
         f"layer {identity['layer']}" if identity.get("layer") is not None else "",
         f"{identity['pool']} pooling" if identity.get("pool") is not None else "",

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from biosae import pl
+from biosae.data.roles import CONFOUNDERS, UNITS
 from biosae.pl import results, style
 from biosae.pl.density import firing_share
 from biosae.reports.run import Run, flat
@@ -22,15 +23,18 @@ def cohort(run: Run) -> dict[str, Any]:
     """Counts of samples, patients, slides, sites and scanners; per label; targets; what could not be read."""
     obs = run.obs
     facts = [("samples", f"{len(obs):,}")]
-    for role in ("patient", "slide", "site", "scanner"):
+    for role in (*UNITS, *CONFOUNDERS):
         values = run.role(role)
-        facts.append((role + "s", f"{values.nunique():,}" if values is not None else "not given"))
+        if values is not None:
+            facts.append((role + "s", f"{values.nunique():,}"))
+        elif role in ("patient", "site", "scanner"):
+            facts.append((role + "s", "not given"))
     tables: list[Table] = []
     label = run.role("label")
     groups = label.astype(str).where(label.notna()) if label is not None and label.nunique() <= 20 else None
     if groups is not None:
         tables.append(_counts_by(obs, groups, "label", run.facts.get("roles", {}).get("label")))
-    for role in ("scanner", "site", "split"):
+    for role in (*CONFOUNDERS, "split"):
         values = run.role(role)
         if values is None or values.nunique() > 30:
             continue

@@ -182,6 +182,9 @@ def _clear(row: pd.Series, null: float) -> bool:
 
 
 def _known(row: pd.Series) -> bool:
+    """An estimate with an interval or a p, of a question that the data can answer."""
+    if row.get("status", "ok") == "unidentifiable":
+        return False
     return pd.notna(row["estimate"]) and (pd.notna(row.get("ci_low", np.nan)) or pd.notna(row.get("p", np.nan)))
 
 
