@@ -376,6 +376,21 @@ def test_a_mark_of_fif_stays_at_its_spike(tmp_path, dated, cropped):
     assert samples.obs["start"].tolist() == [9.0 - cropped] and samples[0][0].argmax() == 100
 
 
+@pytest.mark.parametrize("naming", ["neuromag", "bids"])
+def test_a_split_fif_of_a_folder_is_one_recording(tmp_path, naming):
+    mne = pytest.importorskip("mne")
+    raw = mne.io.RawArray(np.random.default_rng(0).normal(0, 1e-5, (4, 200_000)), mne.create_info(4, 100.0, "eeg"))
+    raw.save(tmp_path / "one_eeg.fif", split_size="2MB", split_naming=naming, verbose="ERROR")
+    assert len(list(tmp_path.iterdir())) > 2
+    samples = bs.read.edf(tmp_path, patient=None, window=100.0, quality=False, n_jobs=1)
+    assert len(set(samples.obs["recording"])) == 1 and len(samples) == 20
+    np.testing.assert_allclose(samples[19], raw.get_data()[:, 190_000:] * 1e6, rtol=1e-4, atol=1e-3)
+    for name in ("two_eeg.fif", "two_eeg-1.fif"):  # names alone do not make a part
+        raw.copy().crop(0, 150).save(tmp_path / name, verbose="ERROR")
+    again = bs.read.edf(tmp_path, patient=None, window=100.0, quality=False, n_jobs=1)
+    assert len(set(again.obs["recording"])) == 3 and len(again) == 22
+
+
 def test_conductance_of_brainvision(tmp_path):
     pytest.importorskip("mne")
     np.full(200, 3.0, "<f4").tofile(tmp_path / "a.eeg")

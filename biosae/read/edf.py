@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from biosae.data.failures import MAX_FAILURES
 from biosae.data.samples import ReadError, Samples
 from biosae.errors import nearest
 from biosae.read.signals import SUFFIXES, Recording
+from biosae.read.table import load_table
 from biosae.read.windows import signal_samples
 
 EDF_SUFFIXES = tuple(suffix for suffix, format in SUFFIXES.items() if format == "edf")
@@ -54,7 +56,8 @@ def edf(
     ----------
     source
         CSV, TSV or Parquet file, DataFrame, or a folder, which is searched with its subfolders and gives the columns
-        ``path`` and ``folder``; one row a recording. Or one recording.
+        ``path`` and ``folder``; one row a recording (further parts of a split FIF are read with the first). Or one
+        recording.
     patient
         Column of the patient: the unit that is independent of the others. Must be given; ``None`` says that it is
         unknown.
@@ -116,11 +119,36 @@ def edf(
     file = Path(source) if isinstance(source, str | os.PathLike) else None
     if file is not None and file.suffix.lower() in EDF_SUFFIXES and not file.is_dir():
         source, root = pd.DataFrame({path: [file.name]}), file.parent if root is None else root
+    elif file is not None and file.is_dir():
+        table, _ = load_table(file, text=[], suffixes=EDF_SUFFIXES)
+        further = table["path"].isin(_further_parts(file, table["path"]))
+        source, root = table[~further].rename(columns={"path": path}), file if root is None else root
     return signal_samples(
         source, "edf", suffixes=EDF_SUFFIXES, roles=roles, id=id, root=root, channels=channels, rate=rate, unit=unit,
         units=units, reference=reference, window=window, step=step, around=around, before=before, after=after,
         quality=quality, artefact=artefact, describe=None, n_jobs=n_jobs, max_failures=max_failures, failures=failures,
     )  # fmt: skip
+
+
+def _further_parts(folder: Path, names: Iterable[str]) -> set[str]:
+    """Parts of split FIF recordings (``x_raw-1.fif``, ``x_split-02_meg.fif``) that are read with their first file."""
+    from biosae.read.edf_mne import open_fif
+
+    present = set(names)
+    found: set[str] = set()
+    for name in sorted(present):
+        plain, bids = re.fullmatch(r"(.+)-1\.fif", name), re.fullmatch(r"(.+_split-0*)2(_.+\.fif)", name)
+        first = f"{plain[1]}.fif" if plain else f"{bids[1]}1{bids[2]}" if bids else None
+        if first not in present:
+            continue
+        try:
+            recording = open_fif(os.fspath(folder / first))
+        except ReadError:  # it will be listed when it is looked at
+            continue
+        own = {(folder / first).resolve(), *(Path(f).resolve() for f in recording.files)}
+        recording.close()
+        found |= {other for other in present if (folder / other).resolve() in own and other != first}
+    return found
 
 
 def open_edf(path: str | os.PathLike) -> Recording:

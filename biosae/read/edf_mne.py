@@ -54,7 +54,7 @@ class MneFile:
     """A raw recording of MNE; see :class:`~biosae.read.signals.Recording`."""
 
     def __init__(self, raw: Any, path: str, format: str) -> None:
-        self._raw, self._path = raw, path
+        self._raw, self._path, self.files = raw, path, [str(f) for f in raw.filenames if f is not None]
         rate, n = float(raw.info["sfreq"]), int(raw.n_times)
         if not 0 < rate < 1e9 or n < 1:
             raise ReadError("unreadable", f"{n} samples at {rate:g} Hz")
