@@ -22,6 +22,7 @@ from pydicom.datadict import DicomDictionary  # noqa: E402
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
 
 from biosae.read import dicom_codecs, dicom_file, dicom_tags  # noqa: E402
+from biosae.read.dicom import COLUMNS as DICOM_COLUMNS  # noqa: E402
 
 RNG = np.random.default_rng(0)
 WORDS = {1: "OB", 8: "OB"}
@@ -642,8 +643,12 @@ def test_folders_tables_and_single_files(tmp_path):
     assert samples.obs["patient"].tolist() == ["x", "y", "y"] and samples.obs["label"].tolist() == [1, 0, 0]
     samples = bs.read.dicom(table, patient="case", path="file", id="case", root=folder)
     assert samples.ids.tolist() == ["x", "y#0", "y#1"]
-    with pytest.raises(InputError, match="column 'model'"):
-        bs.read.dicom(table.assign(model="a"), patient="case", path="file", root=folder)
+    assert {*DICOM_COLUMNS, "path"} >= set(
+        bs.read.dicom(folder, patient=None).obs.drop(columns="folder", errors="ignore")
+    )
+    for column in DICOM_COLUMNS:  # said before the files, which are not there, are looked for
+        with pytest.raises(InputError, match=f"column '{column}', which this reader fills"):
+            bs.read.dicom(table.assign(**{column: "a", "file": "none.dcm"}), patient="case", path="file", root=folder)
     with pytest.raises(InputError, match="patient="):
         bs.read.dicom(folder)
     (tmp_path / "nothing").mkdir()

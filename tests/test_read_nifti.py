@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import biosae as bs
 from biosae.data.samples import ReadError, Samples
 from biosae.errors import InputError, TooManyFailuresError
+from biosae.read.nifti import KINDS
 from biosae.read.nifti_items import to_grey
 from biosae.read.volumes import Regions, connectivity, load_atlas, open_volume
 
@@ -284,6 +285,19 @@ def test_wrong_questions(tmp_path: Path, options: dict, words: str) -> None:
     path = _save(tmp_path / "a.nii", np.ones((3, 3, 3), np.int16))
     with pytest.raises(InputError, match=words):
         bs.read.nifti(path, **{"patient": None, **options})
+
+
+@pytest.mark.parametrize("as_", KINDS)
+def test_columns_that_the_reader_fills_are_refused_before_reading(tmp_path: Path, as_: str) -> None:
+    path = _save(tmp_path / "a.nii", np.ones((6, 6, 6) if as_ in ("slices", "scalars") else (6, 6, 6, 4), np.float32))
+    options = {"patient": None, "as_": as_} | ({} if as_ == "slices" else {"atlas": _blocks(tmp_path)})
+    options |= {"tr": 2.0} if as_ in ("regions", "connectivity") else {}
+    filled = [c for c in bs.read.nifti(path, **options).obs if c not in ("path", "recording")]
+    assert len(filled) > 3
+    for column in filled:
+        table = pd.DataFrame({"path": ["none.nii"], column: ["x"]})
+        with pytest.raises(InputError, match=f"column '{column}', which this reader fills"):
+            bs.read.nifti(table, root=tmp_path, **options)
 
 
 @pytest.mark.parametrize(

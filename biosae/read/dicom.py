@@ -32,6 +32,10 @@ TEXT = {
     "modality": "Modality", "manufacturer": "Manufacturer", "model": "ManufacturerModelName",
     "body_part": "BodyPartExamined", "view_position": "ViewPosition", "laterality": "Laterality",
 }  # fmt: skip
+COLUMNS = (
+    "frame", "n_frames", "photometric", "rows", "columns", "bits_stored", "transfer_syntax", "lossy", *TEXT, "voi",
+    "window_center", "window_width", "spacing_row_mm", "spacing_col_mm", "spacing_source",
+)  # fmt: skip
 _STAGE = "read/dicom"
 
 
@@ -127,6 +131,9 @@ def dicom(
     roles |= dict.fromkeys(hashed) | {"label": label, "split": split, "path": path}
     table, root = _listed(source, root, force)
     obs, roles, root = record_table(table, roles=roles, id=id, root=root, suffixes=("",))
+    clash = [c for c in (*COLUMNS, *tags, *hashed) if c in obs]
+    if clash:
+        raise InputError(f"the table has a column {clash[0]!r}, which this reader fills; rename it")
     files = Samples(obs[[path]], reader, roles={"patient": None, "path": path}, root=root)
     look = _Look(reader, frames, tags, hashed, salt or secrets.token_hex(16), deidentify)
     found, lost = scan(
@@ -315,9 +322,6 @@ def _joined(obs: pd.DataFrame, found: dict[str, list[dict[str, Any]]]) -> pd.Dat
 
     rows = [{"file": name, **row} for name, frames in found.items() for row in frames]
     frames = pd.DataFrame(rows)
-    clash = [c for c in frames.columns.drop("file") if c in obs]
-    if clash:
-        raise InputError(f"the table has a column {clash[0]!r}, which this reader fills; rename it")
     whole = obs.loc[frames["file"]].reset_index(drop=True)
     table = pd.concat([whole, frames.drop(columns="file")], axis=1)
     table.index = [

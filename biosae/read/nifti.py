@@ -20,6 +20,13 @@ from biosae.read.scan import scan
 from biosae.read.table import load_table, record_table
 from biosae.read.volumes import PLANES, SUFFIXES, Volume, load_atlas, open_volume
 
+_REGIONS = ("empty_regions", "constant_regions")
+_COLUMNS = {  # kind -> columns that are filled, besides those of every image
+    "slices": ("plane", "slice", "volume", "position_mm", "row_mm", "column_mm", "slice_mm", "limit_low", "limit_high",
+               "foreground"),
+    "scalars": ("volume", *_REGIONS), "regions": ("start", "duration", "tr", *_REGIONS),
+    "connectivity": ("start", "duration", "tr", *_REGIONS),
+}  # fmt: skip
 KINDS = ("slices", "scalars", "regions", "connectivity")
 _MODES = {  # option -> the kinds that it belongs to
     "plane": ("slices",), "limits": ("slices",), "percentiles": ("slices",), "volume": ("slices", "scalars"),
@@ -144,6 +151,9 @@ def nifti(
     if isinstance(source, (str, os.PathLike)) and str(source).lower().endswith(SUFFIXES):
         source, root = pd.DataFrame({"path": [Path(source).name]}), Path(source).parent
     obs, roles, root = record_table(source, roles=roles, id=id, root=root, suffixes=SUFFIXES)
+    clash = [c for c in (*_COLUMNS[as_], "orientation", "oblique", "placed") if c in obs]
+    if clash:
+        raise InputError(f"the table has a column {clash[0]!r}, which this reader fills; rename it")
     reader: NiftiSlices | NiftiRegions
     if as_ == "slices":
         reader = NiftiSlices()
@@ -199,9 +209,6 @@ def _joined(
     """One row an item, with the columns of its image."""
     items = pd.concat([table.assign(recording_id=name) for name, table in tables.items()], ignore_index=True)
     whole = images.obs.loc[items["recording_id"]].reset_index(drop=True)
-    clash = [c for c in whole if c in items]
-    if clash:
-        raise InputError(f"the table has a column {clash[0]!r}, which this reader fills; rename it")
     table = pd.concat([whole, items.drop(columns="recording_id")], axis=1)
     if several:
         column = "slice" if "slice" in items else "start"
