@@ -219,11 +219,54 @@ def test_anndata_against_its_own_reader(tmp_path, form):
         emb = bs.read.features(path, key=key, patient="donor", **SOME)
         np.testing.assert_array_equal(emb.array(), truth)
         assert emb.obs["patient"].tolist() == list("abcd") * 5
-        assert emb.obs["y"].tolist() == list(range(1, 40, 2))
+        assert not {"x", "y", "slide"} & set(emb.obs)  # nothing says what spatial measures
         own = (anndata.read_h5ad if form == "h5ad" else anndata.read_zarr)(path).obs
         pd.testing.assert_frame_equal(
             emb.obs[["n", "text", "flag"]], own[["n", "text", "flag"]].astype({"text": object}), check_names=False
         )
+
+
+def test_spatial_of_anndata_is_what_the_user_says(tmp_path):
+    """Centres at (100, 60) and (228, 60) of tiles of 128 px at 0.5 um/px, whose corners lie 64 px before."""
+    centres = np.array([[100.0, 60.0], [228.0, 60.0]])
+    obs = pd.DataFrame(index=["a", "b"])
+
+    def read(spatial, coordinates, **options):
+        anndata.AnnData(vectors(2), obs=obs, obsm={"spatial": spatial}).write_h5ad(tmp_path / "s1.h5ad")
+        return bs.read.features(tmp_path / "s1.h5ad", patient=None, coordinates=coordinates, **options, **SOME).obs
+
+    for spatial, coordinates, options in (
+        (centres, "centre", {"tile_px": 128, "slide_mpp": 0.5}),
+        (centres - 64, "corner", {"tile_px": 128, "slide_mpp": 0.5}),
+    ):
+        found = read(spatial, coordinates, **options)
+        np.testing.assert_array_equal(found[["x", "y"]], centres - 64)
+        np.testing.assert_array_equal(found[["x_um", "y_um"]], centres * 0.5)
+        assert found["slide"].tolist() == ["s1", "s1"]
+    found = read(centres * 0.5, "um")
+    np.testing.assert_array_equal(found[["x_um", "y_um"]], centres * 0.5)
+    assert "x" not in found and found["slide"].tolist() == ["s1", "s1"]
+    spots = read(centres, "centre", slide_mpp=0.5)  # spots have no side
+    assert "x" not in spots and spots["x_um"].tolist() == [50, 114]
+    assert "x_um" not in read(centres, None)
+    for coordinates, options, message in (
+        ("center", {}, "centre"), ("centre", {}, "needs slide_mpp="), ("um", {"slide_mpp": 0.5}, "drop slide_mpp="),
+        ("corner", {"slide_mpp": 0.5}, "tile_px="),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            read(centres, coordinates, **options)
+    with pytest.raises(InputError, match="no obsm"):
+        read(np.arange(6.0).reshape(2, 3), "corner")
+
+
+def test_positions_of_latents_come_back(tmp_path):
+    """``bs.encode`` writes micrometres into ``spatial``; read again they are the same micrometres, not pixels."""
+    place = pd.DataFrame({"x_um": [10.0, 74.0], "y_um": [5.0, 5.0]}, index=["a", "b"])
+    anndata.AnnData(vectors(2), obs=place, obsm={"spatial": place.to_numpy()}).write_h5ad(tmp_path / "z.h5ad")
+    for coordinates in (None, "um"):
+        found = bs.read.features(tmp_path / "z.h5ad", patient=None, coordinates=coordinates, **SOME).obs
+        assert "x" not in found
+        np.testing.assert_array_equal(found[["x_um", "y_um"]], place)
 
 
 @pytest.mark.parametrize("form", ["h5ad", "zarr"])

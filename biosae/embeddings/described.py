@@ -31,6 +31,8 @@ class Described:
         The file holds one vector of a whole slide (or patient) rather than rows.
     facts
         Plain facts that the file states.
+    spatial
+        ``obsm["spatial"]`` of AnnData, ``(n, 2)``; what it measures, and from where, no file states.
     """
 
     n: int
@@ -41,6 +43,7 @@ class Described:
     obs: pd.DataFrame
     one: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+    spatial: np.ndarray | None = None
 
 
 def checked(shape: tuple[int, ...], dtype: np.dtype, name: str) -> tuple[int, int, bool]:

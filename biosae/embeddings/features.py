@@ -25,6 +25,7 @@ from biosae.read.table import load_table
 from biosae.settings import settings
 
 STAGE = "read/features"
+COORDINATES = ("corner", "centre", "um")
 
 
 def features(
@@ -56,6 +57,7 @@ def features(
     mpp: float | None = None,
     slide_mpp: float | str | None = None,
     tile_px: float | None = None,
+    coordinates: str | None = None,
     out: str | os.PathLike | None = None,
     max_failures: float = MAX_FAILURES,
     failures: str | os.PathLike | None = None,
@@ -109,6 +111,11 @@ def features(
     tile_px
         Side of a tile in pixels of the coordinates; needed for ``x_um, y_um`` where files do not state it (TRIDENT's
         do).
+    coordinates
+        What ``obsm["spatial"]`` of AnnData is: ``"corner"`` (tiles' upper left corners, pixels of level 0: ``x, y``),
+        ``"centre"`` (centres of tiles or spots, pixels of level 0, as squidpy and Visium have; needs ``slide_mpp``) or
+        ``"um"`` (centres in micrometres, as biosae writes). It goes before such columns of ``obs``. None leaves
+        ``spatial`` aside: no file says what it measures.
     out
         Folder to write the embeddings to, ``out/<encoder>/<layer>``, block by block; a killed call goes on. None holds
         them in memory.
@@ -142,6 +149,12 @@ def features(
     """
     if join not in ("id", "file"):
         raise InputError(f"join={join!r}; {nearest(join, ('id', 'file'))}")
+    if coordinates is not None and coordinates not in COORDINATES:
+        raise InputError(f"coordinates={coordinates!r}; {nearest(str(coordinates), COORDINATES)}")
+    if (coordinates == "centre") > (slide_mpp is not None):
+        raise InputError("coordinates='centre' needs slide_mpp= (micrometres per pixel of level 0) to give x_um, y_um")
+    if coordinates == "um" and slide_mpp is not None:
+        raise InputError("coordinates='um' are micrometres already; drop slide_mpp=")
     roles: dict[str, Any] = {
         "patient": patient, "slide": slide, "recording": recording, "sequence": sequence, "site": site,
         "location": location, "scanner": scanner, "collector": collector, "label": label, "split": split,
@@ -155,12 +168,12 @@ def features(
     found = _described(table, home, path, key, row_id, log)
     if ids is not None:
         _name_rows(found, ids, id)
-    obs, dim, dtype = _rows(found, prefix)
+    obs, dim, dtype = _rows(found, prefix, coordinates)
     identity = _identity(encoder, licence, dim, layer, pool, mpp)
     obs, at = _joined(obs, known, join, log)
-    if roles.get("slide") is None and "slide" not in obs and "x" in obs:
+    if roles.get("slide") is None and "slide" not in obs and ("x" in obs or coordinates is not None):
         obs["slide"] = _stems(obs).to_numpy()
-    obs, roles = canonical_obs(_micrometres(obs, slide_mpp, tile_px), roles)
+    obs, roles = canonical_obs(_micrometres(obs, slide_mpp, tile_px, coordinates), roles)
     stated = sorted({d.facts["encoder"] for _, d, _ in found if "encoder" in d.facts})
     chosen = Chosen(obs, roles, mpp, [(file, d) for file, d, _ in found], at, dtype)
     emb = in_memory(chosen, identity, log) if out is None else to_folder(chosen, identity, Path(out), log)
@@ -297,7 +310,7 @@ def _name_rows(found: _Found, ids: Any, id: str | None) -> None:
         raise InputError(f"ids= has {len(described.ids)} entries, {found[0][0].name} has {described.n} rows")
 
 
-def _rows(found: _Found, prefix: bool) -> tuple[pd.DataFrame, int, np.dtype]:
+def _rows(found: _Found, prefix: bool, coordinates: str | None) -> tuple[pd.DataFrame, int, np.dtype]:
     """All rows of all files with their ids, the width, and the dtype that holds them."""
     widths = {d.dim: file.name for file, d, _ in found}
     if len(widths) > 1:
@@ -309,6 +322,11 @@ def _rows(found: _Found, prefix: bool) -> tuple[pd.DataFrame, int, np.dtype]:
     frames = []
     for file, described, columns in found:
         frame = described.obs.drop(columns=[c for c in columns if c in described.obs])
+        if coordinates is not None:
+            if described.spatial is None:
+                raise InputError(f"{file.name} has no obsm['spatial'] of two columns; leave out coordinates=")
+            x, y = described.spatial.T
+            frame = frame.assign(x_um=x, y_um=y) if coordinates == "um" else frame.assign(x=x, y=y)
         frame.index = pd.Index(_row_ids(file, described, prefix), dtype=object)
         frame = frame.assign(file=file.name, **columns)
         if "patch_size_level0" in described.facts and "tile_px" not in frame:
@@ -398,15 +416,22 @@ def _joined(obs: pd.DataFrame, known: pd.DataFrame | None, join: str, log: _Log)
     return pd.concat([mine, rows], axis=1), at
 
 
-def _micrometres(obs: pd.DataFrame, slide_mpp: float | str | None, tile_px: float | None) -> pd.DataFrame:
-    """Add ``x_um, y_um``, the centres of the tiles."""
+def _micrometres(
+    obs: pd.DataFrame, slide_mpp: float | str | None, tile_px: float | None, coordinates: str | None
+) -> pd.DataFrame:
+    """Add ``x_um, y_um``, the centres of the tiles; where ``x, y`` are centres, they become corners or go."""
     if slide_mpp is None:
         return obs
     for column in ("x", "y", *([slide_mpp] if isinstance(slide_mpp, str) else [])):
         if column not in obs:
             raise InputError(f"slide_mpp= needs a column {column!r}; {nearest(column, obs.columns)}")
-    if tile_px is None and "tile_px" not in obs:
-        raise InputError("the files do not state the size of their tiles; pass tile_px= (pixels of the coordinates)")
-    side = obs["tile_px"] if tile_px is None else tile_px
+    side = tile_px if tile_px is not None or "tile_px" not in obs else obs["tile_px"]
     scale = obs[slide_mpp].astype(float) if isinstance(slide_mpp, str) else float(slide_mpp)
+    if coordinates == "centre":
+        obs = obs.assign(x_um=obs["x"] * scale, y_um=obs["y"] * scale)
+        return (
+            obs.drop(columns=["x", "y"]) if side is None else obs.assign(x=obs["x"] - side / 2, y=obs["y"] - side / 2)
+        )
+    if side is None:
+        raise InputError("the files do not state the size of their tiles; pass tile_px= (pixels of the coordinates)")
     return obs.assign(x_um=(obs["x"] + side / 2) * scale, y_um=(obs["y"] + side / 2) * scale)

@@ -123,11 +123,12 @@ def _look_anndata(group: Any, path: Path, key: str | None, id: str | None) -> De
         raise InputError(f"obs of {path.name} has no column {id!r} of ids; {', '.join(map(repr, obs.columns))}")
     ids = as_ids(obs.index.to_numpy(object) if id is None else obs[id].to_numpy(object), f"the ids of {path.name}")
     obs = obs.reset_index(drop=True)
-    if "obsm" in group and "spatial" in group["obsm"] and not {"x", "y"} & set(obs):
-        spatial = group["obsm/spatial"]
-        if _is_array(spatial) and tuple(spatial.shape) == (n, 2):
-            _stored(spatial, "spatial")
-            obs = pd.concat([obs, with_coords(np.asarray(spatial[()]), n, path.name)], axis=1)
+    spatial = None
+    if "obsm" in group and "spatial" in group["obsm"] and _is_array(group["obsm/spatial"]):
+        stored = group["obsm/spatial"]
+        if tuple(stored.shape) == (n, 2) and stored.dtype.kind in "fiu":
+            _stored(stored, "spatial")
+            spatial = np.asarray(stored[()], np.float64)
     facts = {}
     if "uns" in group and "spatialdata_attrs" in group["uns"]:
         stated = group["uns/spatialdata_attrs"]
@@ -136,7 +137,7 @@ def _look_anndata(group: Any, path: Path, key: str | None, id: str | None) -> De
                 value = np.asarray(stated[name][()]).ravel()
                 if value.size == 1:
                     facts[name] = as_ids(value, name)[0]
-    return Described(n, dim, data.dtype, places[chosen], ids, obs, one, facts)
+    return Described(n, dim, data.dtype, places[chosen], ids, obs, one, facts, spatial)
 
 
 def frame(group: Any, n: int, name: str) -> pd.DataFrame:
