@@ -290,6 +290,33 @@ def test_masks_must_fit_their_image(photos):
             bs.read.images(table, patient=None, root=folder, mask="mask", parts=wrong)
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (8, 12)])
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_masks_of_turned_photographs(tmp_path, shape, kind):
+    """Which of two orders a mask is in nobody sees where both have its size; the photograph itself tells."""
+    stored = (np.arange(shape[0] * shape[1]) % 2).astype(np.uint8).reshape(shape)
+    stored[0] = 1
+    for turn, truth in ((3, np.rot90(stored, 2)), (6, np.rot90(stored, -1))):
+        exif, own, upright = Image.Exif(), Image.Exif(), Image.Exif()
+        exif[274], own[274], upright[274] = turn, turn, 1
+        Image.fromarray(stored * 255).save(tmp_path / f"photo.{kind}", exif=exif)
+        Image.fromarray(stored).save(tmp_path / "plain.png")
+        Image.fromarray(stored).save(tmp_path / "own.png", exif=own)
+        Image.fromarray(np.ascontiguousarray(truth)).save(tmp_path / "upright.tif", exif=upright)
+        table = pd.DataFrame({"sample_id": list("abc"), "path": f"photo.{kind}",
+                              "mask": ["plain.png", "own.png", "upright.tif"]})  # fmt: skip
+        samples = bs.read.images(table, patient=None, root=tmp_path)
+        fits = turn == 3 or shape[0] == shape[1]
+        with pytest.raises(ReadError, match="unsupported: .*states none" if fits else "wrong_size"):
+            samples.mask("a")
+        for name in "bc":
+            np.testing.assert_array_equal(samples.mask(name), samples[name][:, :, 0] // 255)
+            np.testing.assert_array_equal(samples.mask(name), truth)
+        if not fits:  # its size says that it was drawn on the image as shown
+            Image.fromarray(np.ascontiguousarray(truth)).save(tmp_path / "plain.png")
+            np.testing.assert_array_equal(samples.mask("a"), truth)
+
+
 # -- real packs --------------------------------------------------------------------------------------------------------
 
 

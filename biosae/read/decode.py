@@ -130,21 +130,34 @@ def decode_mask(source: bytes | str | os.PathLike, *, page: int | None = None) -
 
 
 def mask_of(row: Mapping[str, Any], *, page: int | None = None) -> np.ndarray:
-    """Labels of ``row["mask"]``, checked to be of the size of the image ``row["path"]``.
+    """Labels of ``row["mask"]``, checked to be of the size of the image ``row["path"]`` as it is shown.
 
     Raises
     ------
     ReadError
-        ``missing`` where the row names no mask, ``wrong_size`` if the sizes differ, else as :func:`decode_mask`.
+        ``missing`` where the row names no mask, ``wrong_size`` if the sizes differ, ``unsupported`` if the image is
+        stored turned and nothing tells whether its mask is too, else as :func:`decode_mask`.
     """
     if not isinstance(row["mask"], str):
         raise ReadError("missing", "this sample has no mask")
-    labels, (width, height) = decode_mask(row["mask"]), image_size(row["path"], page=page)
+    mask, image = _read(row["mask"]), _read(row["path"])
+    labels = decode_mask(mask)
+    turn, stored = _guarded(io.BytesIO(image), _kind(image), page, lambda opened: _placed(opened, image))
+    width, height = _shown(turn, stored)
     if labels.shape != (height, width):
         raise ReadError(
             "wrong_size",
             f"the mask has {labels.shape[1]} x {labels.shape[0]} pixels, its image {width} x {height}; they must agree",
         )
+    if (turn or 1) != 1 and labels.shape == stored[::-1]:  # both would fit: as stored, and as shown
+        said = _guarded(io.BytesIO(mask), _kind(mask), None, lambda opened: _placed(opened, mask)[0])
+        if said is None:
+            raise ReadError(
+                "unsupported",
+                f"the image is stored turned (orientation {turn}) and its mask states none: turn the image's pixels and "
+                f"drop its orientation, or state the mask's: 1 if it was drawn on the image as shown, {turn} if on the "
+                "pixels as stored",
+            )
     return labels
 
 
@@ -271,14 +284,23 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 def _shown_size(image: Image.Image, data: bytes) -> tuple[int, int]:
     """Width and height once the orientation is applied."""
+    return _shown(*_placed(image, data))
+
+
+def _shown(turn: int | None, stored: tuple[int, int]) -> tuple[int, int]:
+    return stored[::-1] if turn in (5, 6, 7, 8) else stored
+
+
+def _placed(image: Image.Image, data: bytes) -> tuple[int | None, tuple[int, int]]:
+    """Orientation, None if the file states none, and width and height as stored."""
     size = image.size
     if image.format == "TIFF":  # its own size may or may not be turned yet, by version of Pillow
-        turn, size = image.tag_v2.get(_ORIENTATION, 1), (image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT])
+        turn, size = image.tag_v2.get(_ORIENTATION), (image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT])
     elif image.format == "PNG" and not any(word in data for word in _PNG_EXIF):
-        turn = 1  # looking for it would decode the image
+        turn = None  # looking for it would decode the image
     else:
-        turn = image.getexif().get(_ORIENTATION, 1)
-    return (int(size[1]), int(size[0])) if turn in (5, 6, 7, 8) else (int(size[0]), int(size[1]))
+        turn = image.getexif().get(_ORIENTATION)
+    return turn, (int(size[0]), int(size[1]))
 
 
 def _labels(image: Image.Image) -> np.ndarray:
