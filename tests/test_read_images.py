@@ -303,6 +303,20 @@ def test_types_survive_a_text_table(folder):
         assert samples[0].shape == (48, 40, 3)
 
 
+def test_what_is_missing_in_a_text_table_is_listed(folder):
+    """``None`` is a class (no tumour) and ``N.A.`` a place; what the documentation lists is missing, in any column."""
+    marks = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "<NA>")
+    rows = [f"{k},a/1.png,None,{mark},{mark}" for k, mark in enumerate(marks)]
+    (folder / "t.csv").write_text(
+        "\n".join(["id,path,grade,centre,n", *rows, "x,a/2.png,high,None,4", "y,a/2.png,low,N.A.,5"])
+    )
+    obs = bs.read.images(folder / "t.csv", patient=None, id="id", label="grade", site="centre").obs
+    assert obs["label"].tolist() == ["None"] * len(marks) + ["high", "low"]
+    assert obs["site"].isna().tolist() == [True] * len(marks) + [False, False]
+    assert obs["site"].tolist()[-2:] == ["None", "N.A."]
+    assert obs["n"].isna().sum() == len(marks) and obs["n"].tolist()[-2:] == [4, 5]
+
+
 def test_a_parquet_column_may_be_called_index(folder):
     frame = pd.DataFrame({"index": ["u"], "path": [sorted(p.name for p in folder.iterdir())[0]]})
     frame.to_parquet(folder / "i.parquet")

@@ -154,9 +154,9 @@ def mask_of(row: Mapping[str, Any], *, page: int | None = None) -> np.ndarray:
         if said is None:
             raise ReadError(
                 "unsupported",
-                f"the image is stored turned (orientation {turn}) and its mask states none: turn the image's pixels and "
-                f"drop its orientation, or state the mask's: 1 if it was drawn on the image as shown, {turn} if on the "
-                "pixels as stored",
+                f"the image is stored turned (orientation {turn}) and its mask states none: turn the image's pixels "
+                f"and drop its orientation, or state the mask's: 1 if it was drawn on the image as shown, {turn} if on "
+                "the pixels as stored",
             )
     return labels
 

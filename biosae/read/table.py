@@ -17,6 +17,7 @@ from biosae.errors import InputError, TooManyFailuresError, nearest
 from biosae.read.decode import SUFFIXES
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "<NA>")  # not None, which is a class in many tables
 
 
 def image_samples(
@@ -126,7 +127,13 @@ def _read_parquet(source: Path) -> pd.DataFrame:
 def _read_text(source: Path, separator: str, text: list[str]) -> pd.DataFrame:
     try:
         table = pd.read_csv(
-            source, sep=separator, dtype=dict.fromkeys(text, str), dtype_backend="numpy_nullable", encoding="utf-8-sig"
+            source,
+            sep=separator,
+            dtype=dict.fromkeys(text, str),
+            dtype_backend="numpy_nullable",
+            encoding="utf-8-sig",
+            na_values=list(MISSING),
+            keep_default_na=False,
         )
     except UnicodeDecodeError:
         raise InputError(
