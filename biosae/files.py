@@ -85,6 +85,25 @@ def hash_file(path: str | os.PathLike) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def stamp(path: str | os.PathLike, *, ends: bool) -> list[Any]:
+    """Size of a file in bytes (None if it is absent, -1 for a folder), and with ``ends`` the SHA-256 of its first and
+    last 64 KiB."""
+    path, reach = Path(path), 65536
+    try:
+        if path.is_dir():
+            return [-1]
+        size = path.stat().st_size
+        if not ends:
+            return [size]
+        with open(path, "rb") as stream:
+            digest = hashlib.sha256(stream.read(reach))
+            stream.seek(max(reach, size - reach))
+            digest.update(stream.read(reach))
+    except OSError:
+        return [None]
+    return [size, digest.hexdigest()]
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write indented, key-sorted JSON atomically."""
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, default=_plain)

@@ -18,8 +18,11 @@ SECONDS, MEMORY = 20, 4 * 2**30
 
 
 def mutations(data: bytes, n: int, *, seed: int = 0, header: int = 4096) -> Iterator[tuple[str, bytes]]:
-    """``n`` damaged copies of a file: (kind of damage, bytes). Kinds take turns: bits flipped anywhere and in the header,
-    truncation, a block of zeros or of noise, a piece cut out or repeated, another file's magic."""
+    """``n`` damaged copies of a file: (kind of damage, bytes).
+
+    Kinds take turns: bits flipped all over or in the header, truncation, a block of zeros or of noise, a piece cut out
+    or repeated, another file's magic.
+    """
     draw = random.Random(seed)
     kinds = ("flip", "header_flip", "truncate", "zeros", "noise", "cut", "repeat", "number", "magic")
     for i in range(n):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from embed_standins import PatchEncoder, dense, make_samples
 
+import biosae as bs
 from biosae.data.failures import read_failures
 from biosae.embeddings import Embeddings, embed
 from biosae.embeddings.extract import safe_name
@@ -397,3 +398,28 @@ def test_real_tiles_through_a_trained_encoder(shared: Path, tmp_path: Path) -> N
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def test_files_that_changed_under_their_name_are_noticed(tmp_path):
+    """Other pictures with the same names and the same table: the folder of the first must not pass for theirs."""
+    from PIL import Image
+
+    def cohort(folder: str, seed: int) -> bs.Samples:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        draw = np.random.default_rng(seed)
+        for name in "ab":
+            Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(tmp_path / folder / f"{name}.png")
+        return bs.read.images(pd.DataFrame({"path": ["a.png", "b.png"]}), patient=None, root=tmp_path / folder)
+
+    encoder, out = PatchEncoder(), tmp_path / "out"
+    first = embed(cohort("one", 0), encoder, layer="early", pool="mean", out=out).array()
+    again = embed(cohort("moved", 0), encoder, layer="early", pool="mean", out=out).array()
+    np.testing.assert_array_equal(first, again)  # the same files elsewhere are the same
+    with pytest.raises(IdentityError, match="no longer those"):
+        embed(cohort("two", 1), encoder, layer="early", pool="mean", out=out)
+    (tmp_path / "two/b.png").write_bytes(b"broken")
+    other = tmp_path / "other"
+    samples = bs.read.images(pd.DataFrame({"path": ["a.png", "b.png"]}), patient=None, root=tmp_path / "two")
+    with pytest.warns(UserWarning, match="1 of 2"):
+        assert len(embed(samples, encoder, layer="early", pool="mean", out=other, max_failures=0.5)) == 1
+    assert len(embed(cohort("two", 1), encoder, layer="early", pool="mean", out=other)) == 2  # mended

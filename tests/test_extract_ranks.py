@@ -207,7 +207,7 @@ def test_tokens_are_laid_out_as_those_of_the_first_sample_whoever_reads_it(tmp_p
 def test_failures_of_all_ranks_count_together(tmp_path: Path) -> None:
     samples = make_samples(24, faults=dict.fromkeys((1, 4, 13, 16), "truncated"))
     found = in_threads(tmp_path, 2, samples=samples, max_failures=0.125)  # three of 24; each rank has two
-    assert isinstance(found[0], TooManyFailuresError) and isinstance(found[1], RanksError)
+    assert {type(one) for one in found} == {TooManyFailuresError, RanksError}  # whichever meets the fourth says so
     assert read_failures(tmp_path / "failures.csv")["item"].tolist() == ["s0001", "s0004", "s0013", "s0016"]
     assert all(emb.n_samples == 20 for emb in in_threads(tmp_path, 2, samples=samples, max_failures=0.2))
 

@@ -269,6 +269,9 @@ def test_covering():
     assert covering(marks, 3, 4) == ("T0", 0.75)
     assert covering(marks, 4, 1) == ("T1", 1.0)
     assert covering(marks, 7, 1) == (None, 0.0)
+    one = pd.DataFrame({"onset": [0.0], "duration": [1.0], "label": ["AFIB"]})
+    assert covering(one, 0, 100) == (None, 0.0), "a mark on one hundredth of a window does not name it"
+    assert covering(one, 0, 2) == ("AFIB", 0.5)
 
 
 def test_quality_of_a_window():
@@ -474,3 +477,24 @@ def test_scan_shows_progress(monkeypatch, capfd):
     monkeypatch.setattr(bs.settings, "progress", True)
     scan(rows(5), Length(), n_jobs=None, max_failures=0, failures=None, stage="look", unit="file")
     assert "look: 100%" in capfd.readouterr().err
+
+
+def test_arguments_that_are_no_numbers_or_make_no_sense_are_refused(tmp_path):
+    table = pd.DataFrame({"path": ["a.edf"]})
+    for options, words in (
+        ({"window": "2"}, "window='2' must be a number"), ({"rate": "100"}, "rate='100'"),
+        ({"window": 2.0, "before": 0.5}, "around="), ({"artefact": 150.0}, "unit='uV'"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            bs.read.edf(table, root=tmp_path, patient=None, **options)
+
+
+def test_a_window_of_more_values_than_memory_holds_is_refused():
+    class Long(Memory):
+        def read(self, channels, first, count):
+            raise AssertionError("nothing is read")
+
+    recording = Long(("a", np.zeros(10), 1e9, "uV"))
+    object.__setattr__(recording.header, "channels", (recording.header.channels[0]._replace(n=10**12),))
+    with pytest.raises(ReadError, match=r"unsupported.*pass window="):
+        reader("a").window(recording, 0, 900)

@@ -174,14 +174,17 @@ def test_indicators_and_filters_of_samples(tmp_path):
     assert samples.ids.tolist() == ["a", "b", "c"]
     assert samples.obs["male"].iloc[:2].tolist() == [1.0, 0.0]
     assert np.isnan(samples.obs["male"].iloc[2])
+    with pytest.raises(InputError, match="'view' never is 'XX'"):
+        read_samples(parse_samples({**raw, "where": {"view": ["PA", "XX"]}}), base=tmp_path, random_state=0)
+    wanted = {"view": ["L"], "sex": ["F"]}
     with pytest.raises(InputError, match="keeps no row"):
-        read_samples(parse_samples({**raw, "where": {"view": ["XX"]}}), base=tmp_path, random_state=0)
+        read_samples(parse_samples({**raw, "where": wanted}), base=tmp_path, random_state=0)
     with pytest.raises(InputError, match="did you mean 'view'"):
         read_samples(parse_samples({**raw, "where": {"views": ["PA"]}}), base=tmp_path, random_state=0)
     with pytest.raises(InputError, match="takes no 'rates'"):
         read_samples(parse_samples({**raw, "options": {"rates": 3}}), base=tmp_path, random_state=0)
     wrong = {"indicators": {"male": {"column": "sex", "values": ["m"]}}}
-    with pytest.raises(InputError, match="0 throughout: 'sex' never is 'm'"):
+    with pytest.raises(InputError, match="'sex' never is 'm'; Valid: 'M', 'F'"):
         read_samples(parse_samples({**raw, **wrong}), base=tmp_path, random_state=0)
     half = pd.read_csv(tmp_path / "t.csv").assign(path=["a.png", "a.png", "none.png", "a.png"])
     half.to_csv(tmp_path / "t.csv", index=False)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from biosae.data.roles import canonical_obs
 from biosae.errors import BiosaeError, FormatError, InputError, nearest
-from biosae.files import atomic_path, canonical_json, hash_json
+from biosae.files import atomic_path, canonical_json, hash_json, stamp
 
 REASONS = (
     "missing", "empty", "truncated", "unreadable", "unsupported", "wrong_size",
@@ -222,6 +222,19 @@ class Samples:
         facts = {"ids": self.ids.tolist(), "paths": paths, "reader": self.reader.spec()}
         where = {c: self.obs[c].tolist() for c in getattr(self.reader, "columns", ()) if c in self.obs}
         return hash_json(facts | ({"where": where} if where else {}))
+
+    def files_hash(self, rows: slice = slice(None), *, look_into: int = 16) -> str | None:
+        """SHA-256 over the sizes of the files of some rows and, of up to ``look_into`` of them (evenly chosen), their
+        first and last 64 KiB; None where the samples do not come from files.
+
+        Sees files that were replaced under the same name, wherever they lie. A file that is absent counts as such.
+        """
+        if "path" not in self.obs:
+            return None
+        rows = np.arange(len(self))[rows]
+        files = list(dict.fromkeys(self.file(int(i)) for i in rows))
+        chosen = set(np.linspace(0, len(files) - 1, min(len(files), look_into)).astype(int).tolist())
+        return hash_json([stamp(file, ends=i in chosen) for i, file in enumerate(files)])
 
     # -- items ---------------------------------------------------------------------------------------------------
 

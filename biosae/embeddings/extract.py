@@ -16,7 +16,7 @@ import torch
 from biosae.embeddings import ranks as team_of
 from biosae.embeddings import shards
 from biosae.embeddings.batches import Job, Loaded, load_batch, make_jobs, prefetch
-from biosae.embeddings.filling import Failed, Filling, await_grid, close, open_layer, plan_layer
+from biosae.embeddings.filling import Failed, Filling, await_grid, close, open_layer, plan_layer, span
 from biosae.embeddings.filling import safe_name as safe_name
 from biosae.embeddings.signs import WAIT
 from biosae.embeddings.store import Embeddings
@@ -155,7 +155,7 @@ def embed(
     with team:
         todo = team.join() if not team.first else None
         for one in opened:
-            open_layer(one, resume=resume, retry_failures=retry_failures, first=team.first)
+            open_layer(one, samples, resume=resume, retry_failures=retry_failures, first=team.first)
         label = opened[0].plan["identity"]["encoder"]
         log = Failed(csv if team.first else team.private(csv), f"embed/{label}", samples, max_failures)
         log.restart(opened)
@@ -223,7 +223,7 @@ def _run(
             if job.closes:
                 team.check()
                 for name in job.layers:
-                    _commit(by_name[name], job.shard, samples.obs.index, pool, batch_size, device.type)
+                    _commit(by_name[name], job.shard, samples, pool, batch_size, device.type)
             bar.update(len(job.positions))
             if len(log):
                 bar.set_postfix(failed=len(log), refresh=False)
@@ -308,8 +308,9 @@ def _collect(one: Filling, encoder: Any, batch: Loaded, outputs: _Outputs, pool:
     return bad
 
 
-def _commit(one: Filling, shard: int, ids: Any, pool: str, batch_size: int, device: str) -> None:
+def _commit(one: Filling, shard: int, samples: Any, pool: str, batch_size: int, device: str) -> None:
     """Write the open shard of a layer and begin the next."""
+    ids = samples.obs.index
     tokens = one.grid and one.grid[0] * one.grid[1]
     one.entries[shard] = shards.commit(
         one.folder,
@@ -322,5 +323,6 @@ def _commit(one: Filling, shard: int, ids: Any, pool: str, batch_size: int, devi
         grid=one.grid,
         batch_size=batch_size,
         device=device,
+        files_sha256=samples.files_hash(span(one, shard)),
     )
     one.blocks, one.positions, one.failed = [], [], {}

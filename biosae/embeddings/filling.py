@@ -14,7 +14,7 @@ from biosae.data.failures import FailureLog
 from biosae.embeddings import shards
 from biosae.embeddings.batches import Job
 from biosae.embeddings.ranks import Team
-from biosae.errors import TooManyFailuresError
+from biosae.errors import IdentityError, TooManyFailuresError
 
 
 @dataclass
@@ -47,13 +47,37 @@ def plan_layer(
     return Filling(layer, out / safe_name(identity["encoder"]) / safe_name(layer), plan, {})
 
 
-def open_layer(one: Filling, *, resume: bool, retry_failures: bool, first: bool) -> None:
-    """Look up what the folder holds; the first rank also makes it, tidies it, or clears it."""
+def open_layer(one: Filling, samples: Any, *, resume: bool, retry_failures: bool, first: bool) -> None:
+    """Look up what the folder holds; the first rank also makes it, tidies it, or clears it.
+
+    Raises
+    ------
+    IdentityError
+        If it was begun with something else, or files of finished shards have changed since. Shards with failures are
+        computed again where their files changed: somebody has mended them.
+    """
     entries = shards.begin(one.folder, one.plan, resume=resume) if first else shards.present(one.folder, one.plan)
     if retry_failures:
         entries = {i: e for i, e in entries.items() if not e["failures"]}
+    changed = {
+        i for i, e in entries.items()
+        if e.get("files_sha256") is not None and e["files_sha256"] != samples.files_hash(span(one, i))
+    }  # fmt: skip
+    whole = sorted(i for i in changed if not entries[i]["failures"])
+    if whole:
+        raise IdentityError(
+            f"files of {len(whole)} finished shards (the first is {whole[0]}) are no longer those that {one.folder} "
+            "was made of: choose another out=, or pass resume=False (--no-resume) to delete it and start over"
+        )
+    entries = {i: e for i, e in entries.items() if i not in changed}
     one.entries = entries
     one.grid = next((e["grid"] for _, e in sorted(entries.items()) if e["grid"]), None)
+
+
+def span(one: Filling, shard: int) -> slice:
+    """Rows of the samples that belong to a shard."""
+    size = one.plan["shard_samples"]
+    return slice(shard * size, (shard + 1) * size)
 
 
 def safe_name(name: str) -> str:

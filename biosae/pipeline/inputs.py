@@ -58,20 +58,27 @@ def _derived(samples: Samples, section: SamplesConfig) -> Samples:
     new = {}
     for name, i in section.indicators.items():
         values = samples.obs[i.column]
-        if not values.isin(i.values).any():
-            there = [str(v) for v in values.dropna().unique()]
-            wrong = f"{i.column!r} never is {i.values[0]!r}; {nearest(str(i.values[0]), there)}"
-            raise InputError(f"[samples.indicators.{name}] would be 0 throughout: {wrong}")
+        _check_values(values, i.values, f"samples.indicators.{name}")
         new[name] = values.isin(i.values).astype(float).where(values.notna()).to_numpy()
     for name in new:
         if name in samples.obs:
             raise InputError(f"[samples.indicators.{name}]: the samples have a column of this name; choose another")
     kept = pd.Series(True, index=samples.ids)
     for column, values in section.where.items():
+        _check_values(samples.obs[column], values, "samples.where")
         kept &= samples.obs[column].isin(values)
     if not kept.any():
-        raise InputError(f"[samples.where] keeps no row; {', '.join(section.where)} hold other values")
+        raise InputError(f"[samples.where] keeps no row: none has these values of {', '.join(section.where)} at once")
     return samples.with_obs(**new).select(kept)
+
+
+def _check_values(column: pd.Series, values: list[Any], key: str) -> None:
+    """Refuse values that a column never has: a slip of the pen, or text where the column holds numbers."""
+    for value in values:
+        if not column.isin([value]).any():
+            kind = "" if isinstance(value, str) == (column.dtype == object) else f" (it holds {column.dtype})"
+            there = [str(v) for v in column.dropna().unique()]
+            raise InputError(f"[{key}]: {column.name!r} never is {value!r}{kind}; {nearest(str(value), there)}")
 
 
 def check_encoder(encoder: EncoderConfig, *, base: Path) -> None:

@@ -19,6 +19,8 @@ from biosae.read.channels import canonical_unit, factor, find_channels
 from biosae.read.handles import Handles
 from biosae.read.resample import piece, ratio
 
+MAX_VALUES = 2**28
+"""Most values of one window, in the file or resampled (2 GiB in memory)."""
 FORMATS: dict[str, str] = {
     "edf": "biosae.read.edf:open_edf",
     "wfdb": "biosae.read.wfdb:open_wfdb",
@@ -247,6 +249,10 @@ class SignalReader:
         n_out = round(duration * rate)
         if n_out < 1:
             raise ReadError("too_short", f"a window of {duration:g} s holds no sample at {rate:g} Hz")
+        native = sum(duration * recording.header.channels[i].rate for i in used)
+        if max(native, n_out * len(places)) > MAX_VALUES:
+            why = f"{duration:g} s of {len(places)} channels are too many values at once; pass window="
+            raise ReadError("unsupported", why)
         values = self._channels(recording, used, rate, start, n_out)
         rows = []
         for (plus, minus), scale in zip(places, scales):

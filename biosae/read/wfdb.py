@@ -175,7 +175,7 @@ def wfdb(
     Returns
     -------
     Samples with ``start`` and ``duration`` (s), ``channel_rates``, ``annotation``, ``annotation_share``; for annotated
-    records ``rhythm`` (that which covers most of the window), ``rhythm_share``, ``n_beats``, ``rr_mean`` (s, between
+    records ``rhythm`` (which covers half of the window or more), ``rhythm_share``, ``n_beats``, ``rr_mean`` (s, between
     neighbouring beats within the window); for beats ``symbol``, ``aami`` (N S V F Q) and ``rr_previous`` (s since the
     beat before). Gaps and invalid samples are NaN.
 

@@ -18,9 +18,9 @@ import numpy as np
 from biosae.data.samples import ReadError
 from biosae.errors import require
 from biosae.read.channels import canonical_unit, factor
+from biosae.read.signals import MAX_VALUES
 
 MAX_HEADER = 16 * 2**20  # bytes
-MAX_VALUES = 2**28  # values read at once, 2 GiB
 DEFAULT_GAIN, DEFAULT_RATE = 200.0, 250.0  # of header(5), where the header states none
 
 # format -> samples and bytes of a block, value of a missing sample

@@ -6,6 +6,7 @@ import os
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from biosae.read.scan import scan
 from biosae.read.signals import Header, Recording, SignalReader, open_recording
 from biosae.read.table import record_table
 
+HALF = 0.5 - 1e-9  # share of a window that its label must cover; rounding of onsets does not matter
 _EDGE = 1e-6  # s; windows that end this much behind the recording still fit
 FLAT = 1e-6  # a channel whose range in a window is below this share of its unit's scale (1 uV for volts) is flat
 FILLED = ("start", "duration", "channel_rates", "annotation", "annotation_share")
@@ -59,7 +61,7 @@ def signal_samples(
     """Windows of recordings as samples; what the readers of EDF, WFDB and E4 share.
 
     One row a window, with the columns of its recording's row and ``start, duration`` (s), ``channel_rates`` (Hz, of the
-    file), ``annotation`` (label of the mark that covers most of the window, or around which it was cut) and
+    file), ``annotation`` (label of the marks that cover half of the window or more, or around which it was cut) and
     ``annotation_share``. With ``quality``: ``missing_share``, ``flat_channels``, ``bad_channels``, ``artefact_share``.
 
     Parameters
@@ -88,10 +90,14 @@ def signal_samples(
     if step is not None and window is None:
         raise InputError("step= needs window= (the length of the windows, in seconds)")
     for name, value in (("window", window), ("step", step), ("after", after), ("rate", rate)):
-        if value is not None and not 0 < value < np.inf:
-            raise InputError(f"{name}={value} must be a number above 0")
-    if not np.isfinite(before):
-        raise InputError(f"before={before} must be a number of seconds")
+        if value is not None and not (isinstance(value, Real) and 0 < value < np.inf):
+            raise InputError(f"{name}={value!r} must be a number above 0")
+    if not (isinstance(before, Real) and np.isfinite(before)):
+        raise InputError(f"before={before!r} must be a number of seconds")
+    if around is None and segment is None and (before or after is not None):
+        raise InputError("before= and after= are for windows at annotations; name these with around=")
+    if artefact is not None and unit is None:
+        raise InputError(f"artefact={artefact} is an amplitude; say in which unit, such as unit='uV'")
     obs, roles, root = record_table(source, roles=roles, id=id, root=root, suffixes=suffixes)
     _refuse_filled(obs, (*FILLED, *QUALITY) if quality else FILLED)  # before the files are looked at, which takes long
     recordings = Samples(obs, _Unread(format), roles=roles, root=root)
@@ -307,7 +313,8 @@ def torn(breaks: Sequence[float], start: float, duration: float, rate: float) ->
 
 
 def covering(annotations: pd.DataFrame, start: float, duration: float) -> tuple[str | None, float]:
-    """Label of the annotations that cover most of a window, and the share that they cover; ``(None, 0.0)`` if none."""
+    """Label of the annotations that cover at least half of a window (of the longest, where several do), and the share
+    that they cover; ``(None, 0.0)`` where none does."""
     if not len(annotations) or not duration > 0:
         return None, 0.0
     onset, length = annotations["onset"].to_numpy(float), annotations["duration"].to_numpy(float)
@@ -319,7 +326,8 @@ def covering(annotations: pd.DataFrame, start: float, duration: float) -> tuple[
     for label, seconds in zip(annotations["label"].to_numpy()[some], overlap[some]):
         covered[str(label)] = covered.get(str(label), 0.0) + float(seconds)
     most = max(sorted(covered), key=covered.__getitem__)
-    return most, min(covered[most] / duration, 1.0)
+    share = min(covered[most] / duration, 1.0)
+    return (most, share) if share >= HALF else (None, 0.0)
 
 
 def quality(x: np.ndarray, reader: SignalReader, artefact: float | None) -> dict[str, Any]:
