@@ -212,10 +212,10 @@ def make_run(folder: Path, *, optional: bool = True, random_state: int = 0) -> P
     comparison.to_csv(tables / "comparison.csv", index=False)
     pd.DataFrame(
         {
-            "item": ["Ramirez-003_tile9001", "Ramirez-004_tile9002", "Ramirez-004_tile9003"],
-            "stage": "embed",
-            "reason": ["truncated", "truncated", "missing"],
-            "detail": ["/home/anna/Ramirez-003.png"] * 3,
+            "item": ["Ramirez-003_tile9001", "Ramirez-004_tile9002", "Ramirez-004_tile9003", "Ramirez-004_tile9003"],
+            "stage": ["embed", "embed", "read/tiles", "embed"],  # a file that is absent fails twice and is one sample
+            "reason": ["truncated", "truncated", "missing", "missing"],
+            "detail": ["/home/anna/Ramirez-003.png"] * 4,
         }
     ).to_csv(folder / "failures.csv", index=False)
     pd.DataFrame(

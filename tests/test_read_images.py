@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
 import biosae as bs
-from biosae.data import ReadError
+from biosae.data import ReadError, read_failures
 from biosae.errors import InputError, TooManyFailuresError
 from biosae.read.decode import ImageReader, decode
 
@@ -365,6 +365,25 @@ def test_missing_files(folder):
     with pytest.raises(ReadError, match="missing"):
         samples["a/9.png"]
     assert samples["a/1.png"].shape == (48, 40, 3)
+
+
+@pytest.mark.filterwarnings("ignore:1 of 4 files are missing")
+@pytest.mark.parametrize("name", ["images", "tiles"])
+def test_missing_files_are_listed(folder, tmp_path, name):
+    frame = pd.concat([table(folder), pd.DataFrame({"path": ["a/9.png"]})], ignore_index=True)
+    options = {"patient": None, "root": folder, "mpp": 0.5, "failures": tmp_path / "failures.csv"}
+    expected = [["a/9.png", f"read/{name}", "missing"]]
+    samples = getattr(bs.read, name)(frame, max_failures=0.5, **options)
+    assert len(samples) == 4
+    assert samples.failures[["item", "stage", "reason"]].to_numpy().tolist() == expected
+    assert read_failures(tmp_path / "failures.csv").equals(samples.failures)
+    samples.save(tmp_path / "s.parquet")
+    assert bs.Samples.load(tmp_path / "s.parquet").failures.equals(samples.failures)
+    whole = getattr(bs.read, name)(frame[:3], **options)  # a new run replaces what the old one listed
+    assert whole.failures.empty and read_failures(tmp_path / "failures.csv").empty
+    with pytest.raises(TooManyFailuresError):
+        getattr(bs.read, name)(frame, **options)
+    assert read_failures(tmp_path / "failures.csv")["item"].tolist() == ["a/9.png"]
 
 
 def test_tiles_check_size_and_ask_for_the_resolution(folder):

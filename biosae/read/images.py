@@ -104,18 +104,20 @@ def images(
         Widen the shorter side; at the border the square is moved into the image, and made smaller only where it cannot
         fit.
     n_jobs
-        Processes that read headers for ``boxes``.
+        Processes that read headers for ``boxes``; without boxes no file is opened here.
     max_failures
         Largest share of files (and of boxes) that may be absent or unusable, 0 to 1. Fewer give a warning.
     failures
-        ``failures.csv`` for images whose header cannot be read (with ``boxes``).
+        ``failures.csv`` to write: files that are absent; with ``boxes``, images whose header cannot be read.
 
     Returns
     -------
     Samples
+        Files that are absent are in ``samples.failures``; their rows stay, and fail when they are read.
         With ``boxes``, one row a crop: the columns of its image, the columns of its box, ``image_id``, ``box_x, box_y,
         box_width, box_height`` (whole pixels of the image as it is shown) and ``box_clipped`` (it reached over the
-        image's edge). Boxes that lie outside are in ``samples.failures``; images without a box have no row.
+        image's edge). Boxes that lie outside, and images that cannot be read, are in ``samples.failures`` and have no
+        row; nor have images without a box.
 
     Raises
     ------
@@ -140,8 +142,9 @@ def images(
     if boxes is None:
         reader = ImageReader(page=page)
         return image_samples(
-            source, reader, roles=roles, id=id, mpp=mpp, root=root, max_failures=max_failures, meta=meta
-        )
+            source, reader, roles=roles, id=id, mpp=mpp, root=root, max_failures=max_failures, failures=failures,
+            stage="read/images", meta=meta,
+        )  # fmt: skip
     if not 0 <= pad < 100:
         raise InputError(f"pad={pad} must be a share of the box (0.1 grows it by a tenth on each side)")
     if isinstance(mpp, str):

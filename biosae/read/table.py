@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from biosae.data.failures import FailureLog
 from biosae.data.roles import ID_ROLES
 from biosae.data.samples import Samples
 from biosae.errors import InputError, TooManyFailuresError, nearest
@@ -29,6 +30,8 @@ def image_samples(
     mpp: float | str | None,
     root: str | os.PathLike | None,
     max_failures: float,
+    failures: str | os.PathLike | None,
+    stage: str,
     meta: Mapping[str, Any] | None = None,
 ) -> Samples:
     """Samples of image files; what :func:`biosae.read.tiles` and :func:`biosae.read.images` share."""
@@ -36,7 +39,9 @@ def image_samples(
         roles, mpp = {**roles, "mpp": mpp}, None
     obs, roles, root = record_table(source, roles=roles, id=id, root=root, suffixes=SUFFIXES)
     samples = Samples(obs, reader, roles=roles, mpp=mpp, root=root, meta=meta)
-    _check_present(samples, max_failures)
+    absent = _absent(samples, max_failures, failures, stage)
+    if absent:
+        samples.meta["failures"] = absent
     return samples
 
 
@@ -194,22 +199,26 @@ def _ids(obs: pd.DataFrame, id: str | None, path: str) -> pd.Index:
     return pd.Index(obs[column], name=None)
 
 
-def _check_present(samples: Samples, max_failures: float) -> None:
-    """Stop if more than ``max_failures`` of the files are absent; warn if some are."""
+def _absent(samples: Samples, max_failures: float, failures: str | os.PathLike | None, stage: str) -> list[list[str]]:
+    """``[item, stage, reason, detail]`` of each sample whose file is absent; stop if they are more than
+    ``max_failures``, warn if there are any."""
     listings: dict[Path, set[str]] = {}
+    log = FailureLog(failures, stage=stage, total=len(samples), max_failures=1.0)
     absent = []
-    for i in range(len(samples)):
+    for i, name in enumerate(samples.ids):
         file = samples.file(i)
         if file.parent not in listings:
             listings[file.parent] = set(os.listdir(file.parent)) if file.parent.is_dir() else set()
         if file.name not in listings[file.parent] and not file.exists():
-            absent.append(i)
+            absent.append([name, stage, "missing", f"no file {file}"])
+            log.add(name, *absent[-1][2:])
     if not absent:
-        return
-    text = f"{len(absent)} of {len(samples)} files are missing, e.g. {samples.file(absent[0])}"
+        return absent
+    text = f"{len(absent)} of {len(samples)} files are missing, e.g. {absent[0][3].removeprefix('no file ')}"
     if len(absent) > max_failures * len(samples):
         raise TooManyFailuresError(
             f"{text}: more than max_failures={max_failures:g} allows. Pass root= the folder that the paths start from, "
             "or drop the rows"
         )
-    warnings.warn(f"{text}; they will be listed in failures.csv", stacklevel=4)
+    warnings.warn(f"{text}; their rows stay, and fail when they are read (samples.failures)", stacklevel=4)
+    return absent

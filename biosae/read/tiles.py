@@ -31,6 +31,7 @@ def tiles(
     size: int | tuple[int, int] | None = None,
     page: int | None = None,
     max_failures: float = MAX_FAILURES,
+    failures: str | os.PathLike | None = None,
 ) -> Samples:
     """Samples from a table or a folder of tiles.
 
@@ -40,7 +41,7 @@ def tiles(
 
     Parameters
     ----------
-    source, patient, slide, site, scanner, label, split, path, id, root, page, max_failures
+    source, patient, slide, site, scanner, label, split, path, id, root, page, max_failures, failures
         See :func:`biosae.read.images`.
     mpp
         Micrometres per pixel: one number, or the name of a column. About 0.5 is 20x, 0.25 is 40x.
@@ -62,7 +63,10 @@ def tiles(
         "path": path,
     }  # fmt: skip
     reader = ImageReader(size=size, page=page)
-    samples = image_samples(source, reader, roles=roles, id=id, mpp=mpp, root=root, max_failures=max_failures)
+    samples = image_samples(
+        source, reader, roles=roles, id=id, mpp=mpp, root=root, max_failures=max_failures, failures=failures,
+        stage="read/tiles",
+    )  # fmt: skip
     if mpp is None and "mpp" not in samples.obs:
         warnings.warn(
             "the resolution of these tiles is unknown: pass mpp= (micrometres per pixel), so that it can be compared "

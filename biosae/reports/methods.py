@@ -44,7 +44,7 @@ def _cohort(run: Run) -> str:
     text = f"The cohort comprised {style.count(len(obs), 'sample')}"
     parts = [style.count(obs[r].nunique(), r) for r in (*UNITS, *CONFOUNDERS) if run.role(r) is not None]
     text += f" from {_and(parts)}." if parts else "; patients were not known."
-    failed = 0 if run.failures is None else len(run.failures)
+    failed = 0 if run.failures is None else run.failures.iloc[:, 0].nunique()  # some fail at several stages
     if failed:
         text += f" {style.count(failed, 'sample')} could not be read and {'was' if failed == 1 else 'were'} left out."
     if not identity:

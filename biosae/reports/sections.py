@@ -99,7 +99,7 @@ def _failures(run: Run) -> dict[str, Any] | None:
     keys = [c for c in ("stage", reason) if c in run.failures]
     frame = run.failures.assign(**{reason: run.failures[reason].map(run.redact)})
     counts = frame.groupby(keys).size().rename("samples").reset_index()
-    return {"n": len(run.failures), "table": table(counts)}
+    return {"n": run.failures.iloc[:, 0].nunique(), "table": table(counts)}
 
 
 def quality(run: Run, figures: Figures) -> dict[str, Any]:
