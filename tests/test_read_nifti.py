@@ -407,6 +407,14 @@ def test_unusual_shapes_and_types(tmp_path: Path) -> None:
 # -- the whole ---------------------------------------------------------------------------------------------------------
 
 
+def test_one_file_keeps_root_and_path(tmp_path: Path) -> None:
+    path = _save(tmp_path / "sub" / "a.nii", np.arange(27, dtype=np.int16).reshape(3, 3, 3))
+    named = bs.read.nifti(path, patient=None, root=tmp_path, path="file")
+    assert named.roles["path"] == "file" and set(named.obs["file"]) == {"sub/a.nii"} and named.root == tmp_path
+    np.testing.assert_array_equal(named[1], _one(path)[1])
+    assert set(_one(path).obs["path"]) == {"a.nii"}
+
+
 def test_round_trip_pickle_threads(tmp_path: Path) -> None:
     _bold(tmp_path / "data")
     table = pd.DataFrame({"path": ["bold.nii.gz"], "subject": [7]})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from biosae.errors import InputError, nearest
 from biosae.files import hash_file
 from biosae.read.nifti_items import NiftiRegions, NiftiSlices
 from biosae.read.scan import scan
-from biosae.read.table import load_table, record_table
+from biosae.read.table import load_table, record_table, single_file
 from biosae.read.volumes import PLANES, SUFFIXES, Volume, load_atlas, open_volume
 
 _REGIONS = ("empty_regions", "constant_regions")
@@ -149,7 +148,7 @@ def nifti(
         "path": path,
     }  # fmt: skip
     if isinstance(source, (str, os.PathLike)) and str(source).lower().endswith(SUFFIXES):
-        source, root = pd.DataFrame({"path": [Path(source).name]}), Path(source).parent
+        source, root = single_file(source, path=path, root=root)
     obs, roles, root = record_table(source, roles=roles, id=id, root=root, suffixes=SUFFIXES)
     clash = [c for c in (*_COLUMNS[as_], "orientation", "oblique", "placed") if c in obs]
     if clash:

@@ -77,6 +77,14 @@ def record_table(
     return obs.set_index(_ids(obs, id, path)), dict(roles), root
 
 
+def single_file(
+    source: str | os.PathLike, *, path: str, root: str | os.PathLike | None
+) -> tuple[pd.DataFrame, str | os.PathLike]:
+    """A table of one file, and the root of its path: the file's own folder unless another is given."""
+    file = Path(source).absolute()
+    return pd.DataFrame({path: [file]}), file.parent if root is None else root
+
+
 def load_table(
     source: str | os.PathLike | pd.DataFrame, *, text: list[str], suffixes: Sequence[str] = SUFFIXES
 ) -> tuple[pd.DataFrame, Path]:

@@ -14,7 +14,7 @@ import pandas as pd
 from biosae.data.samples import Samples
 from biosae.errors import InputError, nearest
 from biosae.read.signals import Channel, Header, Recording
-from biosae.read.table import load_table
+from biosae.read.table import load_table, single_file
 from biosae.read.wfdb_marks import AAMI, BEATS, COLUMNS, read_marks
 from biosae.read.wfdb_record import open_local, read_header
 from biosae.read.windows import covering, signal_samples
@@ -208,8 +208,7 @@ def wfdb(
         segment = _Beats(symbols, _BEFORE if before is None else before, _AFTER if after is None else after)
     if isinstance(source, str | os.PathLike):
         if Path(source).suffix == ".hea":
-            root = Path(source).parent if root is None else root
-            source = pd.DataFrame({path: [Path(source).name]})
+            source, root = single_file(source, path=path, root=root)
         elif Path(source).is_dir():
             root = source if root is None else root
             source = _records(Path(source)).rename(columns={"path": path})

@@ -18,7 +18,7 @@ from biosae.errors import InputError, TooManyFailuresError, nearest
 from biosae.read.handles import Handles
 from biosae.read.scan import scan
 from biosae.read.slides import SUFFIXES, Slide, open_slide, region, resolve_mpp
-from biosae.read.table import record_table
+from biosae.read.table import record_table, single_file
 from biosae.read.tissue import mask_of, tissue_share
 
 TOLERANCE = 0.02  # a level whose scale differs by less is taken as it is, pixel by pixel
@@ -191,8 +191,7 @@ def wsi(
     }  # fmt: skip
     listed = not isinstance(source, pd.DataFrame) and Path(source).is_dir()
     if not isinstance(source, pd.DataFrame) and Path(source).suffix.lower() in SUFFIXES and not listed:
-        root = Path(source).parent if root is None else root
-        source = pd.DataFrame({path: [Path(source).name]})
+        source, root = single_file(source, path=path, root=root)
     obs, roles, root = record_table(source, roles=roles, id=id, root=root, suffixes=SUFFIXES)
     if listed:
         obs = obs[_first_of_series(obs[path], root)]
