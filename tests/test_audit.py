@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from joblib import Parallel, effective_n_jobs
 from PIL import Image
 from scipy.stats import contingency, f_oneway
 
@@ -217,11 +218,17 @@ def test_text_html_and_frame(tmp_path):
         audit(tmp_path, frame, confounders=["sites"], read=False)
 
 
-def test_parallel_reading_agrees(tmp_path):
+def test_parallel_reading_agrees(tmp_path, monkeypatch):
     frame = planted(tmp_path, n=270)
     samples = bs.read.images(frame, patient="case", label="dx", root=tmp_path)
     one, two = samples.audit(n_jobs=1), samples.audit(n_jobs=2)
     assert one.images.equals(two.images)
+    assert one.images.equals(samples.audit(n_jobs=-1).images)
+    asked = []
+    monkeypatch.setattr("joblib.Parallel", lambda n_jobs, **options: asked.append(n_jobs) or Parallel(1, **options))
+    for n in (60, 270):
+        samples.select(slice(0, n)).audit(n_jobs=-1)
+    assert asked == [1, min(2, effective_n_jobs(-1))]  # few items are read in this process
     assert one.images.index.equals(samples.ids)
 
 

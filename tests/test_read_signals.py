@@ -13,6 +13,7 @@ import pytest
 from edf_files import write_edf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joblib import effective_n_jobs
 from scipy.signal import resample_poly
 
 import biosae as bs
@@ -462,6 +463,21 @@ def test_scan_keeps_the_order_and_lists_failures(tmp_path):
     assert read_failures(out).to_numpy().tolist() == lost
     again, lost_again = scan(rows(20, bad=(3, 7)), Length(), n_jobs=2, **options)
     assert (list(again.items()), lost_again) == (list(found.items()), lost)
+
+
+class Worker:
+    """Number of the process that looks."""
+
+    def __call__(self, row):
+        return os.getpid()
+
+
+@pytest.mark.skipif(effective_n_jobs(-1) < 2, reason="one core")
+def test_scan_takes_minus_one_for_every_core():
+    options = {"max_failures": 0, "failures": None, "stage": "look", "unit": "file"}
+    assert os.getpid() not in scan(rows(20), Worker(), n_jobs=-1, **options)[0].values()
+    for one in (0, 1):
+        assert set(scan(rows(3), Worker(), n_jobs=one, **options)[0].values()) == {os.getpid()}
 
 
 def test_scan_stops_when_too_many_fail(tmp_path):

@@ -151,7 +151,8 @@ def audit(
     read
         Open and decode every item: finds unreadable ones, duplicates and sizes.
     n_jobs
-        Worker processes; default ``settings.n_jobs``. Sets of fewer than 128 items are read in this process.
+        Worker processes, -1 for one a core; default ``settings.n_jobs``. Sets of fewer than 128 items are read in
+        this process.
 
     Returns
     -------

@@ -98,9 +98,10 @@ def read_all(samples: Samples, *, n_jobs: int) -> pd.DataFrame:
     """One row a sample (index ``sample_id``): size, hashes of the file and of the decoded values, or why it failed.
 
     Columns are :func:`columns`; ``blank`` says that all values are equal. ``file_sha256`` is missing where several
-    items come from one file. Sets of fewer than 128 items are read in this process, larger ones in ``n_jobs`` of them.
+    items come from one file. Sets of fewer than 128 items are read in this process, larger ones in ``n_jobs`` of them
+    (-1: one a core).
     """
-    from joblib import Parallel, delayed
+    from joblib import Parallel, delayed, effective_n_jobs
     from tqdm.auto import tqdm
 
     bare = Samples(samples.obs, samples.reader, roles=samples.roles, root=samples.root)
@@ -108,7 +109,7 @@ def read_all(samples: Samples, *, n_jobs: int) -> pd.DataFrame:
     if "path" in samples.obs:
         own = ~samples.obs["path"].duplicated(keep=False).to_numpy()
     starts = range(0, len(samples), _CHUNK)
-    workers = Parallel(n_jobs=min(n_jobs, max(1, len(starts) // 2)), return_as="generator")
+    workers = Parallel(n_jobs=min(effective_n_jobs(n_jobs), max(1, len(starts) // 2)), return_as="generator")
     tasks = (delayed(_examine)(bare.select(slice(a, a + _CHUNK)), own[a : a + _CHUNK].tolist()) for a in starts)
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(samples), desc="audit", unit=samples.item, disable=not settings.progress) as bar:

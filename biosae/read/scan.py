@@ -27,8 +27,8 @@ def scan(
     stage: str,
     unit: str,
 ) -> tuple[dict[str, Any], list[list[str]]]:
-    """Apply ``look`` to every row, in ``n_jobs`` processes; None starts alone and calls ``settings.n_jobs`` of them
-    when it takes longer than seconds.
+    """Apply ``look`` to every row, in ``n_jobs`` processes (-1: one a core); None starts alone and calls
+    ``settings.n_jobs`` of them when it takes longer than seconds.
 
     Parameters
     ----------
@@ -71,10 +71,10 @@ def scan(
 
 def _looked(samples: Samples, look: Callable[[Mapping[str, Any]], Any], n_jobs: int | None) -> Iterator[_Found]:
     """What was found, row by row and in their order."""
-    from joblib import Parallel, delayed
+    from joblib import Parallel, delayed, effective_n_jobs
 
     begun, i = time.monotonic(), 0
-    jobs = max(1, settings.n_jobs if n_jobs is None else n_jobs)
+    jobs = effective_n_jobs((settings.n_jobs if n_jobs is None else n_jobs) or 1)
     while i < len(samples) and (jobs == 1 or (n_jobs is None and time.monotonic() - begun < _PATIENCE)):
         yield from _look(samples.select(slice(i, i + 1)), look)
         i += 1
