@@ -122,6 +122,28 @@ def test_discontinuous_files_have_gaps(tmp_path, x):
     np.testing.assert_allclose(samples[1][0, :100], x[0, 200:300], atol=0.02)
 
 
+@pytest.mark.parametrize(
+    ("rate", "seconds", "onsets", "first"),
+    [
+        (100, 1.0, [0, 1, 10.005, 11.005, 12.005, 20.01], [0, 100, 1001, 1101, 1201, 2001]),  # at half samples
+        (128, 0.125, [0, 0.12, 0.25, 0.38, 0.5, 0.62], [0, 16, 32, 48, 64, 80]),  # two decimals
+        (512, 1.0, [0, 1.001, 2.001, 3.001, 4.003, 5.003], [0, 512, 1024, 1536, 2050, 2562]),  # a gap of a sample
+        (100, 1.0, [0, 1.004, 2.008, 3.012, 4.016, 5.02], [0, 100, 200, 301, 401, 501]),  # a clock that is slow
+    ],
+)
+def test_records_that_follow_each_other_lose_no_sample(tmp_path, x, rate, seconds, onsets, first):
+    size = round(rate * seconds)
+    written = np.resize(x, 6 * size)
+    path = write_edf(tmp_path / "d.edf", {"Fz": (written, rate)}, kind="EDF+D", seconds=seconds, onsets=onsets)
+    _, values = everything(path)
+    seen = values[0][np.isfinite(values[0])]
+    np.testing.assert_allclose(seen, written, atol=0.51 * STEP)  # every sample, once, in order
+    for k, start in enumerate(first):
+        np.testing.assert_allclose(
+            values[0, start : start + size], written[k * size : (k + 1) * size], atol=0.51 * STEP
+        )
+
+
 @pytest.mark.parametrize(("version", "dtype"), [("1.25", "<i2"), ("2.10", "<i2"), ("2.51", "i3"), ("2.20", "<f4")])
 def test_gdf_gives_the_values_that_were_written(tmp_path, version, dtype):
     rng = np.random.default_rng(0)

@@ -67,6 +67,7 @@ class RecordFile:
 
     def __init__(self, layout: Layout, annotations: pd.DataFrame, onsets: np.ndarray | None) -> None:
         self._layout, self._onsets = layout, onsets
+        self._starts: dict[int, np.ndarray] = {}
         sums = np.cumsum([0, *(s.n_bytes for s in layout.stored)])
         self._places = [i for i, s in enumerate(layout.stored) if s.name not in _NOTES]
         self._from = sums
@@ -87,7 +88,9 @@ class RecordFile:
         """Number of the first sample of every record, for channels with ``count`` samples a record."""
         if self._onsets is None:
             return np.arange(self._layout.n_records, dtype=np.int64) * count
-        return np.rint(self._onsets * (count / self._layout.seconds)).astype(np.int64)
+        if count not in self._starts:
+            self._starts[count] = _placed(self._onsets * (count / self._layout.seconds), count)
+        return self._starts[count]
 
     def read(self, channels: Sequence[int], first: int, count: int) -> np.ndarray:
         """Samples ``first`` to ``first + count``, ``float64 (len(channels), count)``; NaN between records."""
@@ -115,6 +118,23 @@ class RecordFile:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def _placed(exact: np.ndarray, count: int) -> np.ndarray:
+    """Numbers of the first samples of records that begin at ``exact`` (in samples).
+
+    Times are printed with few decimals: records that follow each other within less than a sample are one stretch,
+    without a gap and without an overlap, as long as times and samples have not come apart by a whole sample since the
+    stretch began.
+    """
+    starts, begun, first = [], 0.0, 0
+    for k, at in enumerate(exact.tolist()):
+        due = starts[-1] + count if k else 0
+        if not k or abs((at - begun) - (due - first)) >= 1 - 1e-6:
+            begun, first = at, round(at)
+            due = first
+        starts.append(due)
+    return np.array(starts, dtype=np.int64)
 
 
 def _runs(starts: np.ndarray, size: int) -> list[tuple[slice, int]]:
@@ -188,7 +208,7 @@ def open_edf_file(path: str) -> RecordFile:
         layout.facts["unreadable_annotations"] = odd
     discontinuous = layout.facts["format"].endswith("+D") and layout.n_records > 0
     if discontinuous:
-        _check_onsets(onsets, layout.seconds)
+        _check_onsets(onsets, layout)
     return RecordFile(layout, annotations, onsets if discontinuous else None)
 
 
@@ -319,16 +339,18 @@ def _edf_annotations(layout: Layout) -> tuple[np.ndarray, pd.DataFrame, int]:
     return onsets - begin, marks_table([(round(a - begin, 9), b, label) for a, b, label in marks]), odd
 
 
-def _check_onsets(onsets: np.ndarray, seconds: float) -> None:
+def _check_onsets(onsets: np.ndarray, layout: Layout) -> None:
     """Times of the records of a discontinuous file must be there, and in order."""
     if not np.isfinite(onsets).all():
         raise ReadError(
             "unreadable", f"record {int(np.argmin(np.isfinite(onsets)))} of a discontinuous file has no time"
         )
-    if (np.diff(onsets) < 0.999 * seconds).any():
-        where = int(np.argmax(np.diff(onsets) < 0.999 * seconds)) + 1
+    fastest = max((s.count for s in layout.stored if s.name not in _NOTES), default=1)
+    early = np.diff(onsets) < layout.seconds * (1 - max(0.001, 1 / fastest))  # times are printed with few decimals
+    if early.any():
+        where = int(np.argmax(early)) + 1
         raise ReadError("unreadable", f"record {where} of a discontinuous file begins before the one before it ends")
-    check_span(float(onsets[-1]) + seconds, len(onsets) * seconds)
+    check_span(float(onsets[-1]) + layout.seconds, len(onsets) * layout.seconds)
 
 
 def check_span(seconds: float, recorded: float) -> None:
