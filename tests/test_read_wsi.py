@@ -195,7 +195,9 @@ def test_kinds_of_pixels(tmp_path):
     channels = PIXELS.transpose(2, 0, 1).copy()  # of which the first alone would pass for a grey slide
     tifffile.imwrite(tmp_path / "channels.ome.tif", channels, photometric="minisblack", metadata={"axes": "CYX"})
     tifffile.imwrite(tmp_path / "stack.tif", np.stack([PIXELS] * 2), photometric="rgb", metadata=None)
-    for name in ("float", "planes", "channels.ome", "stack"):
+    turned = [(274, "H", 1, 3, True)]  # the tag Orientation: the first pixel is the last that is shown
+    tifffile.imwrite(tmp_path / "turned.tif", PIXELS, photometric="rgb", metadata=None, extratags=turned)
+    for name in ("float", "planes", "channels.ome", "stack", "turned"):
         assert reason(open_slide, tmp_path / f"{name}.tif") == "unsupported", name
 
 

@@ -214,6 +214,11 @@ def _check_kind(page: Any) -> None:
     tifffile = require("tifffile", extra="wsi")
     if page.compression not in tifffile.TIFF.DECOMPRESSORS:
         raise ReadError("unsupported", f"TIFF compression {page.compression}; store it as JPEG or Deflate")
+    turn = page.tags.valueof("Orientation", 1)
+    if turn != 1:
+        raise ReadError(
+            "unsupported", f"TIFF stored turned or mirrored (Orientation {turn}); store its pixels as they are shown"
+        )
     if page.planarconfig == 2 and samples > 1:
         raise ReadError("unsupported", "TIFF with separate colour planes; store it interleaved")
     if page.imagedepth > 1:
