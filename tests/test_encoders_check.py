@@ -57,13 +57,23 @@ def test_a_gated_encoder_names_every_step(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_signals_must_be() -> None:
     assert bs.encoders.check("wildecg-resnet1d").expects == {
-        "rate_hz": 100.0, "unit": "any", "channels": 1, "seconds": 10.0, "amplitude": "zscore", "band_hz": [0.5, 40.0],
+        "rate_hz": 100.0, "unit": "not stated", "channels": 1, "seconds": 10.0, "amplitude": "zscore",
+        "band_hz": [0.5, 40.0],
     }  # fmt: skip
     leads = bs.encoders.check("ecg-jepa-s").expects["channels"]
     assert leads == ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
     assert bs.encoders.check("labram").expects["unit"] == "uV"
     baseline = bs.encoders.check("eeg-bandpower")
     assert baseline.ready and baseline.found == "none needed"
+    assert baseline.expects == {
+        "rate_hz": "any", "unit": "uV", "channels": "any", "seconds": "any", "amplitude": "any", "band_hz": "any",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n, facts in catalogue().items() if not facts.source.startswith("none:")])
+def test_what_nobody_states_is_not_said_to_be_free(name: str) -> None:
+    """A band or unit that a model's authors do not publish is unknown; nobody confirmed that any will do."""
+    assert "any" not in bs.encoders.check(name).expects.values()
 
 
 def test_folders_and_their_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ class EncoderCheck:
         ``"agrees"`` with a stated SHA-256, ``"differs"``, ``"not stated"``, or ``"no weights"``.
     expects : dict
         Size and micrometres per pixel of images; rate (Hz), unit, channels, seconds, amplitude and band (Hz) of
-        signals. ``"any"`` where the encoder does not mind.
+        signals. ``"not stated"`` where the catalogue knows nothing; ``"any"`` only for encoders without weights.
     unconfirmed : tuple of str
         Fields that no source confirms.
     missing : tuple of str
@@ -126,15 +126,15 @@ def check(name: str) -> EncoderCheck:
 
 
 def _expects(facts: EncoderInfo) -> dict[str, Any]:
+    absent = "any" if facts.source.startswith("none:") else "not stated"  # no weights that would mind
     if facts.item == "features":
-        return {"length": "any"}
+        return {"length": absent}
     if facts.item == "image":
-        return {"size_px": facts.size or "any", "um_per_px": facts.mpp or "any"}
-    channels = list(facts.channels) if facts.channels else facts.n_channels or "any"
+        return {"size_px": facts.size or absent, "um_per_px": facts.mpp or absent}
     return {
-        "rate_hz": facts.rate or "any", "unit": facts.unit or "any", "channels": channels,
-        "seconds": facts.seconds or "any", "amplitude": facts.amplitude or "as it is",
-        "band_hz": list(facts.band) if facts.band else "as it is",
+        "rate_hz": facts.rate or absent, "unit": facts.unit or absent,
+        "channels": list(facts.channels or ()) or facts.n_channels or absent, "seconds": facts.seconds or absent,
+        "amplitude": facts.amplitude or absent, "band_hz": list(facts.band or ()) or absent,
     }  # fmt: skip
 
 
