@@ -215,6 +215,11 @@ def test_identity_gives_vectors_back(tmp_path: Path) -> None:
         bs.encoders.load("identity").suited(samples_of([X], rate=1.0, unit="uV", channels=("a",)))
 
 
+def test_how_to_read_for_a_baseline() -> None:
+    for name, arguments in (("spectral", "..."), ("eeg-bandpower", "..., unit='uV'")):
+        assert bs.encoders.load(name).reading() == f"bs.read.edf or bs.read.wfdb({arguments})"
+
+
 def test_refusals(tmp_path: Path) -> None:
     x = np.zeros((1, 300), np.float32)
     encoder = bs.encoders.load("eeg-bandpower")

@@ -22,6 +22,25 @@ def test_peaks_survive_thinning_and_gaps_stay():
     assert ax.get_xlabel() == "time (s)"
 
 
+@pytest.mark.parametrize("at", [0, 2_999, 3_000, 3_001])  # 1001 stretches of 3, the last of 2
+def test_no_peak_is_lost_at_either_end(at):
+    x = np.zeros((1, 3_002))
+    x[0, at] = -7.0
+    line = pl.traces(x, rate=100.0, unit="uV").lines[0]
+    assert line.get_ydata().min() == -7.0
+    assert line.get_xdata()[np.argmin(line.get_ydata())] == pytest.approx(at / 100, abs=0.03)
+    assert line.get_xdata().max() <= 30.02
+
+
+def test_names_are_of_all_channels_or_of_none():
+    x = np.zeros((3, 50))
+    for names in (["Cz"], ["Cz", "Pz"], list("abcd")):
+        with pytest.raises(InputError, match=f"{len(names)} names for 3 channels"):
+            pl.traces(x, rate=1.0, unit="uV", channels=names)
+    ax = pl.traces(x, rate=1.0, unit="uV", channels=list("abc"), max_channels=2)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
+
+
 def test_bar_is_as_long_as_its_label_says():
     x = np.vstack([np.linspace(-30, 30, 400), np.linspace(-3, 3, 400)])
     ax = pl.traces(x, rate=100.0, unit="uV")

@@ -333,7 +333,7 @@ class SignalEncoder(Encoder):
         seconds = self.info.seconds
         if seconds is not None:
             said.append(f"window={seconds:g}")
-        return f"bs.read.edf or bs.read.wfdb(..., {', '.join(said)})"
+        return f"bs.read.edf or bs.read.wfdb({', '.join(['...', *said])})"
 
     def identity(self, layer: int | str = -1, pool: str = "default") -> dict[str, Any]:
         return super().identity(layer, pool) | {"given": self.given}

@@ -37,7 +37,7 @@ def traces(
     unit
         Unit of the values, for the bar.
     channels
-        Names, first at the top.
+        Names of all channels, first at the top; without any they are numbered.
     start
         Time of the first sample in the recording, s.
     max_channels
@@ -52,11 +52,13 @@ def traces(
     Raises
     ------
     InputError
-        If ``x`` is not of two axes.
+        If ``x`` is not of two axes, or ``channels`` does not name each of them.
     """
     x = np.asarray(x, dtype=float)
     if x.ndim != 2:
         raise InputError(f"a signal has shape (channels, time), not {x.shape}")
+    if len(channels) not in (0, len(x)):
+        raise InputError(f"{len(channels)} names for {len(x)} channels; name every channel, or none")
     shown = x[:max_channels]
     centred, step = _stacked(shown)
     offsets = -step * np.arange(len(shown))
@@ -115,10 +117,10 @@ def _thinned(x: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
     stretch = -(-n // (_MAX_POINTS // 2))
     if stretch <= 2:
         return np.arange(n) / rate, x
-    whole = n // stretch * stretch
-    parts = x[:, :whole].reshape(len(x), -1, stretch)
+    parts = np.pad(x, ((0, 0), (0, -n % stretch)), mode="edge").reshape(len(x), -1, stretch)
     out = np.stack([parts.min(axis=2), parts.max(axis=2)], axis=2).reshape(len(x), -1)
-    return np.repeat((np.arange(parts.shape[1]) + 0.5) * stretch / rate, 2), out
+    edges = np.minimum(np.arange(parts.shape[1] + 1) * stretch, n)  # the last stretch may be shorter
+    return np.repeat((edges[1:] + edges[:-1]) / 2 / rate, 2), out
 
 
 def _round_down(value: float) -> float:
