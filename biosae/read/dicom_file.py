@@ -72,7 +72,7 @@ class DicomFile:
         self.path = os.fspath(path)
         self._stream: Any = None
         with read_errors(path):
-            self._stream = _Bounded(open(self.path, "rb"))  # noqa: SIM115
+            self._stream = Bounded(open(self.path, "rb"))  # noqa: SIM115
             try:
                 self._open(force)
             except BaseException:
@@ -302,7 +302,7 @@ class DicomFile:
         return encapsulate([src]), found["colour"]
 
 
-class _Bounded:
+class Bounded:
     """A file that is never asked for more bytes than it has: Python sets aside what a read names."""
 
     def __init__(self, stream: Any) -> None:
@@ -311,12 +311,13 @@ class _Bounded:
         self.seek, self.tell, self.close = stream.seek, stream.tell, stream.close
         stream.seek(0)
 
-    def read(self, n: int = -1) -> bytes:
+    def read(self, n: int | None = -1) -> bytes:
+        """Up to ``n`` bytes; all that are left without ``n``."""
         left = max(0, self.size - self._stream.tell())
-        return self._stream.read(left if n < 0 else min(n, left))
+        return self._stream.read(left if n is None or n < 0 else min(n, left))
 
 
-def _inflated(stream: _Bounded) -> _Bounded:
+def _inflated(stream: Bounded) -> Bounded:
     """The data set of a deflated file, in memory."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     data = inflater.decompress(stream.read(), MAX_INFLATED)
@@ -325,7 +326,7 @@ def _inflated(stream: _Bounded) -> _Bounded:
         raise ReadError("unsupported", f"inflates to more than {MAX_INFLATED >> 20} MiB; store it undeflated")
     if not inflater.eof:
         raise ReadError("truncated", "the deflated data set has no end")
-    return _Bounded(io.BytesIO(data))
+    return Bounded(io.BytesIO(data))
 
 
 def looks_like_dicom(path: str | os.PathLike) -> bool:

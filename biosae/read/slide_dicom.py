@@ -16,9 +16,9 @@ import numpy as np
 
 from biosae.data.samples import ReadError
 from biosae.errors import require
+from biosae.read.dicom_file import WHOLE_SLIDE, Bounded
 from biosae.read.slides import LARGEST_TILE, decoding, level_downsamples, positive, stated_scales, stated_size
 
-WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"}  # implicit and explicit little endian
 _JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
 _JPEG2000 = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"}
@@ -42,25 +42,11 @@ class Frames(NamedTuple):
     stream: Bounded
 
 
-class Bounded:
-    """A file whose ``read`` never asks for more memory than the file has bytes left."""
-
-    def __init__(self, path: Path) -> None:
-        self.name, self.size = str(path), path.stat().st_size
-        self._file = open(path, "rb")  # noqa: SIM115 -- closed by close()
-        self.seek, self.tell, self.close = self._file.seek, self._file.tell, self._file.close
-
-    def read(self, n: int = -1) -> bytes:
-        """Up to ``n`` bytes."""
-        left = max(0, self.size - self._file.tell())
-        return self._file.read(left if n is None or n < 0 else min(n, left))
-
-
 def series(path: str | os.PathLike) -> str | None:
     """UID of the series of a DICOM whole slide; None if the file is none, or states no series."""
     pydicom = require("pydicom", extra="wsi")
     try:
-        stream = Bounded(Path(path))
+        stream = Bounded(open(path, "rb"))  # noqa: SIM115 -- closed below
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -172,7 +158,7 @@ def _files(path: Path) -> list[Path]:
 def _open_level(file: Path) -> tuple[Frames, Any] | None:
     """One file opened, with its header; None for a label, overview or thumbnail."""
     pydicom = require("pydicom", extra="wsi")
-    stream = Bounded(file)
+    stream = Bounded(open(file, "rb"))  # noqa: SIM115 -- closed below, or with the slide
     keep = False
     try:
         with decoding("DICOM header"), warnings.catch_warnings():
