@@ -55,7 +55,9 @@ def mutations(data: bytes, n: int, *, seed: int = 0, header: int = 4096) -> Iter
 def fuzz(
     read: str, seeds: Sequence[Path], folder: Path, *, n: int, seconds: float = SECONDS, memory: int = MEMORY
 ) -> list[str]:
-    """Read ``n`` damaged copies of the seed files; what went wrong, one line a file.
+    """Read the seed files, then ``n`` damaged copies of them; what went wrong, one line a file.
+
+    A seed that ends in any error is a fault: what its copies end in would say nothing.
 
     Parameters
     ----------
@@ -68,24 +70,29 @@ def fuzz(
     seconds, memory
         Limits for one file and for the process's address space beyond what it has after its imports.
     """
-    jobs = []
+    faults: list[str] = []
+    jobs, whole = [], []
     for number, seed in enumerate(seeds):
         data = seed.read_bytes()
+        whole.append(folder / f"{number:02d}_healthy{seed.suffix}")
+        whole[-1].write_bytes(data)
         share = n // len(seeds) + (number < n % len(seeds))
         for i, (kind, damaged) in enumerate(mutations(data, share, seed=number)):
             path = folder / f"{number:02d}_{i:04d}_{kind}{seed.suffix}"
             path.write_bytes(damaged)
             jobs.append(path)
-    faults: list[str] = []
+    while whole:
+        whole = whole[_round(read, whole, seconds, memory, faults, healthy=True) :]
     while jobs:
-        done = _round(read, jobs, seconds, memory, faults)
-        jobs = jobs[done:]
+        jobs = jobs[_round(read, jobs, seconds, memory, faults) :]
     return faults
 
 
-def _round(read: str, jobs: list[Path], seconds: float, memory: int, faults: list[str]) -> int:
+def _round(
+    read: str, jobs: list[Path], seconds: float, memory: int, faults: list[str], *, healthy: bool = False
+) -> int:
     """One process through as many files as it survives; how many are done."""
-    command = [sys.executable, __file__, read, str(seconds), str(memory)]
+    command = [sys.executable, __file__, read, str(seconds), str(memory), "healthy" if healthy else "damaged"]
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -101,8 +108,8 @@ def _round(read: str, jobs: list[Path], seconds: float, memory: int, faults: lis
     return len(jobs)
 
 
-def _work(read: str, seconds: float, memory: int) -> None:
-    """Read the files named on standard input; one JSON line each."""
+def _work(read: str, seconds: float, memory: int, *, healthy: bool) -> None:
+    """Read the files named on standard input; one JSON line each. Healthy files may not even end in a typed error."""
     import faulthandler
     import importlib
     import resource
@@ -122,8 +129,8 @@ def _work(read: str, seconds: float, memory: int) -> None:
         faulthandler.dump_traceback_later(seconds, exit=True)
         try:
             call(path)
-        except BiosaeError:
-            pass
+        except BiosaeError as error:
+            fault = f"healthy, but {type(error).__name__}: {error}" if healthy else ""
         except MemoryError:
             fault = "MemoryError: more memory than the limit"
         except Exception as error:
@@ -133,4 +140,4 @@ def _work(read: str, seconds: float, memory: int) -> None:
 
 
 if __name__ == "__main__":
-    _work(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))
+    _work(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), healthy=sys.argv[4] == "healthy")

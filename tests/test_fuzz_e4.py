@@ -68,7 +68,7 @@ def _run(read: str, seeds: list[Path], tmp_path: Path, n: int) -> tuple[int, int
     """Files read and files refused; every fault fails the test."""
     (tmp_path / "damaged").mkdir()
     assert fuzz(read, seeds, tmp_path / "damaged", n=n) == []
-    good = len(list((tmp_path / "damaged").glob("*.read")))
+    good = len(list((tmp_path / "damaged").glob("??_????_*.read")))
     print(f"{read}: {n} files, {good} read, {n - good} typed errors, 0 faults")
     return good, n - good
 

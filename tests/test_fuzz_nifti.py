@@ -96,7 +96,7 @@ def _run(name: str, tmp_path: Path, n: int) -> tuple[int, int]:
     made = _write(tmp_path / "seed", seed, **options)
     (tmp_path / name).mkdir()
     assert fuzz("test_fuzz_nifti:read_as", [made], tmp_path / name, n=n) == []
-    good = len(list((tmp_path / name).glob("*.read")))
+    good = len(list((tmp_path / name).glob("??_????_*.read")))
     print(f"{name}: {n} files, {good} read, {n - good} typed errors, 0 faults")
     return good, n - good
 

@@ -66,7 +66,6 @@ def faults(shared: Path, folder: Path, kind: str, n: int) -> list[str]:
     place = healthy(folder, shared / "data" / pack / "records" / f"{name}.hea", keep)
     seed = place / f"{name}{target}"
     (folder / "target").write_text(seed.name)
-    read(str(shutil.copyfile(seed, folder / f"seed{seed.suffix}")))
     return fuzz("test_fuzz_wfdb:read", [seed], folder, n=n)
 
 
