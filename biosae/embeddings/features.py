@@ -21,7 +21,7 @@ from biosae.embeddings.guard import crashing
 from biosae.embeddings.ingest import Chosen, in_memory, to_folder
 from biosae.embeddings.store import Embeddings
 from biosae.errors import InputError, TooManyFailuresError, nearest
-from biosae.read.table import load_table
+from biosae.read.table import load_table, need_patient
 from biosae.settings import settings
 
 STAGE = "read/features"
@@ -224,11 +224,7 @@ def _known(
         if named:
             raise InputError(f"samples knows its roles; drop {named[0]}=, or pass samples.obs")
         return samples.obs, dict(samples.roles), samples.mpp if mpp is None else mpp
-    if roles["patient"] is ...:
-        raise InputError(
-            "say which column names the patients: patient='<column>'; or patient=None if nobody knows (then no "
-            "patient-level test is possible)"
-        )
+    need_patient(roles)
     if samples is None:
         return None, roles, mpp
     table, _ = load_table(samples, text=[id or "sample_id", *_text_columns(roles)])

@@ -60,11 +60,7 @@ def record_table(
     InputError
         If the patient is not spoken of, a column is absent, or there are no rows.
     """
-    if roles["patient"] is ...:
-        raise InputError(
-            "say which column names the patients: patient='<column>'; or patient=None if nobody knows (then no "
-            "patient-level test is possible)"
-        )
+    need_patient(roles)
     named = [column for role, column in roles.items() if role in ID_ROLES and column]
     obs, home = load_table(source, text=[*ID_ROLES, *named, id or "sample_id"], suffixes=suffixes)
     if obs.empty:
@@ -75,6 +71,15 @@ def record_table(
         raise InputError(f"no column {path!r} with the files' paths; pass path= its name. {nearest(path, obs.columns)}")
     obs[path] = [_under(p, root) for p in obs[path]]
     return obs.set_index(_ids(obs, id, path)), dict(roles), root
+
+
+def need_patient(roles: Mapping[str, str | None]) -> None:
+    """Raise :class:`~biosae.errors.InputError` if nothing was said of the patients."""
+    if roles["patient"] is ...:
+        raise InputError(
+            "say which column names the patients: patient='<column>'; or patient=None if nobody knows (then no "
+            "patient-level test is possible)"
+        )
 
 
 def single_file(
