@@ -1,4 +1,4 @@
-"""Forward passes in bfloat16 and in ``precision="fast"`` against float32, alternated in one run, and how far they drift.
+"""Forward passes in bfloat16 and ``precision="fast"`` against float32, alternated in one run, and how far they drift.
 
 Speed is images a second of the bare forward pass; the cosine is that of ``final`` with float32's, the smallest over the
 images. A network with random weights says something of speed and nothing of drift.
@@ -38,9 +38,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     settings.weights_dirs, settings.progress = (options.weights,), False
     samples = bs.read.images(options.tiles, patient=None)
-    print(
-        "| network | precision asked | taken | images/s | x float32 | least cosine |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| network | asked | taken | images/s | x float32 | least cosine |\n| --- | --- | --- | --- | --- | --- |")
     for name, given, n in CASES:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
