@@ -125,7 +125,9 @@ def read_command(
     samples.save(out)
     _say(f"{out}: {samples!r}")
     if len(samples.failures):
-        _say(f"{len(samples.failures)} could not be used:\n{samples.failures.to_string(index=False)}")
+        _say(f"{len(samples.failures)} could not be used:")
+        for row in samples.failures.itertuples():
+            _say(f"  {row.item}: {row.reason}: {row.detail}")
 
 
 @app.command()
