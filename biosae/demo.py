@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from biosae.files import write_json, write_table
+from biosae.files import read_table, write_json, write_table
 from biosae.pipeline import PipelineConfig, parse_config, run
 
 NO_EFFECT = {"scanner_effect": 0.0, "label_effect": 0.0, "count_effect": 0.0, "label_scanner_correlation": 0.0}
@@ -64,7 +64,6 @@ def demo(
         ``recovery`` (DataFrame, one row a planted type), ``technical`` (latents flagged technical), ``readout``
         (DataFrame), ``null_discoveries`` (tests with q <= 0.05 in the null cohort), ``null_tests``, ``report`` (Path).
     """
-    import pandas as pd
 
     out = Path(out)
     say("A phantom cohort with planted counts and a planted scanner effect")
@@ -72,10 +71,10 @@ def demo(
     say("The same cohort with every effect set to zero")
     run(demo_config(null=True, quick=quick, random_state=random_state), out=out / "null", say=say)
 
-    recovery = recovery_table(pd.read_csv(out / "tables/summary.csv"))
-    flags = pd.read_csv(out / "tables/confounders.csv")
-    readout = pd.read_csv(out / "tables/readout.csv")
-    null = pd.read_csv(out / "null/associations.csv")
+    recovery = recovery_table(read_table(out / "tables/summary.csv"))
+    flags = read_table(out / "tables/confounders.csv")
+    readout = read_table(out / "tables/readout.csv")
+    null = read_table(out / "null/associations.csv")
     null_tested = null[null["q"].notna()]
     result = {
         "recovery": recovery,

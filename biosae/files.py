@@ -169,3 +169,10 @@ def write_table(path: str | os.PathLike, table: Any) -> None:
             table.to_parquet(temporary)
         else:
             table.to_csv(temporary, index=False)
+
+
+def read_table(path: str | os.PathLike) -> Any:
+    """DataFrame of a CSV that :func:`write_table` wrote; only an empty cell is missing, so the class ``None`` stays."""
+    import pandas as pd
+
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])

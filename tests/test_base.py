@@ -10,12 +10,22 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from biosae.errors import FormatError, InputError, MissingExtraError, nearest, require
-from biosae.files import atomic_path, canonical_json, hash_file, hash_json, read_json, write_json
+from biosae.files import (
+    atomic_path,
+    canonical_json,
+    hash_file,
+    hash_json,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
 from biosae.provenance import record
 from biosae.settings import Settings
 
@@ -122,3 +132,9 @@ def test_provenance_holds_versions_and_nothing_personal():
     assert json.loads(text)["versions"]["numpy"] == np.__version__
     for personal in (os.environ.get("USER"), os.uname().nodename, str(Path.home())):
         assert not personal or personal == "root" or personal not in text
+
+
+def test_a_class_called_none_survives_a_table(tmp_path):
+    table = pd.DataFrame({"target": ["None", "NA", "tumour"], "p": [0.1, np.nan, 1e-300], "n": [1, 2, 3]})
+    write_table(tmp_path / "t.csv", table)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "t.csv"), table)

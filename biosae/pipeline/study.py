@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from biosae.data import Samples
-from biosae.files import hash_json, read_h5ad, write_h5ad, write_json, write_table
+from biosae.files import hash_json, read_h5ad, read_table, write_h5ad, write_json, write_table
 from biosae.pipeline.config import EncoderConfig, PipelineConfig, SamplesConfig, find_input
 from biosae.pipeline.inputs import (
     check_columns,
@@ -359,9 +359,7 @@ class Study:
                 self._write(f"tables/{extra}_all.csv", pd.concat(tables, ignore_index=True))
 
     def _labelled(self, view: View, table: str) -> Any:
-        import pandas as pd
-
-        frame = pd.read_csv(self.folder / view.place(table))
+        frame = read_table(self.folder / view.place(table))
         frame = frame.drop(columns=[c for c in ("encoder", "layer", "role") if c in frame])
         frame.insert(0, "encoder", view.encoder.name)
         frame.insert(1, "layer", view.layer)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from biosae.errors import BiosaeError, FormatError
-from biosae.files import read_h5ad, read_json
+from biosae.files import read_h5ad, read_json, read_table
 from biosae.pl import results
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _failures(folder: Path) -> pd.DataFrame | None:
 def _csv(path: Path) -> pd.DataFrame | None:
     """The table, or None where it is absent or has no row."""
     try:
-        table = pd.read_csv(path)
+        table = read_table(path)
     except (FileNotFoundError, pd.errors.EmptyDataError):
         return None
     return table if len(table) else None
