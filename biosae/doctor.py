@@ -16,10 +16,11 @@ from biosae.settings import settings
 
 # extra -> modules that it brings, by import name
 EXTRAS = {
-    "wsi": ("openslide", "tifffile", "imagecodecs", "wsidicom"),
+    "wsi": ("openslide", "tifffile", "imagecodecs", "pydicom"),
     "dicom": ("pydicom", "pylibjpeg", "openjpeg", "imagecodecs"),
     "signals": ("soundfile", "mne"),
     "eeg": ("mne", "pyedflib"),
+    "eegmodels": ("braindecode",),
     "index": ("faiss",),
     "cluster": ("leidenalg", "igraph", "umap"),
     "data": ("pooch", "nibabel", "h5py"),
