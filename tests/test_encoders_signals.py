@@ -78,7 +78,7 @@ def test_a_flat_channel_is_zero_behind_the_band_pass() -> None:
 
 def test_labram_gets_microvolts_by_100_from_volts(tmp_path: Path) -> None:
     """Trap of a factor of 1e4: 50 uV given in V, mV or uV is 0.5 at the network."""
-    pytest.importorskip("braindecode", reason="braindecode is not installed")
+    pytest.importorskip("skorch", reason="braindecode is not installed")
     encoder = bs.encoders.load("labram", weights="random", band=(0, 1000), seconds=2, args={"num_layers": 1})
     wave = 50e-6 * np.sin(np.linspace(0, 40, 400))[None].repeat(2, 0)
     found, prints = [], set()
