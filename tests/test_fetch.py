@@ -290,6 +290,18 @@ def test_a_damaged_copy_is_replaced(web: Web) -> None:
     assert list(bs.data.verify(manifest(file))["status"]) == ["ok"]
 
 
+def test_an_older_file_without_a_hash_stays_until_the_new_one_is_whole(web: Web) -> None:
+    file, folder = one(web, bytes=len(BIG), sha256=None), settings.data_dir / "toy"
+    folder.mkdir(parents=True)
+    (folder / "a.bin").write_bytes(b"older, of another size")
+    gone = {**file, "urls": [f"{web.url}/gone/a.bin"]}
+    with pytest.raises(DownloadError):
+        bs.data.fetch(manifest(gone))
+    assert (folder / "a.bin").read_bytes() == b"older, of another size"
+    bs.data.fetch(manifest(file))
+    assert (folder / "a.bin").read_bytes() == BIG and left(folder) == ["a.bin"]
+
+
 def test_mirrors_in_order_and_by_choice(web: Web) -> None:
     file = one(web)
     file["urls"] = [f"{web.url}/gone/a.bin", f"{web.url}/a.bin", f"{web.url}/other/a.bin"]

@@ -233,13 +233,24 @@ def _download(
 
 
 def _get(file: File, urls: Iterable[str], folder: Path, **options: Any) -> None:
-    """One file from the first address that has it."""
-    import pooch
-
+    """One file from the first address that has it; an older one stays until the new one is whole."""
     target = folder / file.path
     target.parent.mkdir(parents=True, exist_ok=True)
-    if file.hash is None:
-        target.unlink(missing_ok=True)  # its size is wrong; pooch would keep what it cannot compare
+    aside = target.with_name(f".{target.name}.old")
+    if file.hash is None and target.exists():
+        target.replace(aside)  # its size is wrong; pooch would keep what it cannot compare
+    try:
+        _retrieve(file, urls, target, **options)
+    finally:
+        if target.exists():
+            aside.unlink(missing_ok=True)
+        elif aside.exists():
+            aside.replace(target)
+
+
+def _retrieve(file: File, urls: Iterable[str], target: Path, **options: Any) -> None:
+    import pooch
+
     why: list[str] = []
     for url in urls:
         resume = Resume(target, size=file.bytes, hashed=file.hash is not None, **options)
