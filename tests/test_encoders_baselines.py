@@ -235,6 +235,9 @@ def test_refusals(tmp_path: Path) -> None:
         encoder.suited(samples_of([x], rate=60.0, unit="uV", channels=("a",)))
     with pytest.raises(InputError, match="one rate"):
         encoder.suited(samples_of([x], rate=None, unit="uV", channels=("a",)))
+    short = samples_of([x], rate=200.0, unit="uV", channels=("a",)).with_obs(duration=[1.5])
+    with pytest.raises(InputError, match=r"at least 2 s, the longest has 1\.5 s.*window="):
+        encoder.suited(short)
     suited = encoder.suited(samples_of([x], rate=200.0, unit="uV", channels=("a",)))
     with pytest.raises(InputError, match=r"at least 2 s, got 1\.5"):
         suited.forward(torch.zeros(1, 1, 300))

@@ -276,6 +276,11 @@ class SignalBaseline(_Named, SignalEncoder):
         names = p.channels or tuple(samples.channels)
         other._units = tuple(samples.channel_units[i] if p.unit is None else p.unit for i in p.take)
         length = max(2, round(self._extractor.least_seconds * samples.rate))
+        if "duration" in samples.obs and (samples.obs["duration"] * samples.rate).max() < length - 0.5:
+            self._refuse(
+                f"needs windows of at least {length / samples.rate:g} s, the longest has "
+                f"{samples.obs['duration'].max():g} s: read longer ones with window="
+            )
         other.preprocess = replace(p, rate=samples.rate, channels=names, n_channels=len(names))
         other._least = length
         return other
