@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from biosae.data.samples import ReadError, Samples
+from biosae.data.items import ReadError
+from biosae.data.samples import Samples
 from biosae.encoders import Encoder, EncoderInfo
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 from scipy.stats import norm, spearmanr
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.files import write_json
 
 N_PATIENTS, N_TILES, N_LATENTS, WIDTH = 20, 12, 64, 16

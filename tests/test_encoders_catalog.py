@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import biosae as bs
-from biosae.data.samples import ITEMS
+from biosae.data.items import ITEMS
 from biosae.encoders.build import build_timm
 from biosae.encoders.catalog import EncoderInfo, catalogue
 from biosae.encoders.signals import AMPLITUDES

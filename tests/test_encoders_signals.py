@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import biosae as bs
-from biosae.data.samples import ReadError, Samples
+from biosae.data.items import ReadError
+from biosae.data.samples import Samples
 from biosae.encoders.signals import AMPLITUDES, SignalPreprocess
 from biosae.errors import InputError, WeightsError
 from biosae.files import hash_file

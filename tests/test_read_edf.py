@@ -15,7 +15,8 @@ import pytest
 from edf_files import write_edf, write_gdf
 
 import biosae as bs
-from biosae.data.samples import ReadError, Samples
+from biosae.data.items import ReadError
+from biosae.data.samples import Samples
 from biosae.errors import InputError, TooManyFailuresError
 from biosae.read.edf import open_edf
 from biosae.read.resample import piece

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import biosae as bs
-from biosae.data.samples import ReadError, Samples
+from biosae.data.items import ReadError
+from biosae.data.samples import Samples
 from biosae.errors import InputError, TooManyFailuresError
 from biosae.read.nifti import KINDS
 from biosae.read.nifti_items import to_grey

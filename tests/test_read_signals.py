@@ -18,7 +18,8 @@ from scipy.signal import resample_poly
 
 import biosae as bs
 from biosae.data.failures import read_failures
-from biosae.data.samples import ReadError, Samples
+from biosae.data.items import ReadError
+from biosae.data.samples import Samples
 from biosae.errors import InputError, TooManyFailuresError
 from biosae.read.channels import UNITS, canonical_channel, canonical_unit, factor, find_channels, is_trigger
 from biosae.read.handles import Handles

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 import biosae as bs
-from biosae.data.samples import ReadError, Samples
+from biosae.data.items import ReadError
+from biosae.data.samples import Samples
 from biosae.errors import InputError, TooManyFailuresError
 from biosae.read.wfdb import LEADS, open_wfdb, patient_facts
 from biosae.read.wfdb_marks import AAMI, BEATS

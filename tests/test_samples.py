@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import biosae as bs
 from biosae.data import READERS, FailureLog, ReadError, Samples, read_failures
-from biosae.data.samples import make_reader
+from biosae.data.items import make_reader
 from biosae.errors import FormatError, InputError, TooManyFailuresError
 
 

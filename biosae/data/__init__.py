@@ -2,10 +2,11 @@
 
 from biosae.data.failures import FailureLog, read_failures
 from biosae.data.fetch import fetch, verify
+from biosae.data.items import READERS, ReadError
 from biosae.data.manifests import Manifest, info
 from biosae.data.manifests import table as list
 from biosae.data.phantom import nuclei, phantom
-from biosae.data.samples import READERS, ReadError, Samples
+from biosae.data.samples import Samples
 from biosae.data.splits import split
 
 __all__ = [

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from biosae.data.items import NOUNS
 from biosae.data.roles import UNITS
-from biosae.data.samples import NOUNS, Samples
+from biosae.data.samples import Samples
 
 CHECKS = {
     "patient": "patients are known and enough",

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from biosae.data.items import make_reader
 from biosae.data.render import CELLS, MPP, Layout, draw, place
-from biosae.data.samples import Samples, make_reader
+from biosae.data.samples import Samples
 from biosae.data.scanner import SCANNERS, scan
 from biosae.errors import InputError, nearest
 from biosae.files import atomic_path, write_json, write_table

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.errors import InputError
 
 IDS = ("sample_id", "ids")  # where a file keeps the ids of its rows, if not told otherwise

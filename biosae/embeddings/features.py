@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from biosae.data.failures import MAX_FAILURES, FailureLog
+from biosae.data.items import ReadError
 from biosae.data.roles import ID_ROLES, canonical_obs
-from biosae.data.samples import ReadError, Samples
+from biosae.data.samples import Samples
 from biosae.embeddings.described import Described, as_ids
 from biosae.embeddings.foreign import HDF5, SUFFIXES, look
 from biosae.embeddings.guard import crashing

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.embeddings.described import IDS, Described, as_ids, checked, pick, with_coords
 from biosae.embeddings.hierarchy import look_hierarchy, open_hierarchy
 from biosae.errors import BiosaeError, InputError

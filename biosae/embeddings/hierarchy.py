@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.embeddings.described import IDS, Described, as_ids, checked, pick, with_coords
 from biosae.errors import InputError, require
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.embeddings import shards
 from biosae.embeddings.described import Described
 from biosae.embeddings.foreign import blocks

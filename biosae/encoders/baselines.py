@@ -331,7 +331,7 @@ class IdentityEncoder(_Named, Encoder):
 
     def suited(self, samples: Any) -> IdentityEncoder:
         """The encoder set to the length of the samples' vectors (that of the first that can be read)."""
-        from biosae.data.samples import ReadError
+        from biosae.data.items import ReadError
 
         self._check_item(samples)
         other = copy.copy(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.errors import InputError
 
 if TYPE_CHECKING:

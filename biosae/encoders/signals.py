@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.encoders.base import Encoder
 from biosae.encoders.catalog import EncoderInfo
 from biosae.errors import InputError, nearest

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.errors import InputError, nearest
 from biosae.read.decode import decode, image_size, mask_of
 from biosae.read.handles import Handles

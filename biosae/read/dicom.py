@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from biosae.data.failures import MAX_FAILURES
-from biosae.data.samples import ReadError, Samples
+from biosae.data.items import ReadError
+from biosae.data.samples import Samples
 from biosae.errors import InputError, require
 from biosae.read.dicom_file import DicomFile, looks_like_dicom, read_errors
 from biosae.read.dicom_pixels import applied_window, groups, modality, not_padding, picture, window_setting

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 
 JPEG_8 = "1.2.840.10008.1.2.4.50"
 JPEG_12 = "1.2.840.10008.1.2.4.51"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.errors import require
 from biosae.read import dicom_codecs as codecs
 from biosae.read.dicom_tags import Header

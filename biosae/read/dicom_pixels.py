@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.errors import InputError
 from biosae.read.dicom_file import DicomFile
 from biosae.read.dicom_tags import Header

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from biosae.data.failures import MAX_FAILURES
-from biosae.data.samples import ReadError, Samples
+from biosae.data.items import ReadError
+from biosae.data.samples import Samples
 from biosae.errors import InputError, nearest
 from biosae.read.e4_files import FILES, STREAM_OF, STREAMS, Session, open_e4
 from biosae.read.wear import STATES, on_body, runs, sleep_wake

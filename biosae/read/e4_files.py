@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.read.signals import Channel, Header, Recording
 
 

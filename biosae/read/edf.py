@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from biosae.data.failures import MAX_FAILURES
-from biosae.data.samples import ReadError, Samples
+from biosae.data.items import ReadError
+from biosae.data.samples import Samples
 from biosae.errors import nearest
 from biosae.read.signals import SUFFIXES, Recording
 from biosae.read.table import load_table

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pandas as pd
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.read.edf_records import (
     LARGEST,
     MAX_CHANNELS,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.errors import BiosaeError, require
 from biosae.read.channels import UNITS, canonical_unit
 from biosae.read.edf_records import LARGEST, MAX_CHANNELS, check_span, opened, unique_names

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.read.signals import Channel, Header, marks_table
 
 MAX_CHANNELS = 10_000

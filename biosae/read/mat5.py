@@ -7,7 +7,7 @@ import os
 import struct
 import zlib
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.read.edf_records import opened
 
 # types of data elements -> bytes of one value

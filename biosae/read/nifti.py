@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from biosae.data.failures import MAX_FAILURES
-from biosae.data.samples import ReadError, Samples
+from biosae.data.items import ReadError
+from biosae.data.samples import Samples
 from biosae.errors import InputError, nearest
 from biosae.files import hash_file
 from biosae.read.nifti_items import NiftiRegions, NiftiSlices

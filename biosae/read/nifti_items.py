@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.read.handles import Handles
 from biosae.read.volumes import PLANES, Regions, Volume, connectivity, load_atlas, open_volume, plane
 

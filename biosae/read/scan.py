@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from biosae.data.failures import FailureLog
-from biosae.data.samples import ReadError, Samples
+from biosae.data.items import ReadError
+from biosae.data.samples import Samples
 from biosae.settings import settings
 
 _Found = tuple[str, Any, tuple[str, str] | None]  # sample id, what was found, (reason, detail) if it failed
@@ -35,7 +36,7 @@ def scan(
     samples
         Rows to look at; ``look`` gets each as the reader would (``row["path"]`` is resolved).
     look
-        Picklable; raises :class:`~biosae.data.samples.ReadError` for a file that cannot be used.
+        Picklable; raises :class:`~biosae.data.items.ReadError` for a file that cannot be used.
     failures
         ``failures.csv`` to write to; None writes none.
     stage, unit

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.errors import InputError, nearest
 from biosae.read.channels import canonical_unit, factor, find_channels
 from biosae.read.handles import Handles

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.errors import require
 from biosae.read.dicom_file import WHOLE_SLIDE, Bounded
 from biosae.read.slides import LARGEST_TILE, decoding, level_downsamples, positive, stated_scales, stated_size

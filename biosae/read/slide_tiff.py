@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.errors import require
 from biosae.read.slides import (
     LARGEST_TILE,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.errors import require
 
 SUFFIXES = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.errors import InputError
 from biosae.read.slides import Slide, open_slide, resolve_mpp, thumbnail
 

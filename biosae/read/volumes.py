@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.errors import InputError, require
 from biosae.files import hash_file
 

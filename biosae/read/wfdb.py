@@ -227,7 +227,7 @@ def wfdb(
 
 def _records(folder: Path) -> pd.DataFrame:
     """Records of a folder; headers that another header names as its segments are left out."""
-    from biosae.data.samples import ReadError
+    from biosae.data.items import ReadError
 
     table, _ = load_table(folder, text=[], suffixes=(".hea",))
     inner = set()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 
 SYMBOLS: dict[int, str] = dict(
     enumerate(["N", "L", "R", "a", "V", "F", "J", "A", "S", "E", "j", "/", "Q", "~"], 1)

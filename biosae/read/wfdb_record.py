@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from biosae.data.samples import ReadError
+from biosae.data.items import ReadError
 from biosae.errors import require
 from biosae.read.channels import canonical_unit, factor
 from biosae.read.signals import MAX_VALUES

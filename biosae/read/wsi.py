@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from biosae.data.failures import MAX_FAILURES
-from biosae.data.samples import ReadError, Samples
+from biosae.data.items import ReadError
+from biosae.data.samples import Samples
 from biosae.errors import InputError, TooManyFailuresError, nearest
 from biosae.read.handles import Handles
 from biosae.read.scan import scan

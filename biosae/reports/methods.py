@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from biosae.data.items import NOUNS
 from biosae.data.roles import CONFOUNDERS, UNITS
-from biosae.data.samples import NOUNS
 from biosae.pl import results, style
 from biosae.reports.run import Run
 
