@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import biosae as bs
-from biosae.data import samples as samples_module
+from biosae.data.items import ReadError
 from biosae.data.overlap import connected_parts
 
 
@@ -22,7 +22,7 @@ class Planted:
 
     def __call__(self, row: Any) -> np.ndarray:
         if row["sample_id"] == "gone":
-            raise samples_module.ReadError("truncated", "planted")
+            raise ReadError("truncated", "planted")
         return self.arrays[row["sample_id"]]
 
     def spec(self) -> dict[str, Any]:
