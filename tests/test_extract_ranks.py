@@ -207,9 +207,17 @@ def test_tokens_are_laid_out_as_those_of_the_first_sample_whoever_reads_it(tmp_p
 def test_failures_of_all_ranks_count_together(tmp_path: Path) -> None:
     samples = make_samples(24, faults=dict.fromkeys((1, 4, 13, 16), "truncated"))
     found = in_threads(tmp_path, 2, samples=samples, max_failures=0.125)  # three of 24; each rank has two
-    assert {type(one) for one in found} == {TooManyFailuresError, RanksError}  # whichever meets the fourth says so
+    assert [type(one) for one in found] == [TooManyFailuresError, RanksError]  # the first counts all
     assert read_failures(tmp_path / "failures.csv")["item"].tolist() == ["s0001", "s0004", "s0013", "s0016"]
     assert all(emb.n_samples == 20 for emb in in_threads(tmp_path, 2, samples=samples, max_failures=0.2))
+
+
+def test_a_rank_with_too_many_failures_ends_all_and_they_are_listed(tmp_path: Path) -> None:
+    samples = make_samples(24, faults=dict.fromkeys((1, 13, 16, 19, 20), "truncated"))
+    found = in_threads(tmp_path, 2, samples=samples, max_failures=0.125)
+    assert [type(one) for one in found] == [RanksError, TooManyFailuresError]
+    assert sorted(read_failures(tmp_path / "failures.csv")["item"]) == ["s0001", "s0013", "s0016", "s0019", "s0020"]
+    assert not list(tmp_path.glob(".failures.csv.rank*"))
 
 
 def test_an_error_of_one_rank_ends_the_other_at_once(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from biosae.embeddings.filling import Failed, Filling, await_grid, close, open_l
 from biosae.embeddings.filling import safe_name as safe_name
 from biosae.embeddings.signs import WAIT
 from biosae.embeddings.store import Embeddings
-from biosae.errors import InputError, nearest
+from biosae.errors import InputError, RanksError, nearest
 from biosae.files import hash_json
 from biosae.settings import settings
 
@@ -158,17 +158,22 @@ def embed(
             open_layer(one, samples, resume=resume, retry_failures=retry_failures, first=team.first)
         label = opened[0].plan["identity"]["encoder"]
         log = Failed(csv if team.first else team.private(csv), f"embed/{label}", samples, max_failures)
-        log.restart(opened)
+        log.restart(opened if team.first else [])  # the first rank counts all, the others their own
         if todo is None:
             numbers = range(shards.n_shards(opened[0].plan))
             todo = team.share([i for i in numbers if any(i not in one.entries for one in opened)])
         jobs = make_jobs({one.name: one.entries for one in opened}, todo, len(samples), shard_samples, batch_size)
-        if jobs:
-            await_grid(opened, team, todo[0], pool)
-            _run(samples, encoder, opened, jobs, team, pool=pool, n_jobs=n_jobs, batch_size=batch_size, log=log)
-        if team.first:
-            close(opened, samples, team, log, ran=bool(jobs))
-        else:
+        try:
+            if jobs:
+                await_grid(opened, team, todo[0], pool)
+                _run(samples, encoder, opened, jobs, team, pool=pool, n_jobs=n_jobs, batch_size=batch_size, log=log)
+            if team.first:
+                close(opened, samples, team, log, ran=bool(jobs))
+        except RanksError:
+            if team.first:
+                log.collect()
+            raise
+        if not team.first:
             log.path.unlink(missing_ok=True)
         team.close()
     if len(log) and team.first:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from biosae.data.failures import FailureLog
+from biosae.data.failures import FailureLog, read_failures
 from biosae.embeddings import shards
 from biosae.embeddings.batches import Job
 from biosae.embeddings.ranks import Team
@@ -151,6 +152,14 @@ class Failed:
     def batch(self, job: Job, failed: Mapping[int, tuple[str, str]]) -> None:
         """Add the failures of one batch, by position."""
         self._add((self._samples.obs.index[at], *failed[at]) for at in job.positions if at in failed)
+
+    def collect(self) -> None:
+        """Add what other ranks had listed when one of them stopped."""
+        for path in sorted(self.path.parent.glob(f".{self.path.name}.rank-*.tmp.csv")):
+            for item, _, reason, detail in read_failures(path).itertuples(index=False):
+                with suppress(TooManyFailuresError):  # the call ends in any case, and by the other rank's reason
+                    self._log.add(item, reason, detail)
+            path.unlink(missing_ok=True)
 
     def _add(self, rows: Iterable[tuple[str, str, str]]) -> None:
         try:
