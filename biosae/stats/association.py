@@ -14,10 +14,14 @@ from biosae.stats.adjust import MAX_R2, MAX_VIF, basis, projected, share_explain
 from biosae.stats.correlation import Columns, moments, n_active, rank_columns, rank_target
 from biosae.stats.frame import Frame, Source, Target, sources
 from biosae.stats.inference import FEW
-from biosae.stats.methods import METHODS, Problem, Result, by_size
+from biosae.stats.methods import METHODS, by_size
 from biosae.stats.nested import in_memory, indicator
+from biosae.stats.problem import Problem, Result
 from biosae.stats.status import TESTED
 
+NESTED = ("aggregate", "cluster")
+PERMUTE = ("auto", "between", "within", "spatial")
+POOLING = ("fixed", "random")
 COLUMNS = [
     "latent", "target", "method", "unit", "estimate", "ci_low", "ci_high", "statistic", "p", "q", "n_units",
     "n_samples", "status", "effect", "source",
@@ -35,9 +39,15 @@ def associate(
     controls: bool = True,
     correction: str = "bh",
     n_permutations: int = 0,
+    permute: str = "auto",
     blocks: str | None = None,
     groups: str = "patient",
+    nested: str = "aggregate",
     aggregate: str = "mean",
+    pooling: str = "fixed",
+    exposure: str | None = None,
+    event: str | None = None,
+    n_fits: int = 50,
     min_active: int = 10,
     min_active_groups: int = 5,
     assume_independent: bool = False,
@@ -70,8 +80,25 @@ def associate(
         Draws for ``p_maxt``, the family-wise p over the columns of a source for one target (Westfall-Young).
     blocks
         Column within which units or groups may be exchanged (site); it must be constant within a group.
+    permute
+        What is rearranged for permutation p: ``"auto"`` (groups where the target is constant in them, else the signs of
+        their scores), ``"between"`` (groups), ``"within"`` (samples within their group, taken as exchangeable there) or
+        ``"spatial"`` (tiles of a slide shifted as a whole, by ``obsm["spatial"]``).
     groups
         Column of independent groups.
+    nested
+        ``"aggregate"`` pools samples to ``unit``; ``"cluster"`` keeps samples as rows and takes ``unit`` as groups.
+    pooling
+        Strata are combined with ``"fixed"`` or ``"random"`` effects.
+    exposure
+        Column of areas, hours or the like in which counts were made, for ``poisson`` and ``negbin``; counts and
+        exposures of a unit are added up.
+    event
+        Column that is 1 where the time ended in the event and 0 where it was censored, for ``cox``; the target is the
+        time.
+    n_fits
+        ``poisson``, ``negbin``, ``cox``, ``ordinal``: columns with the smallest p whose estimate is a full fit; the
+        others have the first Newton step from no effect (column ``fit`` says which).
     aggregate
         ``mean``, ``fraction_active`` or ``max`` of the codes within a unit (controls: mean, or max).
     min_active, min_active_groups
@@ -108,8 +135,9 @@ def associate(
 
 def directed(
     adata: Any, targets: str | Sequence[str], *, unit: str, method: str, covariates: Sequence[str], strata: str | None,
-    controls: bool, correction: str, n_permutations: int, blocks: str | None, groups: str, aggregate: str,
-    min_active: int, min_active_groups: int, assume_independent: bool, random_state: int,
+    controls: bool, correction: str, n_permutations: int, permute: str, blocks: str | None, groups: str, nested: str,
+    aggregate: str, pooling: str, exposure: str | None, event: str | None, n_fits: int, min_active: int,
+    min_active_groups: int, assume_independent: bool, random_state: int,
 ) -> pd.DataFrame:  # fmt: skip
     """``associate`` with a further column ``p_side``, the one-sided p in the direction of the estimate."""
     if not hasattr(adata, "obs") or not hasattr(adata, "var_names"):
@@ -126,6 +154,13 @@ def directed(
         raise InputError(f"unknown method {method!r}; {nearest(method, ['auto', *METHODS])}")
     if covariates and strata:
         raise InputError("give covariates or strata, not both; a stratum can also be one of the covariates")
+    for name, value, known in (
+        ("nested", nested, NESTED), ("permute", permute, PERMUTE), ("pooling", pooling, POOLING),
+    ):  # fmt: skip
+        if value not in known:
+            raise InputError(f"{name}={value!r}; {nearest(value, known)}")
+    if nested == "cluster" and unit == "sample":
+        raise InputError("nested='cluster' takes unit= as the groups of samples: name the column, such as 'patient'")
     if n_permutations < 0:
         raise InputError("n_permutations must not be negative")
     overlapping = set(targets) & {*covariates, strata}
@@ -134,12 +169,16 @@ def directed(
     if not adata.n_obs or not adata.n_vars:
         raise InputError(f"there are {adata.n_obs} samples and {adata.n_vars} latents: nothing to test")
     adata = in_memory(adata)
-    frame = Frame(adata, unit, groups, covariates, strata, blocks, assume_independent, aggregate)
+    rows_are, groups = ("sample", unit) if nested == "cluster" else (unit, groups)
+    frame = Frame(
+        adata, rows_are, groups, covariates, strata, blocks, assume_independent, aggregate, exposure, event,
+        counts=method in METHODS and METHODS[method].counts,
+    )  # fmt: skip
     features = [s for s in sources(adata, controls=controls) if s.names]
     tables, facts = [], {}
     for name in targets:
         target = frame.target(name)
-        chosen = _choose(method, target, name, covariates, strata)
+        chosen = _choose(method, target, name, covariates, strata, exposure, event)
         facts[name] = {
             "method": chosen,
             "classes": target.classes,
@@ -151,7 +190,7 @@ def directed(
             columns, cache = frame.columns(source, target)
             table = _one(
                 source, columns, cache, target, chosen, n_permutations, random_state,
-                (min_active, min_active_groups, unit), aggregate,
+                (min_active, min_active_groups, rows_are), aggregate, permute, pooling, n_fits,
             )  # fmt: skip
             table.insert(1, "target", name)
             if assume_independent:
@@ -160,7 +199,7 @@ def directed(
                 )
             tables.append(table)
     result = pd.concat(tables, ignore_index=True)
-    result["unit"] = unit
+    result["unit"] = rows_are
     result["q"] = np.nan
     for source in features:
         here = result["source"] == source.name
@@ -172,14 +211,18 @@ def directed(
     result.attrs["biosae"] = {
         "unit": unit, "groups": None if frame.group_of is None else groups, "aggregate": aggregate, "method": method,
         "covariates": covariates, "strata": strata, "blocks": blocks, "controls": controls, "correction": correction,
-        "n_permutations": n_permutations, "random_state": random_state, "min_active": min_active,
+        "n_permutations": n_permutations, "permute": permute, "nested": nested, "pooling": pooling,
+        "exposure": exposure, "event": event, "random_state": random_state, "min_active": min_active,
         "min_active_groups": min_active_groups, "assume_independent": assume_independent, "targets": facts,
         "m_tested": {s.name: int(tested.get(s.name, 0)) for s in features}, "n_samples": int(adata.n_obs),
     }  # fmt: skip
     return result
 
 
-def _choose(method: str, target: Target, name: str, covariates: list[str], strata: str | None) -> str:
+def _choose(
+    method: str, target: Target, name: str, covariates: list[str], strata: str | None, exposure: str | None,
+    event: str | None,
+) -> str:  # fmt: skip
     """Settle ``auto`` and check that the method fits the target."""
     kind = {0: "numeric", 1: "two", 2: "two"}.get(len(target.classes), "classes")
     if method == "auto":
@@ -203,6 +246,13 @@ def _choose(method: str, target: Target, name: str, covariates: list[str], strat
         raise InputError(
             f"method {method!r} takes no covariates; with them use {', '.join(able)} (two classes are coded 0/1)"
         )
+    if exposure and not chosen.counts:
+        raise InputError(f"method {method!r} takes no exposure; counts in an area or time need 'poisson' or 'negbin'")
+    if bool(event) != chosen.event:
+        raise InputError(
+            f"method {method!r} takes no event=; times to an event need method='cox'" if event else
+            "method='cox' needs event=, the column that is 1 where the time ended in the event and 0 where censored"
+        )  # fmt: skip
     if strata and not chosen.strata:
         able = [m for m, row in METHODS.items() if row.strata]
         raise InputError(f"method {method!r} takes no strata; with them use {', '.join(able)}")
@@ -211,7 +261,7 @@ def _choose(method: str, target: Target, name: str, covariates: list[str], strat
 
 def _one(
     source: Source, V: Columns, cache: dict, target: Target, method: str, n_permutations: int, random_state: int,
-    gate: tuple[int, int, str], aggregate: str,
+    gate: tuple[int, int, str], aggregate: str, permute: str, pooling: str, n_fits: int,
 ) -> pd.DataFrame:  # fmt: skip
     m = V.shape[1]
     C = target.C
@@ -220,7 +270,7 @@ def _one(
     status, testable, too_few = _status(source, V, target, C, method, gate)
     problem = Problem(
         V, target.y, len(target.classes), C, target.strata, target.groups, testable, target.units_blocks,
-        0 if too_few else n_permutations, random_state, cache,
+        target.offset, target.event, 0 if too_few else n_permutations, random_state, permute, pooling, n_fits, cache,
     )  # fmt: skip
     none = np.full(m, np.nan)
     table = dict.fromkeys(("estimate", "ci_low", "ci_high", "statistic", "p", "p_maxt"), none)

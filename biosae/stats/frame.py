@@ -73,6 +73,8 @@ class Target:
     units_blocks: np.ndarray | None
     key: bytes
     strata_left_out: int = 0
+    offset: np.ndarray | None = None
+    event: np.ndarray | None = None
     sizes: np.ndarray | None = None
     """Samples a unit, where units are pooled and differ in it."""
 
@@ -97,6 +99,9 @@ class Frame:
     blocks: str | None = None
     assume_independent: bool = False
     aggregate: str = "mean"
+    exposure: str | None = None
+    event: str | None = None
+    counts: bool = False
     unit_of: np.ndarray | None = field(init=False, default=None)
     group_of: np.ndarray | None = field(init=False, default=None)
     _pooled: dict = field(init=False, default_factory=dict)
@@ -125,6 +130,9 @@ class Frame:
         information on an association within strata.
         """
         obs = self.adata.obs
+        for other in (self.exposure, self.event):
+            if other is not None and other not in obs:
+                raise InputError(f"{other!r} is not a column of obs; columns: {', '.join(map(str, obs.columns))}")
         if name not in obs:
             raise InputError(f"target {name!r} is not a column of obs; columns: {', '.join(map(str, obs.columns))}")
         column = obs[name]
@@ -169,6 +177,10 @@ class Frame:
                     raise InputError(f"{other!r} is not a column of obs; columns: {', '.join(map(str, obs.columns))}")
                 source = part[other] if other in self.covariates else part[other].astype("string").astype(object)
                 table[other] = unit_values(source, unit_codes, n_units, name=other, unit=self.unit)
+            if self.counts and not is_categorical(column):
+                values = np.bincount(unit_codes, weights=column.to_numpy(np.float64), minlength=n_units)
+            if self.event is not None:
+                table[self.event] = unit_values(part[self.event], unit_codes, n_units, name=self.event, unit=self.unit)
             group_of = (
                 None if self.group_of is None else self._group_of_units(unit_codes, n_units, self.group_of[samples])
             )
@@ -187,11 +199,21 @@ class Frame:
                 raise StatisticsError(
                     f"blocks={self.blocks!r} cuts across {self.groups}s; a {self.groups} must lie in one block"
                 )
+        offset = self._offset(part, unit_codes, n_units) if self.counts else None
+        event = None if self.event is None else _event(table, self.event)
         sizes = None if unit_codes is None else np.bincount(unit_codes).astype(np.float64)
         sizes = None if sizes is None or len(sizes) == 0 or not np.ptp(sizes) else sizes
         return Target(
-            y, classes, samples, unit_codes, n_units, groups, C, strata, units_blocks, samples.tobytes(), sizes=sizes
-        )
+            y, classes, samples, unit_codes, n_units, groups, C, strata, units_blocks, samples.tobytes(),
+            offset=offset, event=event, sizes=sizes,
+        )  # fmt: skip
+
+    def _offset(self, part: pd.DataFrame, unit_codes: np.ndarray | None, n_units: int) -> np.ndarray:
+        """Logarithm of each unit's exposure; without a column every sample counts as one."""
+        exposure = np.ones(len(part)) if self.exposure is None else positive(part, self.exposure)
+        if unit_codes is not None:
+            exposure = np.bincount(unit_codes, weights=exposure, minlength=n_units)
+        return np.log(exposure)
 
     def _group_of_units(self, unit_codes: np.ndarray, n_units: int, group_of: np.ndarray) -> np.ndarray | None:
         if _nested(unit_codes, group_of):
@@ -218,6 +240,30 @@ class Frame:
                 X = pool(X, target.unit_codes, target.n_units, how=how)
             self._pooled[key] = (as_columns(X), {})
         return self._pooled[key]
+
+
+def positive(obs: pd.DataFrame, name: str) -> np.ndarray:
+    """Exposures (n,), all above 0.
+
+    Raises
+    ------
+    InputError
+        For missing, infinite or non-positive values.
+    """
+    values = obs[name].to_numpy(np.float64, na_value=np.nan)
+    bad = ~(np.isfinite(values) & (values > 0))
+    if bad.any():
+        raise InputError(
+            f"exposure {name!r} is missing, infinite or not above 0 in {int(bad.sum())} rows; leave them out"
+        )
+    return values
+
+
+def _event(obs: pd.DataFrame, name: str) -> np.ndarray:
+    values = obs[name].to_numpy(np.float64, na_value=np.nan)
+    if not np.isin(values, (0.0, 1.0)).all():
+        raise InputError(f"event {name!r} must be 1 (event) or 0 (censored) in every row that has the time")
+    return values
 
 
 def _nested(inner: np.ndarray, outer: np.ndarray) -> bool:

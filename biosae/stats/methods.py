@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -11,68 +10,14 @@ from scipy import special, stats
 
 from biosae.stats import effects
 from biosae.stats.adjust import basis, residual, share_explained
-from biosae.stats.correlation import Columns, dot, fisher_interval, rank_columns, rank_target, z_interval
-from biosae.stats.inference import Block, Groups, Inference, block, linear
+from biosae.stats.correlation import Columns, dot, fisher_interval, z_interval
+from biosae.stats.inference import Block, Inference, block, linear
 from biosae.stats.kruskal import kruskal
 from biosae.stats.nested import group_squares, indicator
+from biosae.stats.problem import Method, Problem, Result
 
 MAX_SIZE_R2 = 0.8
 """Pooled units: above this share of the target explained by the number of samples a unit holds, no p is given."""
-
-
-@dataclass
-class Problem:
-    """One target against the columns of one source, rows without a label left out, aggregated to units."""
-
-    V: Columns
-    y: np.ndarray
-    """Numbers, or integer class codes."""
-    n_classes: int
-    """0 for a numeric target."""
-    C: np.ndarray | None
-    strata: np.ndarray | None
-    groups: Groups
-    testable: np.ndarray
-    units_blocks: np.ndarray | None = None
-    n_permutations: int = 0
-    random_state: int = 0
-    cache: dict = field(default_factory=dict)
-    """Ranked columns a stratum, shared between targets that have the same rows."""
-
-    def options(self) -> dict:
-        names = ("units_blocks", "n_permutations", "random_state", "testable")
-        return {name: getattr(self, name) for name in names}
-
-    def ranked(self, key: str, V: Columns) -> Columns:
-        if key not in self.cache:
-            self.cache[key] = rank_columns(V)
-        return self.cache[key]
-
-    def blocks(self, *, rank: bool) -> list[Block]:
-        """One block a stratum; ranks are taken within the stratum."""
-        out = []
-        for s in [None] if self.strata is None else np.unique(self.strata):
-            rows = np.arange(len(self.y)) if s is None else np.flatnonzero(self.strata == s)
-            y = self.y[rows].astype(np.float64)
-            V = self.V if s is None else effects.rows_of(self.V, rows)
-            if rank:
-                V, y = self.ranked(f"rank {s}", V), rank_target(y)
-            elif s is not None and not sp.issparse(V):
-                V = V - V.mean(axis=0)
-            out.append(block(rows, V, y, None if self.C is None else self.C[rows]))
-        return out
-
-
-@dataclass
-class Result:
-    """What a method found, each array (m,)."""
-
-    estimate: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    inference: Inference
-    extra: dict[str, np.ndarray] = field(default_factory=dict)
-    """Heterogeneity over strata."""
 
 
 def _critical(inference: Inference) -> float:
@@ -326,19 +271,6 @@ def by_size(problem: Problem, method: str, sizes: np.ndarray) -> Inference:
         adjusted.V = firing(problem.V)
     blocks = adjusted.blocks(rank=method in ("spearman", "auroc", "wilcoxon"))
     return linear(blocks, problem.groups, rank_sum=False, **problem.options())
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the method table."""
-
-    run: Callable[[Problem], Result]
-    effect: str
-    null: float
-    target: str
-    """``numeric``, ``two`` classes, ``classes``, or ``any`` (numeric or two classes)."""
-    covariates: bool = False
-    strata: bool = False
 
 
 METHODS: dict[str, Method] = {
