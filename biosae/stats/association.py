@@ -18,6 +18,7 @@ from biosae.stats.methods import METHODS, by_size
 from biosae.stats.nested import in_memory, indicator
 from biosae.stats.problem import Problem, Result
 from biosae.stats.status import TESTED
+from biosae.stats.training import sae_training
 
 NESTED = ("aggregate", "cluster")
 PERMUTE = ("auto", "between", "within", "spatial")
@@ -215,6 +216,7 @@ def directed(
         "exposure": exposure, "event": event, "random_state": random_state, "min_active": min_active,
         "min_active_groups": min_active_groups, "assume_independent": assume_independent, "targets": facts,
         "m_tested": {s.name: int(tested.get(s.name, 0)) for s in features}, "n_samples": int(adata.n_obs),
+        "sae_training": sae_training(adata, groups),
     }  # fmt: skip
     return result
 
