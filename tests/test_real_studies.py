@@ -27,20 +27,31 @@ def study(name: str, shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_a_t_cell_latent_of_breast_tissue_holds_in_colon(shared: Path, tmp_path: Path, monkeypatch):
-    folder = study(
-        "pathology_cell_counts", shared, tmp_path, monkeypatch,
-        encoders__0__layers=["final"], sae__n_latents=512, sae__options={"n_steps": 400},
-    )  # fmt: skip
-    inside = pd.read_csv(folder / "tables/replication.csv")
-    assert inside["p_replication"].isna().all(), "two patients cannot carry a p-value"
-    assert set(inside["status_replication"]) <= {"too_few_groups", "too_sparse"}
-    assert (inside["estimate_discovery"].abs() > 0.1).all()
+def test_cells_of_breast_tissue_looked_for_in_colon(shared: Path, tmp_path: Path, monkeypatch):
+    """What transfers to another organ must not hang on the seed of one dictionary.
 
-    elsewhere = pd.read_csv(folder / "tables/transfer.csv").set_index(["target", "source"])
-    cells = elsewhere.loc[("prop_t_cells", "latent")]
-    assert cells["estimate_replication"] > 0.3 and cells["p_holm"] < 0.05
-    assert cells["n_units_replication"] == 73, "images, not tiles, are the units of the second cohort"
+    Over seven seeds the best T-cell latent of 512 came to rho -0.16 to 0.57 in colon (mean 0.27; with the training
+    loop before it was rewritten -0.01 to 0.62, mean 0.39), the best raw dimension to -0.49 each time. One dictionary
+    therefore shows nothing; the median of several must be above what no association gives (0.12 for 73 images and
+    three dictionaries).
+    """
+    rho = []
+    for seed in range(3):
+        folder = study(
+            "pathology_cell_counts", shared, tmp_path, monkeypatch, random_state=seed,
+            encoders__0__layers=["final"], sae__n_latents=512, sae__options={"n_steps": 400},
+        )  # fmt: skip
+        inside = pd.read_csv(folder / "tables/replication.csv")
+        assert inside["p_replication"].isna().all(), "two patients cannot carry a p-value"
+        assert set(inside["status_replication"]) <= {"too_few_groups", "too_sparse"}
+        assert (inside["estimate_discovery"].abs() > 0.1).all()
+
+        elsewhere = pd.read_csv(folder / "tables/transfer.csv").set_index(["target", "source"])
+        cells, raw = elsewhere.loc[("prop_t_cells", "latent")], elsewhere.loc[("prop_t_cells", "raw")]
+        assert cells["n_units_replication"] == 73, "images, not tiles, are the units of the second cohort"
+        assert raw["estimate_replication"] < -0.4 and raw["p_holm"] < 0.05
+        rho.append(cells["estimate_replication"])
+    assert sorted(rho)[1] > 0.12, rho
 
 
 @pytest.mark.slow

@@ -49,12 +49,16 @@ def pool(X: Any, codes: np.ndarray, n_groups: int, *, how: str = "mean") -> Any:
     if how == "fraction_active":
         X = (X != 0).astype(np.float64)
     pooled = indicator(codes, n_groups) @ (X.astype(np.float64) if sp.issparse(X) else np.asarray(X, np.float64))
+    return per_unit(sp.csr_matrix(pooled) if sp.issparse(pooled) else pooled, size)
+
+
+def per_unit(total: Any, size: np.ndarray) -> Any:
+    """Sums of units (n_groups, m) over their numbers of samples."""
     size = np.maximum(size, 1.0)
-    if not sp.issparse(pooled):
-        return _settled(pooled / size[:, None])
-    pooled = sp.csr_matrix(pooled)
-    pooled.data = _settled(pooled.data / np.repeat(size, np.diff(pooled.indptr)))
-    return pooled
+    if not sp.issparse(total):
+        return _settled(total / size[:, None])
+    total.data = _settled(total.data / np.repeat(size, np.diff(total.indptr)))
+    return total
 
 
 def _settled(values: np.ndarray) -> np.ndarray:
