@@ -7,7 +7,7 @@ from biosae.stats.association import associate
 from biosae.stats.confounding import confounders, readout
 from biosae.stats.correlation import correlate
 from biosae.stats.meta import combine
-from biosae.stats.multiplicity import bh, bonferroni, by, holm
+from biosae.stats.multiplicity import bh, bonferroni, by, fcr_intervals, hierarchical, holm, null_share, storey
 from biosae.stats.nested import aggregate
 from biosae.stats.ranking import ranked, summary
 from biosae.stats.replicate import replicate
@@ -16,6 +16,7 @@ from biosae.stats.status import STATUS
 from biosae.stats.strata import within_strata
 
 __all__ = [
-    "STATUS", "aggregate", "associate", "bh", "bonferroni", "by", "combine", "confounders", "correlate", "holm",
-    "overlap", "ranked", "readout", "replicate", "robustness_index", "summary", "within_strata",
+    "STATUS", "aggregate", "associate", "bh", "bonferroni", "by", "combine", "confounders", "correlate",
+    "fcr_intervals", "hierarchical", "holm", "null_share", "overlap", "ranked", "readout", "replicate",
+    "robustness_index", "storey", "summary", "within_strata",
 ]  # fmt: skip

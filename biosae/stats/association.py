@@ -76,7 +76,8 @@ def associate(
     controls
         True also tests the raw embedding dimensions and principal components, each a family of its own (``source``).
     correction
-        ``bh``, ``by``, ``holm`` or ``bonferroni`` over all (latent, target) pairs of a source that have a p.
+        ``bh``, ``by``, ``storey``, ``holm`` or ``bonferroni`` over all (latent, target) pairs of a source that have a
+        p; ``hierarchical`` first over targets, then over the latents of a target.
     n_permutations
         Draws for ``p_maxt``, the family-wise p over the columns of a source for one target (Westfall-Young).
     blocks
@@ -204,7 +205,8 @@ def directed(
     result["q"] = np.nan
     for source in features:
         here = result["source"] == source.name
-        result.loc[here, "q"] = multiplicity.correct(result.loc[here, "p"], correction=correction)
+        part = result[here]
+        result.loc[here, "q"] = multiplicity.correct(part["p"], correction=correction, families=part["target"])
     extra = ["n_groups", "contrast", "inference"] + (["p_maxt"] if n_permutations else [])
     extra += ["n_strata", "n_same_sign", "q_heterogeneity", "p_heterogeneity", "i2"] if strata else []
     result = result.reindex(columns=[*COLUMNS, *extra, "p_side"])
