@@ -128,12 +128,21 @@ def hedges_g(
     correction = 1.0 - 3.0 / (4.0 * n - 9.0)
     scale = np.sqrt(1.0 / n1 + 1.0 / n0)
     t = d / scale
-    low = special.nctdtrinc(df, (1 + level) / 2, t) * scale * correction
-    high = special.nctdtrinc(df, (1 - level) / 2, t) * scale * correction
+    low = _noncentrality(df, (1 + level) / 2, t) * scale * correction
+    high = _noncentrality(df, (1 - level) / 2, t) * scale * correction
     bad = ~np.isfinite(t) | (np.abs(t) > 30)  # the inversion is not reliable there: large-sample form
     se = np.sqrt(1.0 / n1 + 1.0 / n0 + d * d / (2.0 * n)) * correction * special.ndtri((1 + level) / 2)
     g = d * correction
     return g, np.where(bad, g - se, low), np.where(bad, g + se, high)
+
+
+def _noncentrality(df: float, p: float, t: np.ndarray) -> np.ndarray:
+    """Noncentrality at which ``P(T <= t) = p``; two Newton steps on scipy's inverse, which is good to 1e-6 in p."""
+    m, h = special.nctdtrinc(df, p, t), 1e-4
+    for _ in range(2):
+        slope = (special.nctdtr(df, m + h, t) - special.nctdtr(df, m - h, t)) / (2 * h)
+        m = m - (special.nctdtr(df, m, t) - p) / slope
+    return m
 
 
 def odds_ratio(
