@@ -168,7 +168,7 @@ def test_readout_sees_the_scanner_and_chance():
     adata = cohort()
     adata.obs["coin"] = np.random.default_rng(3).permutation(np.repeat(np.arange(60) % 2, 8).reshape(60, 8)).ravel()
     adata.obs["coin"] = adata.obs["coin"].map({0: "a", 1: "b"})
-    found = readout(adata, ["scanner", "coin"], without=["L0002", "L0003"], n_bootstrap=200)
+    found = readout(adata, ["scanner", "coin"], without=["L0002", "L0003"])
     assert found["features"].tolist() == ["raw", "latents", "latents_filtered"] * 2
     by = found.set_index(["factor", "features"])["balanced_accuracy"]
     assert by["scanner", "latents"] > 0.75 and by["scanner", "raw"] > 0.7
@@ -184,9 +184,9 @@ def test_readout_does_not_learn_patients():
     obs = pd.DataFrame({"patient": g.astype(str), "site": np.where(rng.permutation(np.arange(24) % 2)[g], "x", "y")})
     obs.index = obs.index.astype(str)
     adata = anndata.AnnData(sp.csr_matrix(x), obs=obs)
-    left_out = readout(adata, "site", n_bootstrap=50).iloc[0]
+    left_out = readout(adata, "site").iloc[0]
     del adata.obs["patient"]
-    leaking = readout(adata, "site", n_bootstrap=50).iloc[0]
+    leaking = readout(adata, "site").iloc[0]
     assert left_out["balanced_accuracy"] < 0.8 and leaking["balanced_accuracy"] > 0.95
     assert leaking["status"] == "no_groups" and np.isnan(leaking["ci_low"])
 

@@ -86,7 +86,7 @@ def test_tables_backed_by_a_file(tmp_path):
     for ask in (
         lambda a: associate(a, ["y", "label"], unit="slide", groups="slide"),
         lambda a: confounders(a, biology="label", technical="site", groups="slide", n_permutations=19),
-        lambda a: readout(a, "site", groups="slide", n_bootstrap=19),
+        lambda a: readout(a, "site", groups="slide"),
     ):
         pd.testing.assert_frame_equal(ask(backed), ask(adata))
     with pytest.raises(InputError, match="0 samples"):

@@ -1,8 +1,9 @@
-"""Is a latent biology or the scanner? Variance shares per latent, and how well a factor can be read out."""
+"""Is a latent biology or the scanner? Variance shares per latent, with p that count patients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import scipy.sparse as sp
 from scipy import stats
 
 from biosae.errors import InputError
-from biosae.stats.adjust import basis, design, residual
+from biosae.stats.adjust import basis, design, is_categorical, overlap, residual
 from biosae.stats.correlation import Columns, as_columns, dot, moments, skewness
 from biosae.stats.inference import times_skewness
 from biosae.stats.multiplicity import bh
@@ -22,11 +23,14 @@ DOMINANCE = 2.0
 """A latent is called after a factor whose unique variance share is at least this many times that of the other."""
 SEPARABLE = 0.05
 """Least share of a factor's variance that the other side must leave, or the two cannot be told apart."""
+BLOCK = 2048
+"""Latents whose sums by group are held at once."""
 
 
 def confounders(
-    adata: Any, *, biology: str | Sequence[str], technical: str | Sequence[str], groups: str = "patient",
-    assume_independent: bool = False, n_permutations: int = 999, alpha: float = 0.05, random_state: int = 0,
+    adata: Any, *, biology: str | Sequence[str], technical: str | Sequence[str] | Mapping[str, Sequence[str]],
+    groups: str = "patient", jointly: bool = False, assume_independent: bool = False, n_permutations: int = 999,
+    n_bootstrap: int = 500, alpha: float = 0.05, random_state: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """Share of each latent's variance that goes with biology and with each technical factor.
 
@@ -40,12 +44,18 @@ def confounders(
     adata
         Latents.
     biology, technical
-        Columns of ``obs``; numbers enter linearly, labels as dummies. All of ``biology`` is one side; each technical
-        factor is judged on its own.
+        Columns of ``obs``; numbers enter linearly (or as the covariates' ``spline(age)``), labels as dummies. All of
+        ``biology`` is one side; each technical factor is judged on its own. A factor may be several columns:
+        ``technical={"acquisition": ["scanner", "stain"], "site": ["site"]}``.
     groups
         Column of independent groups; without it (and without ``assume_independent``) shares are given and no p.
+    jointly
+        True takes from every technical factor what the other technical factors explain too, and from biology what all
+        of them explain. A factor that others determine (scanner of a site) is then ``not_separable``.
     n_permutations
         Draws, shared by all latents.
+    n_bootstrap
+        Resamples of groups for the interval of ``log2_ratio``; 0 leaves it out.
     alpha
         Level of ``q_*`` (Benjamini-Hochberg over latents) for the flag.
 
@@ -53,9 +63,12 @@ def confounders(
     -------
     DataFrame
         One row a (factor, latent): ``latent, factor, biology, eta2_biology, eta2_technical, unique_biology,
-        unique_technical, log2_ratio, p_biology, q_biology, p_technical, q_technical, flag, n_units, n_groups,
-        n_samples, status``. ``flag``: ``biology``, ``technical``, ``mixed``, ``neither``, ``not_separable`` (design:
-        one side determines the other) or ``undetermined`` (no p).
+        unique_technical, log2_ratio, ratio_low, ratio_high, p_biology, q_biology, p_technical, q_technical, flag,
+        n_units, n_groups, n_samples, status``. ``ratio_low`` and ``ratio_high`` are the 95 % interval of
+        ``log2_ratio``, of the bias-corrected cluster bootstrap (Efron 1981). ``flag``: ``biology``, ``technical``,
+        ``mixed``, ``neither``, ``not_separable`` (design: one side determines the other) or ``undetermined`` (no p).
+        ``attrs["overlap"]``: for every factor, counts of groups (of samples without groups) by biology and each of its
+        columns, numbers cut in thirds.
 
     Raises
     ------
@@ -64,24 +77,64 @@ def confounders(
     """
     adata = in_memory(adata)
     biology = [biology] if isinstance(biology, str) else list(biology)
-    technical = [technical] if isinstance(technical, str) else list(technical)
-    for name in biology + technical:
-        if name not in adata.obs:
+    factors = _factors(technical)
+    for name in [*biology, *(c for columns in factors.values() for c in columns)]:
+        if column_of(name) not in adata.obs:
             raise InputError(f"{name!r} is not a column of obs; columns: {', '.join(map(str, adata.obs.columns))}")
-    return pd.concat(
-        [
-            _one_factor(adata, biology, name, groups, assume_independent, n_permutations, alpha, random_state)
-            for name in technical
-        ],
-        ignore_index=True,
-    )
+    tables = []
+    for name, columns in factors.items():
+        others = [c for other, held in factors.items() if other != name for c in held] if jointly else []
+        how = (groups, assume_independent, n_permutations, n_bootstrap, alpha, random_state)
+        tables.append(_one_factor(adata, biology, name, columns, others, *how))
+    out = pd.concat(tables, ignore_index=True)
+    unit = groups if groups in adata.obs and not assume_independent else None
+    out.attrs["overlap"] = {name: overlaps(adata.obs, biology, columns, unit=unit) for name, columns in factors.items()}
+    return out
+
+
+def _factors(technical: str | Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    if isinstance(technical, str):
+        return {technical: [technical]}
+    if isinstance(technical, Mapping):
+        return {str(k): [v] if isinstance(v, str) else list(v) for k, v in technical.items()}
+    return {name: [name] for name in technical}
+
+
+def column_of(term: str) -> str:
+    """Column of ``obs`` that a term of a design names: ``spline(age)`` and ``spline(age, 4)`` name ``age``."""
+    found = re.fullmatch(r"spline\(\s*([^,)]+?)\s*(,.*)?\)", term)
+    return found.group(1) if found else term
+
+
+def overlaps(
+    obs: pd.DataFrame, biology: Sequence[str], technical: Sequence[str], *, unit: str | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """Counts of units by every biological and technical column, as plain dictionaries; see :func:`overlap`.
+
+    ``{"label x scanner": {"counts": {scanner: {label: n}}, "separable": bool, "empty_cells": int}}``; numbers of more
+    than 8 values are cut in thirds.
+    """
+    out = {}
+    for b in map(column_of, biology):
+        for t in map(column_of, technical):
+            columns = list(dict.fromkeys([b, t] + [unit] * (unit is not None)))
+            part = obs[columns].copy()
+            for name in (b, t):
+                if name != unit and not is_categorical(part[name]) and part[name].nunique() > 8:
+                    part[name] = pd.qcut(part[name], 3, duplicates="drop").astype(str).where(part[name].notna())
+            table = overlap(part, b, by=t, unit=unit)
+            counts = {str(k): {str(c): int(n) for c, n in row.items()} for k, row in table.iterrows()}
+            out[f"{b} x {t}"] = {"counts": counts, **table.attrs}
+    return out
 
 
 def _one_factor(
-    adata, biology, factor, groups, assume_independent, n_permutations, alpha, random_state
-) -> pd.DataFrame:
+    adata, biology, factor, columns, others, groups, assume_independent, n_permutations, n_bootstrap, alpha,
+    random_state,
+) -> pd.DataFrame:  # fmt: skip
     obs = adata.obs
-    known = obs[[*biology, factor]].notna().all(axis=1).to_numpy()
+    needed = [column_of(c) for c in [*biology, *columns, *others]]
+    known = obs[list(dict.fromkeys(needed))].notna().all(axis=1).to_numpy()
     grouped = groups in obs and not assume_independent
     if not known.any():
         raise InputError(f"no row has a value of {factor!r} and of {', '.join(biology)}")
@@ -89,11 +142,12 @@ def _one_factor(
     n, V = len(obs), as_columns(sp.csr_matrix(X))
     codes = codes_of(obs, groups)[0] if grouped else np.arange(n)
     G = int(codes.max()) + 1
-    B, T = design(obs, biology), design(obs, [factor])
+    B, T, rest = (design(obs, c) for c in (biology, columns, others))
     Qb, Qt = basis(B, n), basis(T, n)
+    beside_b, beside_t = basis(np.hstack([T, rest]), n), basis(np.hstack([B, rest]), n)
     ss = moments(V)[1]
     ss = np.where(ss > 0, ss, np.nan)
-    own_b, own_t = _beyond(B, Qt), _beyond(T, Qb)
+    own_b, own_t = _beyond(B, beside_b), _beyond(T, beside_t)
     out = pd.DataFrame({
         "latent": adata.var_names.astype(str), "factor": factor, "biology": ", ".join(biology),
         "eta2_biology": (dot(V, Qb[:, 1:]) ** 2).sum(axis=1) / ss,
@@ -104,7 +158,7 @@ def _one_factor(
     with np.errstate(divide="ignore", invalid="ignore"):
         out["log2_ratio"] = np.log2(out["unique_biology"] / out["unique_technical"])
     one_class = Qb.shape[1] == 1 or Qt.shape[1] == 1
-    separable = _left(B, Qt) >= SEPARABLE and _left(T, Qb) >= SEPARABLE
+    separable = _left(B, beside_b) >= SEPARABLE and _left(T, beside_t) >= SEPARABLE
     declared = grouped or assume_independent
     status = "one_class" if one_class else "ok" if declared else "no_groups"
     if declared and G < 3 and not one_class:
@@ -115,7 +169,14 @@ def _one_factor(
     fired = np.asarray(((indicator(codes, G) @ (V != 0).astype(np.float64)) > 0).sum(axis=0)).ravel()
     testable = np.isfinite(ss) & (active >= 10) & (fired >= min(5, G)) & separable
     testable &= status in ("ok", "few_groups")
-    for side, D, other in (("biology", own_b, Qt), ("technical", own_t, Qb)):
+    out["ratio_low"] = out["ratio_high"] = np.nan
+    if testable.any() and n_bootstrap:
+        sides = [basis(D, n) for D in (np.hstack([B, T, rest]), np.hstack([T, rest]), np.hstack([B, rest]))]
+        low, high = ratio_interval(
+            V[:, testable], sides, codes, out.loc[testable, "log2_ratio"].to_numpy(), n_bootstrap, random_state
+        )
+        out.loc[testable, "ratio_low"], out.loc[testable, "ratio_high"] = low, high
+    for side, D, other in (("biology", own_b, beside_b), ("technical", own_t, beside_t)):
         p = np.full(len(out), np.nan)
         if testable.any() and D.shape[1]:
             p = _pvalue(V, D, other, ss, codes, G, testable, n_permutations, random_state)
@@ -129,6 +190,60 @@ def _one_factor(
         "too_sparse"
     )
     return out
+
+
+def ratio_interval(
+    V: Columns, sides: Sequence[np.ndarray], codes: np.ndarray, observed: np.ndarray, n_bootstrap: int,
+    random_state: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """95 % interval of ``log2(unique share of biology / unique share of technical)`` by resampling groups.
+
+    ``sides`` are bases of everything, of all but biology, of all but the technical factor. Every resample is a
+    regression from sums over groups, so codes stay sparse. Percentiles are corrected for bias (Efron 1981): resampled
+    shares of variance are larger than the observed.
+    """
+    D = sides[0]
+    k = D.shape[1]
+    G, m = int(codes.max()) + 1, V.shape[1]
+    member = indicator(codes, G)
+    times = np.random.default_rng(random_state).multinomial(G, np.full(G, 1.0 / G), size=n_bootstrap).astype(np.float64)
+    within = np.stack([member @ (D * D[:, [j]]) for j in range(k)], axis=1).reshape(G, k * k)
+    gram = (times @ within).reshape(n_bootstrap, k, k)
+    roots = []
+    for side in sides:  # every side is a part of what D spans: the directions in it, then the root of its inverse Gram
+        L = D.T @ side
+        values, vectors = np.linalg.eigh(L.T @ gram @ L)
+        kept = values > 1e-8 * values[:, -1:]
+        scale = np.where(kept, 1.0 / np.sqrt(np.where(kept, values, 1.0)), 0.0)
+        roots.append(L @ (vectors * scale[:, None, :]))
+    low, high = np.empty(m), np.empty(m)
+    for start in range(0, m, BLOCK):
+        part = slice(start, min(start + BLOCK, m))
+        W = V[:, part]
+        sums = [member @ sp.diags(D[:, j]) @ W for j in range(k)]
+        if W.shape[1] * G <= 4 * max(s.nnz for s in sums) or W.shape[1] * G < 1_000_000:
+            sums = [s.toarray() for s in sums]
+        cross = np.stack([np.asarray(s.T @ times.T if sp.issparse(s) else (times @ s).T) for s in sums])
+        ratio = np.empty((n_bootstrap, W.shape[1]))
+        for b in range(n_bootstrap):
+            fit, without_b, without_t = (((root[b].T @ cross[:, :, b]) ** 2).sum(axis=0) for root in roots)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio[b] = np.log2(np.maximum(fit - without_b, 0) / np.maximum(fit - without_t, 0))
+        low[part], high[part] = _bias_corrected(ratio, observed[part])
+    return low, high
+
+
+def _bias_corrected(draws: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bias-corrected 2.5 and 97.5 percentiles of the columns of ``draws`` (B, m); NaN draws count as nothing."""
+    B = len(draws)
+    draws = np.sort(np.where(np.isnan(draws), np.inf, draws), axis=0)
+    below = np.clip((draws < observed).mean(axis=0), 0.5 / B, 1 - 0.5 / B)
+    z = stats.norm.ppf(below)
+    out = []
+    for tail in (0.025, 0.975):
+        at = np.clip(np.round(stats.norm.cdf(2 * z + stats.norm.ppf(tail)) * (B - 1)).astype(int), 0, B - 1)
+        out.append(draws[at, np.arange(draws.shape[1])])
+    return out[0], out[1]
 
 
 def _left(C: np.ndarray, Q: np.ndarray) -> float:
@@ -180,7 +295,8 @@ def _pvalue(
         own = weighted @ V
         S.append((own.toarray() if sp.issparse(own) else own) - (weighted @ Q) @ coefficient)
     expected = left * q / (n - Q.shape[1])
-    if all(np.ptp(D[codes == g], axis=0).max() < 1e-9 for g in range(G)):  # one value a group: groups are rearranged
+    first = np.unique(codes, return_index=True)[1]
+    if np.abs(D - D[first][codes]).max() < 1e-9:  # one value a group: groups are rearranged
         totals = A @ V
         totals = (totals.toarray() if sp.issparse(totals) else totals) - (A @ Q) @ coefficient
         totals = totals - totals.mean(axis=0)
@@ -233,137 +349,3 @@ def _flags(out: pd.DataFrame, alpha: float) -> np.ndarray:
     flag[(bio & tech & (ratio <= -much)).to_numpy()] = "technical"
     flag[(out["q_biology"].isna() & out["q_technical"].isna()).to_numpy()] = "undetermined"
     return flag
-
-
-def readout(
-    adata: Any, factors: str | Sequence[str], *, groups: str = "patient", without: Sequence[str] = (),
-    n_splits: int = 5, max_rows: int = 5000, n_bootstrap: int = 1000, random_state: int = 0,
-) -> pd.DataFrame:  # fmt: skip
-    """How well a factor (scanner, site) can be read from raw embeddings and from latents, on patients left out.
-
-    Logistic regression (L2, features scaled on the training folds) in group-wise cross-validation; every sample is
-    predicted by a model that has not seen its patient. A fold below chance is kept as it is.
-
-    Parameters
-    ----------
-    adata
-        Latents, with ``obsm["embedding"]`` for the raw features.
-    factors
-        Categorical columns of ``obs``.
-    groups
-        Column whose groups are never split. Without it folds cut across patients, slides and near-duplicates, so that
-        the result is too high; it then carries status ``no_groups`` and no interval.
-    without
-        Latents to leave out, as a third set of features (those that :func:`confounders` flags technical).
-    n_splits
-        Folds; fewer where a class has fewer groups.
-    max_rows
-        Rows used at most, drawn evenly over groups.
-    n_bootstrap
-        Resamples of groups for the 95 % percentile interval of the out-of-fold accuracy.
-
-    Returns
-    -------
-    DataFrame
-        ``features`` (``raw``, ``latents``, ``latents_filtered``), ``factor, balanced_accuracy, ci_low, ci_high,
-        chance, n_classes, n_units, n_groups, n_splits, status``. ``chance`` is one over the number of classes.
-
-    Raises
-    ------
-    InputError
-        If a column or latent is absent.
-    """
-    adata = in_memory(adata)
-    factors = [factors] if isinstance(factors, str) else list(factors)
-    sets: dict[str, Any] = {}
-    if "embedding" in adata.obsm:
-        sets["raw"] = np.asarray(adata.obsm["embedding"], dtype=np.float32)
-    sets["latents"] = sp.csr_matrix(adata.X)
-    if len(without):
-        unknown = [name for name in without if name not in adata.var_names]
-        if unknown:
-            raise InputError(f"no latent {unknown[0]!r} to leave out")
-        sets["latents_filtered"] = sets["latents"][:, ~adata.var_names.isin(list(without))]
-    rows = []
-    for factor in factors:
-        if factor not in adata.obs:
-            raise InputError(f"{factor!r} is not a column of obs; columns: {', '.join(map(str, adata.obs.columns))}")
-        rows += _read_factor(adata.obs, factor, sets, groups, n_splits, max_rows, n_bootstrap, random_state)
-    return pd.DataFrame(rows)
-
-
-def _read_factor(obs, factor, sets, groups, n_splits, max_rows, n_bootstrap, random_state) -> list[dict[str, Any]]:
-    grouped = groups in obs
-    known = obs[factor].notna().to_numpy()
-    rows = np.flatnonzero(known)
-    y = pd.factorize(obs[factor].iloc[rows].astype(str), sort=True)[0]
-    g = codes_of(obs.iloc[rows], groups)[0] if grouped else np.arange(len(rows))
-    if len(rows) > max_rows:
-        rng = np.random.default_rng(random_state)
-        shuffled = rng.permutation(len(rows))
-        turn = (
-            pd.Series(g[shuffled]).groupby(g[shuffled]).cumcount().to_numpy()
-        )  # the groups' first rows, then seconds, ...
-        take = np.sort(shuffled[np.argsort(turn, kind="stable")[:max_rows]])
-        rows, y, g = rows[take], y[take], g[take]
-    classes = np.unique(y)
-    per_class = min((len(np.unique(g[y == c])) for c in classes), default=0)
-    splits = min(n_splits, per_class)
-    status = "one_class" if len(classes) < 2 else "too_few_groups" if splits < 2 else "ok" if grouped else "no_groups"
-    out = []
-    for name, X in sets.items():
-        row = {
-            "features": name, "factor": factor, "balanced_accuracy": np.nan, "ci_low": np.nan, "ci_high": np.nan,
-            "chance": 1.0 / max(len(classes), 1), "n_classes": len(classes), "n_units": len(rows),
-            "n_groups": len(np.unique(g)) if grouped else 0, "n_splits": splits, "status": status,
-        }  # fmt: skip
-        if status in ("ok", "no_groups"):
-            right = _out_of_fold(X[rows], y, g, splits, random_state) == y
-            row["balanced_accuracy"] = float(np.mean([right[y == c].mean() for c in classes]))
-            if grouped:
-                row["ci_low"], row["ci_high"] = _bootstrap(right, y, g, n_bootstrap, random_state)
-        out.append(row)
-    return out
-
-
-def _out_of_fold(X: Any, y: np.ndarray, g: np.ndarray, splits: int, random_state: int) -> np.ndarray:
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    predicted = np.full(len(y), -1)
-    folds = StratifiedGroupKFold(splits, shuffle=True, random_state=random_state)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        for train, test in folds.split(X, y, g):
-            if len(np.unique(y[train])) < 2:
-                predicted[test] = y[train][0]
-                continue
-            model = make_pipeline(
-                StandardScaler(with_mean=not sp.issparse(X)),
-                LogisticRegression(C=0.01, max_iter=200, class_weight="balanced"),
-            )
-            predicted[test] = model.fit(X[train], y[train]).predict(X[test])
-    return predicted
-
-
-def _bootstrap(
-    right: np.ndarray, y: np.ndarray, g: np.ndarray, n_bootstrap: int, random_state: int
-) -> tuple[float, float]:
-    """Percentile interval of the balanced accuracy, groups resampled with all their rows."""
-    rng = np.random.default_rng(random_state)
-    codes = np.unique(g, return_inverse=True)[1]
-    G, C = int(codes.max()) + 1, int(y.max()) + 1
-    hit, total = np.zeros((G, C)), np.zeros((G, C))
-    np.add.at(hit, (codes, y), right)
-    np.add.at(total, (codes, y), 1.0)
-    times = rng.multinomial(G, np.full(G, 1.0 / G), size=n_bootstrap).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        share = (times @ hit) / (times @ total)
-    value = np.nanmean(share, axis=1)
-    low, high = np.quantile(value, [0.025, 0.975])
-    return float(low), float(high)
