@@ -8,6 +8,7 @@ what must be done to it when there are few groups.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -92,7 +93,7 @@ def cr2(X: np.ndarray, residuals: np.ndarray, *, codes: np.ndarray | None = None
     order = np.argsort(codes, kind="stable")
     edges = np.flatnonzero(np.r_[True, np.diff(codes[order]) != 0, True])
     S, U, own = [], [], []
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         rows = order[start:stop]
         Xg = X[rows]
         P, s, _ = np.linalg.svd(Xg @ (vectors / np.sqrt(values)), full_matrices=False)

@@ -1,0 +1,89 @@
+"""Least squares and logistic regression, with what robust standard errors need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+RUNAWAY = 15.0
+"""A linear predictor (logit) beyond this at the end of a fit that did not settle means separated classes."""
+
+
+def fit_ols(y: np.ndarray, X: np.ndarray) -> dict[str, Any]:
+    """Least squares.
+
+    Parameters
+    ----------
+    y
+        Target (n,).
+    X
+        Design (n, k) of full column rank, with intercept.
+
+    Returns
+    -------
+    dict
+        ``coef`` (k,), ``cov`` (k, k), ``scores`` (n, k) and ``bread`` (k, k), ``residuals`` (n,), ``df`` = n - k,
+        ``loglik``, ``sigma2``, ``r2``, ``converged``, ``note``.
+    """
+    n, k = X.shape
+    bread = np.linalg.inv(X.T @ X)
+    coef = np.linalg.lstsq(X, y, rcond=None)[0]
+    e = y - X @ coef
+    rss, total = float(e @ e), float(((y - y.mean()) ** 2).sum())
+    sigma2 = rss / (n - k)
+    return {
+        "coef": coef, "cov": sigma2 * bread, "scores": X * e[:, None], "bread": bread, "residuals": e, "df": n - k,
+        "loglik": -0.5 * n * (1.0 + np.log(2.0 * np.pi * rss / n)) if rss > 0 else np.inf, "sigma2": sigma2,
+        "r2": 1.0 - rss / total if total > 0 else np.nan, "converged": True, "note": "",
+    }  # fmt: skip
+
+
+def fit_logistic(
+    y: np.ndarray, X: np.ndarray, *, offset: np.ndarray | None = None, max_iter: int = 60
+) -> dict[str, Any]:
+    """Logistic regression by maximum likelihood (Newton-Raphson with halving).
+
+    Where a plane separates the classes the likelihood rises for ever: coefficients that still move when the
+    probabilities have settled at 0 and 1 are reported as ``"separated"``, and are not estimates.
+
+    Parameters
+    ----------
+    y
+        0/1 (n,).
+    X
+        Design (n, k) of full column rank, with intercept.
+    offset
+        Fixed part of the linear predictor (n,).
+
+    Returns
+    -------
+    dict
+        ``coef`` (k,), ``cov`` (k, k), ``scores`` (n, k), ``bread`` (k, k), ``loglik``, ``converged``, ``note``.
+    """
+    n, k = X.shape
+    offset = np.zeros(n) if offset is None else offset
+    coef, eta, converged = np.zeros(k), offset, False
+    loglik = float((y * eta - np.logaddexp(0.0, eta)).sum())
+    for _ in range(max_iter):
+        mu = special.expit(eta)
+        step = np.linalg.lstsq((X * (mu * (1.0 - mu))[:, None]).T @ X, X.T @ (y - mu), rcond=None)[0]
+        size = min(1.0, 10.0 / max(np.abs(X @ step).max(), 1e-300))
+        while size > 1e-6:
+            trial = X @ (coef + size * step) + offset
+            value = float((y * trial - np.logaddexp(0.0, trial)).sum())
+            if value >= loglik - 1e-12 * (1.0 + abs(loglik)):
+                break
+            size /= 2.0
+        coef, eta, loglik = coef + size * step, X @ (coef + size * step) + offset, value
+        if np.abs(X @ step).max() < 1e-9:
+            converged = True
+            break
+    mu = special.expit(eta)
+    separated = np.abs(eta - offset).max() > RUNAWAY and not converged
+    bread = np.linalg.pinv((X * (mu * (1.0 - mu))[:, None]).T @ X, hermitian=True)
+    return {
+        "coef": coef, "cov": bread, "scores": X * (y - mu)[:, None], "bread": bread, "loglik": loglik,
+        "converged": converged, "note": "separated" if separated else "",
+    }  # fmt: skip
