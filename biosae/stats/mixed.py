@@ -186,10 +186,11 @@ def fit_lmm(
     sigma2 = float(found["rss"] / found["free"])
     bread = np.linalg.inv(found["A"])
     e = y - X @ (found["coef"] + level)
+    df = _satterthwaite(ratios, sums, reml, subcodes is None)
     variances = ratios * sigma2
     total = float(variances.sum() + sigma2)
     return {
-        "coef": found["coef"] + level, "cov": sigma2 * bread, "df": _satterthwaite(ratios, sums, reml, subcodes is None),
+        "coef": found["coef"] + level, "cov": sigma2 * bread, "df": df,
         "scores": X * _weighted(e, ratios, codes, subcodes)[:, None], "bread": bread,
         "loglik": float(-0.5 * found["deviance"]), "converged": True,
         "note": "boundary" if (variances[: 1 if subcodes is None else 2] <= 1e-10 * total).any() else "",

@@ -56,11 +56,14 @@ def fit_logistic(
         Design (n, k) of full column rank, with intercept.
     offset
         Fixed part of the linear predictor (n,).
+    max_iter
+        Most steps.
 
     Returns
     -------
     dict
-        ``coef`` (k,), ``cov`` (k, k), ``scores`` (n, k), ``bread`` (k, k), ``loglik``, ``converged``, ``note``.
+        ``coef`` (k,), ``cov`` (k, k), ``scores`` (n, k), ``bread`` (k, k), ``loglik``, ``converged``, ``note``, ``weights``
+        (n,), the variance of y at the fit.
     """
     n, k = X.shape
     offset = np.zeros(n) if offset is None else offset
@@ -85,5 +88,5 @@ def fit_logistic(
     bread = np.linalg.pinv((X * (mu * (1.0 - mu))[:, None]).T @ X, hermitian=True)
     return {
         "coef": coef, "cov": bread, "scores": X * (y - mu)[:, None], "bread": bread, "loglik": loglik,
-        "converged": converged, "note": "separated" if separated else "",
+        "converged": converged, "note": "separated" if separated else "", "weights": mu * (1.0 - mu),
     }  # fmt: skip

@@ -1,9 +1,9 @@
 """Standard errors of a fitted model that hold when rows of one group depend on each other.
 
-A fit hands over its *bread* ``B`` (k, k), the inverse of the information, and the *score* of every row ``s_i`` (k,), the
-gradient of its log-likelihood at the optimum (for least squares ``x_i e_i`` with ``B = (X'X)^-1``). Everything here is
-``B (sum_g S_g S_g') B`` with ``S_g`` the scores of group g added up (Liang and Zeger, Biometrika 73, 13, 1986), and
-what must be done to it when there are few groups.
+A fit hands over its *bread* ``B`` (k, k), the inverse of the information, and the *score* of every row ``s_i`` (k,),
+the gradient of its log-likelihood at the optimum (for least squares ``x_i e_i`` with ``B = (X'X)^-1``). Everything
+here is ``B (sum_g S_g S_g') B`` with ``S_g`` the scores of group g added up (Liang and Zeger, Biometrika 73, 13,
+1986), and what must be done to it when there are few groups.
 """
 
 from __future__ import annotations
