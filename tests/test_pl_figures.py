@@ -126,7 +126,7 @@ def test_null_of_effects() -> None:
 
 
 def test_strata_put_pooled_first_and_within_second(strata) -> None:
-    assert ticks(pl.strata(strata)) == ["pooled (n = 20)", "within strata (n = 20)", "only AT2 (n = 10)"]
+    assert ticks(pl.forest(strata)) == ["pooled (n = 20)", "within strata (n = 20)", "only AT2 (n = 10)"]
 
 
 def test_density_title_agrees_with_the_codes(adata) -> None:
@@ -185,7 +185,7 @@ def test_readout_asks_for_one_factor() -> None:
 def test_every_axes_has_labels(adata, table, strata) -> None:
     flags = pd.DataFrame({"latent": ["L0001"], "eta2_biology": [0.1], "eta2_technical": [0.5], "flag": ["technical"]})
     drawn = [
-        pl.volcano(table), pl.associations(table), pl.strata(strata), pl.density(adata), pl.scanner(adata, "L0003"),
+        pl.volcano(table), pl.associations(table), pl.forest(strata), pl.density(adata), pl.scanner(adata, "L0003"),
         pl.confounders(flags),
     ]  # fmt: skip
     for ax in drawn:
@@ -308,7 +308,7 @@ def test_long_names_of_strata_lie_neither_on_each_other_nor_outside_the_figure()
         "latent": "L0001", "target": "count", "stratum": sites, "estimate": 0.2, "ci_low": 0.1, "ci_high": 0.3,
         "n_units": 360, "effect": "spearman_rho",
     })  # fmt: skip
-    ax = pl.strata(rows)
+    ax = pl.forest(rows)
     ax.figure.draw_without_rendering()
     boxes = [t.get_window_extent() for t in ax.get_yticklabels()]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

@@ -1,9 +1,13 @@
 """Figures: each function draws what others computed, takes ``ax=`` (or ``fig=``) and returns it."""
 
-from biosae.pl.associations import associations, strata
+from biosae.pl.associations import associations
 from biosae.pl.comparison import comparison, readout
 from biosae.pl.density import density
+from biosae.pl.diagnostics import null, qq
+from biosae.pl.factors import factor_map
+from biosae.pl.forest import forest
 from biosae.pl.gallery import gallery, select_tiles
+from biosae.pl.replication import replication
 from biosae.pl.scanner import confounders, scanner
 from biosae.pl.style import PALETTE, paper, save
 from biosae.pl.tissue import tissue
@@ -16,13 +20,17 @@ __all__ = [
     "comparison",
     "confounders",
     "density",
+    "factor_map",
+    "forest",
     "gallery",
+    "null",
     "paper",
+    "qq",
     "readout",
+    "replication",
     "save",
     "scanner",
     "select_tiles",
-    "strata",
     "tissue",
     "traces",
     "volcano",

@@ -1,4 +1,4 @@
-"""Dot-and-interval plots of effects: strongest latents, best of each source, pooled against within strata."""
+"""Dot-and-interval plots of effects: strongest latents, best of each source."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def associations(
         rows = pd.concat([latents, winners[winners["source"] != "latent"]], ignore_index=True)
         groups = ["latents" if s == "latent" else "controls" for s in rows["source"]]
         names = [f if s == "latent" else f"best {short_source(s)} {f}" for s, f in zip(rows["source"], rows["latent"])]
-    positions, marks = _positions(groups, header=target is None)
+    positions, marks = line_positions(groups, header=target is None)
     with style.paper():
         ax = style.axes(ax, (3.8, 0.55 + 0.19 * (max(positions) + 1)))
         for place, (_, row) in zip(positions, rows.iterrows()):
             source = str(row["source"])
-            _interval(
+            interval(
                 ax,
                 row,
                 place,
@@ -70,60 +70,8 @@ def associations(
                 marker=style.SOURCE_MARKERS.get(source, "o"),
                 filled=bool(row["q"] <= alpha),
             )
-        _finish(ax, rows, positions, names, marks if target is None else [])
+        finish(ax, rows, positions, names, marks if target is None else [])
         ax.set_title(style.wrap(f"n = {results.units_phrase(rows)}; filled: q ≤ {alpha:g}; bars: confidence interval"))
-    return ax
-
-
-def strata(table: pd.DataFrame, *, target: str | None = None, ax: Axes | None = None) -> Axes:
-    """The same latent and target pooled over everything, within strata of a confounder, and in each stratum.
-
-    An association that shrinks to nothing within strata was carried by the confounder.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns ``latent, target, stratum, estimate`` and, where known, ``ci_low, ci_high, n_units``. ``stratum`` is
-        ``"pooled"``, ``"within"``, or the name of one stratum.
-    target : str, optional
-        Only the rows of this target.
-    ax : matplotlib.axes.Axes, optional
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-
-    Raises
-    ------
-    InputError
-        If a column is absent or no row is left.
-    """
-    missing = {"latent", "target", "stratum", "estimate"} - set(table.columns)
-    if missing:
-        raise InputError(f"the table has no column {', '.join(map(repr, sorted(missing)))}")
-    rows = table if target is None else table[table["target"].astype(str) == target]
-    if rows.empty:
-        raise InputError(f"no rows with target {target!r} in the table of strata")
-    rows = rows.reset_index(drop=True)
-    rank = rows["stratum"].astype(str).map({"pooled": 0, "within": 1}).fillna(2)
-    groups = (rows["target"].astype(str) + ": " + rows["latent"].astype(str)).rename("group")
-    order = pd.DataFrame({"g": pd.factorize(groups)[0], "r": rank}).sort_values(["g", "r"], kind="stable").index
-    rows, groups = rows.loc[order], groups.loc[order].tolist()
-    names = [
-        style.wrap(
-            {"pooled": "pooled", "within": "within strata"}.get(str(r["stratum"]), f"only {r['stratum']}") + _n(r),
-            width=32,
-        )
-        for _, r in rows.iterrows()
-    ]
-    positions, marks = _positions(groups, header=True, heights=[0.35 + 0.65 * len(n.splitlines()) for n in names])
-    looks = {"pooled": (style.INK, "o", True), "within": (style.PALETTE["blue"], "D", True)}
-    with style.paper():
-        ax = style.axes(ax, (3.8, 0.55 + 0.19 * (max(positions) + 1)))
-        for place, (_, row) in zip(positions, rows.iterrows()):
-            colour, marker, filled = looks.get(str(row["stratum"]), (style.PALETTE["sky"], "o", False))
-            _interval(ax, row, place, colour=colour, marker=marker, filled=filled)
-        _finish(ax, rows, positions, names, marks)
     return ax
 
 
@@ -132,12 +80,13 @@ def short_source(source: object) -> str:
     return {"latent": "latent", "raw": "raw", "pca": "PCA"}.get(str(source), str(source))
 
 
-def _n(row: pd.Series) -> str:
+def n_of(row: pd.Series) -> str:
+    """``(n = 24)`` of a row, or nothing where its n is not known."""
     n = row.get("n_units", row.get("n", np.nan))
     return "" if pd.isna(n) else f" (n = {int(n):,})"
 
 
-def _positions(
+def line_positions(
     groups: list[str], *, header: bool, heights: list[float] | None = None
 ) -> tuple[list[float], list[tuple[float, str]]]:
     """Rows from the top down, with a free line (and its heading, if asked) above each group."""
@@ -156,19 +105,23 @@ def _positions(
     return positions, marks
 
 
-def _interval(ax: Axes, row: pd.Series, place: float, *, colour: str, marker: str, filled: bool) -> None:
+def interval(
+    ax: Axes, row: pd.Series, place: float, *, colour: str, marker: str, filled: bool, size: float = 5
+) -> None:
+    """Mark and confidence interval of one row."""
     low, high = row.get("ci_low", np.nan), row.get("ci_high", np.nan)
     if np.isfinite(low) and np.isfinite(high):
         ax.plot([low, high], [place, place], color=colour, linewidth=1.3, solid_capstyle="butt")
     ax.plot(
-        row["estimate"], place, marker=marker, color=colour, markersize=5, linestyle="none",
+        row["estimate"], place, marker=marker, color=colour, markersize=size, linestyle="none",
         markerfacecolor=colour if filled else "white", markeredgewidth=1.1,
     )  # fmt: skip
 
 
-def _finish(
+def finish(
     ax: Axes, rows: pd.DataFrame, positions: list[float], names: list[str], marks: list[tuple[float, str]]
 ) -> None:
+    """Names of the lines, headings of groups, the line of no effect and the axis of effects."""
     effects = rows["effect"] if "effect" in rows else pd.Series(["effect"] * len(rows))
     nulls = set(effects.map(results.null_value))
     if len(nulls) == 1:

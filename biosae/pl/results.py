@@ -31,8 +31,9 @@ _EFFECTS = {
     "epsilon2": "ε²",
     "epsilon_squared": "ε²",
     "odds_ratio": "odds ratio",
-    "irr": "incidence-rate ratio",
-    "hr": "hazard ratio",
+    "rate_ratio": "rate ratio a SD",
+    "hazard_ratio": "hazard ratio a SD",
+    "cumulative_odds_ratio": "cumulative odds ratio a SD",
 }
 
 

@@ -20,6 +20,7 @@ def volcano(
     source: str = "latent",
     target: str | None = None,
     y: str = "p",
+    unadjusted: pd.DataFrame | None = None,
     alpha: float = 0.05,
     n_labels: int = 5,
     ax: Axes | None = None,
@@ -38,6 +39,9 @@ def volcano(
         One target; with None every target is drawn, and, as each may be its own family, ``y`` is q.
     y : {"p", "q"}
         Quantity on the y axis.
+    unadjusted : DataFrame, optional
+        The same tests without covariates (or without strata): an arrow leads from there to the adjusted effect of each
+        of the ``n_labels`` tests that are strongest in either table.
     alpha : float
         False discovery rate of the line.
     n_labels : int
@@ -98,7 +102,16 @@ def volcano(
         if len(nulls) == 1:
             ax.axvline(nulls.pop(), color=style.MUTED, linewidth=0.6, zorder=0)
         ax.set_ylim(0, max(1.05 * float(np.nanmax(height, initial=0.0)), 1.0) + 0.15)
-        _name_the_strongest(ax, tested[passes], x[passes], height[passes], n_labels)
+        if unadjusted is None:
+            _name_the_strongest(ax, tested[passes], x[passes], height[passes], n_labels)
+        else:
+            _arrows(
+                ax,
+                tested.assign(x=x, height=height),
+                results.choose(unadjusted, source=source, target=target),
+                y,
+                n_labels,
+            )
         ax.set_xlabel(f"effect ({results.effect_label(chosen['effect'])})")
         ax.set_ylabel(f"−log$_{{10}}$ {y}")
         ax.set_title(style.wrap(results.sentence(chosen, noun=_NOUN.get(source, source))))
@@ -106,6 +119,30 @@ def volcano(
 
 
 _NOUN = {"latent": "latent", "raw": "raw dimension", "pca": "component"}
+
+
+def _arrows(ax: Axes, adjusted: pd.DataFrame, before: pd.DataFrame, y: str, n: int) -> None:
+    """Arrows from the unadjusted to the adjusted place of the strongest tests of either table."""
+    before = before[results.was_tested(before)]
+    keys = ["latent", "target"]
+    strong = pd.concat([results.ranked(before).head(n), results.ranked(adjusted).head(n)])[keys].drop_duplicates()
+    both = strong.merge(before, on=keys).merge(adjusted[[*keys, "x", "height"]], on=keys)
+    if both.empty:
+        return
+    start_x = pd.to_numeric(both["estimate"]).to_numpy(float)
+    start_y = -np.log10(np.clip(both[y].to_numpy(float), 1e-300, 1.0))
+    ax.set_ylim(0, max(ax.get_ylim()[1], 1.07 * start_y.max() + 0.1))
+    ax.scatter(start_x, start_y, s=12, facecolors="white", edgecolors=style.INK, linewidths=0.8, zorder=3)
+    for a, b, c, d in zip(start_x, start_y, both["x"], both["height"]):
+        ax.annotate(
+            "", (c, d), xytext=(a, b),
+            arrowprops={"arrowstyle": "-|>", "color": style.INK, "linewidth": 0.7, "shrinkA": 2, "shrinkB": 1},
+        )  # fmt: skip
+    middle = float(np.mean(ax.get_xlim()))
+    for right in (True, False):
+        side = (start_x >= middle) == right
+        items = [(a, b, str(name)) for a, b, name in zip(start_x[side], start_y[side], both["latent"][side])]
+        style.name_beside(ax, items, x=start_x[side], y=start_y[side], rightward=right)
 
 
 def _name_the_strongest(ax: Axes, rows: pd.DataFrame, x: np.ndarray, height: np.ndarray, n: int) -> None:

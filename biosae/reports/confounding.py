@@ -122,9 +122,9 @@ def _strata(run: Run, figures: Figures, out: dict[str, Any]) -> None:
     few = few.assign(effect=few.get("effect", "effect"))
     for effect, rows in few.groupby("effect", sort=False):
         picture = figures.add(
-            f"within_strata_{file_name(str(effect))}", pl.strata, rows,
+            f"within_strata_{file_name(str(effect))}", pl.forest, rows,
             size=(4.6, 0.7 + 0.19 * (len(rows) + 1.3 * rows.groupby(["target", "latent"]).ngroups)),
             alt="Effects pooled, within strata, and in each stratum, with confidence intervals.",
-            caption="Best latent of each target: pooled (black), within strata (blue diamond), in each stratum (open).",
+            caption="Best latent of each target: pooled (black), within strata (diamond), in each stratum (squares).",
         )  # fmt: skip
         out["pictures"].append(picture)
