@@ -13,12 +13,12 @@ from biosae.stats.nested import aggregate
 from biosae.stats.ranking import ranked, summary
 from biosae.stats.readout import readout
 from biosae.stats.replicate import replicate
-from biosae.stats.robustness import robustness_index
+from biosae.stats.robustness import clustering_score, robustness, robustness_index
 from biosae.stats.status import STATUS
 from biosae.stats.strata import within_strata
 
 __all__ = [
-    "STATUS", "ablate", "aggregate", "associate", "bh", "bonferroni", "by", "combine", "confounders", "correlate",
-    "fcr_intervals", "hierarchical", "holm", "null_share", "overlap", "ranked", "readout", "replicate",
-    "robustness_index", "storey", "summary", "within_strata",
+    "STATUS", "ablate", "aggregate", "associate", "bh", "bonferroni", "by", "clustering_score", "combine",
+    "confounders", "correlate", "fcr_intervals", "hierarchical", "holm", "null_share", "overlap", "ranked", "readout",
+    "replicate", "robustness", "robustness_index", "storey", "summary", "within_strata",
 ]  # fmt: skip
