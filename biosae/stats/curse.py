@@ -170,7 +170,9 @@ def _conditional_rows(
         of_p = special.ndtri(np.clip(taken["p"].to_numpy(np.float64) / 2, 1e-300, 0.5))
         of_limit = special.ndtri(np.clip(taken["p_threshold"].to_numpy(np.float64) / 2, 1e-300, 0.5))
         c = z * np.where(of_p < 0, np.clip(of_limit / of_p, 0.0, 1.0), 0.0)
-    mu, low, high = conditional(z, c, level=level)
+    mu, low, high = (np.full(len(z), np.nan) for _ in range(3))
+    use = np.isfinite(z) & np.isfinite(c)
+    mu[use], low[use], high[use] = conditional(z[use], c[use], level=level)
     side = np.where(theta < 0, -1.0, 1.0)
     low, high = np.where(side > 0, low, -high), np.where(side > 0, high, -low)
     return side * mu * se, low * se, high * se
