@@ -208,6 +208,7 @@ def directed(
         part = result[here]
         result.loc[here, "q"] = multiplicity.correct(part["p"], correction=correction, families=part["target"])
     extra = ["n_groups", "contrast", "inference"] + (["p_maxt"] if n_permutations else [])
+    extra += ["fit"] if "fit" in result else []
     extra += ["n_strata", "n_same_sign", "q_heterogeneity", "p_heterogeneity", "i2"] if strata else []
     result = result.reindex(columns=[*COLUMNS, *extra, "p_side"])
     tested = result.loc[result["p"].notna(), "source"].value_counts()
@@ -336,7 +337,8 @@ def _status(
     n, m = V.shape
     G = target.groups.n
     min_active, min_groups, unit = gate
-    if n == 0 or not np.ptp(target.y):
+    y = target.y if target.offset is None else target.y / np.exp(target.offset)  # a rate
+    if n == 0 or not np.ptp(y):
         return np.full(m, "one_class", dtype=object), np.zeros(m, bool), False
     status = np.full(m, "few_groups" if 3 <= G < FEW else "ok", dtype=object)
     active, (_, ss) = n_active(V), moments(V)
@@ -355,7 +357,7 @@ def _status(
         status[status != "too_sparse"] = "too_few_groups"
     if C is not None:
         Q = basis(C, n)
-        y = rank_target(target.y) if method == "spearman" else target.y
+        y = rank_target(y) if method == "spearman" else y
         total, left = projected(rank_columns(V) if method == "spearman" else V, Q)[1:]
         if share_explained(y, Q) > MAX_R2:
             status[:] = "unidentifiable"

@@ -185,6 +185,8 @@ class Frame:
                 None if self.group_of is None else self._group_of_units(unit_codes, n_units, self.group_of[samples])
             )
         y, classes = encode_classes(values, column)
+        if self.counts and not is_categorical(column):
+            classes = []  # 0 and 1 are counts too
         C = design(table, self.covariates) if self.covariates else None
         strata = codes_of(table, self.strata)[0] if self.strata else None
         units_blocks = codes_of(table, self.blocks)[0] if self.blocks else None

@@ -11,6 +11,7 @@ from scipy import special, stats
 from biosae.stats import effects
 from biosae.stats.adjust import basis, residual, share_explained
 from biosae.stats.correlation import Columns, dot, fisher_interval, z_interval
+from biosae.stats.counts import negbin, poisson
 from biosae.stats.inference import Block, Inference, block, linear
 from biosae.stats.kruskal import kruskal
 from biosae.stats.nested import group_squares, indicator
@@ -259,7 +260,8 @@ def by_size(problem: Problem, method: str, sizes: np.ndarray) -> Inference:
     numbers of samples explain more than :data:`MAX_SIZE_R2` of the target.
     """
     size = np.log(sizes)[:, None] if len(sizes) < 10 else np.column_stack([np.log(sizes), sizes**-0.5])
-    sides = np.eye(problem.n_classes)[problem.y.astype(int)].T if problem.n_classes > 2 else [problem.y]
+    y = problem.y if problem.offset is None else problem.y / np.exp(problem.offset)
+    sides = np.eye(problem.n_classes)[y.astype(int)].T if problem.n_classes > 2 else [y]
     if max(share_explained(side, basis(size, len(sizes))) for side in sides) > MAX_SIZE_R2:
         problem = replace(problem, testable=np.zeros_like(problem.testable))
     if method == "kruskal":
@@ -267,12 +269,16 @@ def by_size(problem: Problem, method: str, sizes: np.ndarray) -> Inference:
         ranks = residual(ranks.toarray() if sp.issparse(ranks) else ranks, Q)
         return kruskal(ranks, problem.y.astype(int), problem.groups, **problem.options())
     adjusted = replace(problem, C=size if problem.C is None else np.hstack([problem.C, size]), cache={})
+    if method in SCORE:
+        return METHODS[method].run(replace(adjusted, n_fits=0)).inference
     if method == "fisher":
         adjusted.V = firing(problem.V)
     blocks = adjusted.blocks(rank=method in ("spearman", "auroc", "wilcoxon"))
     return linear(blocks, problem.groups, rank_sum=False, **problem.options())
 
 
+SCORE = ("poisson", "negbin", "ordinal", "cox")
+"""Methods whose p is the score test of a regression, fitted without latents."""
 METHODS: dict[str, Method] = {
     "pearson": Method(pearson, "pearson_r", 0.0, "any", covariates=True, strata=True),
     "spearman": Method(spearman, "spearman_rho", 0.0, "any", covariates=True, strata=True),
@@ -282,5 +288,7 @@ METHODS: dict[str, Method] = {
     "fisher": Method(fisher, "odds_ratio", 1.0, "two"),
     "kruskal": Method(kruskal_wallis, "epsilon_squared", 0.0, "classes"),
     "ols": Method(ols, "slope", 0.0, "any", covariates=True),
+    "poisson": Method(poisson, "rate_ratio", 1.0, "numeric", covariates=True, counts=True),
+    "negbin": Method(negbin, "rate_ratio", 1.0, "numeric", covariates=True, counts=True),
 }
 EFFECT_NULL: dict[str, float] = {m.effect: m.null for m in METHODS.values()}
