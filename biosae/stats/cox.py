@@ -318,14 +318,15 @@ def fit_cox(
     scores = score_residuals(sets, own, state)[back] * scale
     cov = inverse / np.outer(scale, scale)
     units = float(np.log(scale).sum()) if firth else 0.0  # of the determinant
+    fitted, at_null = value(state) + units, value(null) + units
     chi2 = {
-        "lr": 2.0 * (value(state) - value(null)),
+        "lr": 2.0 * (fitted - at_null),
         "score": float(null.score @ np.linalg.solve(null.info, null.score)) if k else 0.0,
         "wald": float(beta @ state.info @ beta),
     }
     out = {
         "coef": beta / scale, "cov": cov, "bread": cov, "scores": scores,
-        "martingale": (sets.event - state.hazard)[back], "loglik": value(state) + units, "loglik_null": value(null) + units,
+        "martingale": (sets.event - state.hazard)[back], "loglik": fitted, "loglik_null": at_null,
         "penalised": firth, "df": k, "n_events": n_events, "converged": note in ("", "separated"),
         "note": note or ("few_events" if few else ""),
     }  # fmt: skip
