@@ -70,6 +70,18 @@ two <- function(x, case, site = NULL) {
   found
 }
 out$two_groups <- each(latents, function(z) two(pat[[z]], pat$case, pat$site))
+# Strata: sum of (n_s - 1) r_s, and van Elteren's ranks / (n_s + 1), both through coin by transforming within blocks.
+within <- function(x, block, f) { for (b in levels(block)) x[block == b] <- f(x[block == b]); x }
+weighted <- function(x, fx, fy) {
+  data <- data.frame(x = within(x, pat$site, fx), case = within(as.numeric(pat$case), pat$site, fy), site = pat$site)
+  t <- independence_test(x ~ case | site, data)
+  list(z = num(statistic(t)), p = num(pvalue(t)))
+}
+unit <- function(v) (v - mean(v)) / sd(v)
+out$stratified <- each(latents, function(z) list(
+  rank = weighted(pat[[z]], function(v) unit(rank(v)), unit),
+  value = weighted(pat[[z]], unit, unit),
+  van_elteren = weighted(pat[[z]], function(v) rank(v) / (length(v) + 1), identity)))
 out$two_groups_d1 <- two(d1$x, as.integer(d1$y >= 2))
 paired <- function(a, b) {
   r <- roc.test(roc(pat$case, pat[[a]], direction = "<", quiet = TRUE),
@@ -134,14 +146,14 @@ statistic_of <- function(values) {
 }
 own_column <- which(colSums(arrangements != which(few$y == 1)) == 0)
 max_t <- function(values) {
-  T <- statistic_of(values); obs <- T[, own_column]; tol <- 1 - 1e-9; m <- length(obs)
-  single <- sapply(obs, function(t) mean(apply(T, 2, max) >= t * tol))
+  T <- statistic_of(values); obs <- T[, own_column] - 1e-9; m <- length(obs)  # equal ones differ by rounding
+  single <- sapply(obs, function(t) mean(apply(T, 2, max) >= t))
   order <- order(-obs); step <- numeric(m); last <- 0
   for (i in seq_len(m)) {
     rest <- order[i:m]
-    last <- max(last, mean(apply(T[rest, , drop = FALSE], 2, max) >= obs[order[i]] * tol)); step[order[i]] <- last
+    last <- max(last, mean(apply(T[rest, , drop = FALSE], 2, max) >= obs[order[i]])); step[order[i]] <- last
   }
-  list(raw = rowMeans(T >= obs * tol), single_step = single, step_down = step)
+  list(raw = rowMeans(T >= obs), single_step = single, step_down = step)
 }
 out$max_t <- list(columns = colnames(zs), values = max_t(zs), ranks = max_t(apply(zs, 2, rank)))
 set.seed(5); draws <- 200000
@@ -191,12 +203,17 @@ clustered <- function(m, g) {
        cr0_g = num(v("HC0", TRUE)), cr1 = num(v("HC1", TRUE)), cr1s = one("CR1S"), cr2 = one("CR2"), cr3 = one("CR3"))
 }
 out$cluster_lm <- each(latents, function(z) { coh$z <- coh[[z]]; clustered(lm(score ~ age + scanner + z, coh), coh$patient) })
-glm_control <- glm.control(epsilon = 1e-14, maxit = 100)
+# the errors that glm gives are of its last step but one: a second call starts where the first ended
+settled <- function(formula, family, data) {
+  control <- glm.control(epsilon = 1e-14, maxit = 100)
+  first <- glm(formula, family, data, control = control)
+  glm(formula, family, data, control = control, start = coef(first))
+}
 out$cluster_logistic <- each(latents[c(1, 3, 5)], function(z) {
-  coh$z <- coh[[z]]; clustered(glm(edge ~ age + z, binomial, coh, control = glm_control), coh$patient) })
+  coh$z <- coh[[z]]; clustered(settled(edge ~ age + z, binomial, coh), coh$patient) })
 out$cluster_poisson <- each(latents[c(1, 3, 5)], function(z) {
   coh$z <- coh[[z]]
-  clustered(glm(count ~ age + z, poisson, coh, offset = log(area), control = glm_control), coh$patient) })
+  clustered(settled(count ~ age + z + offset(log(area)), poisson, coh), coh$patient) })
 
 # ---- mixed models ---------------------------------------------------------------------------------------------
 tight <- lmerControl(optimizer = "bobyqa", optCtrl = list(rhoend = 1e-10, maxfun = 1e5))
@@ -229,8 +246,9 @@ for (q in c(1, 25)) {
 
 # ---- counts ---------------------------------------------------------------------------------------------------
 out$poisson <- each(latents, function(z) {
-  m <- glm(count ~ age + pat[[z]], poisson, pat, offset = log(area), control = glm_control); s <- coef(summary(m))
-  null <- glm(count ~ age, poisson, pat, offset = log(area), control = glm_control)
+  pat$z <- pat[[z]]
+  m <- settled(count ~ age + z + offset(log(area)), poisson, pat); s <- coef(summary(m))
+  null <- settled(count ~ age + offset(log(area)), poisson, pat)
   list(coef = num(s[, 1]), se = num(s[, 2]), loglik = num(logLik(m)), aic = AIC(m), deviance = deviance(m),
        pearson = sum(resid(m, "pearson")^2) / m$df.residual, score = num(anova(null, m, test = "Rao")[2, "Rao"]))
 })
@@ -249,7 +267,7 @@ zero <- function(dist, y) {
 }
 out$zip <- zero("poisson", "zip"); out$zinb <- zero("negbin", "zinb")
 out$logistic <- each(latents, function(z) {
-  m <- glm(case ~ age + pat[[z]], binomial, pat, control = glm_control); s <- coef(summary(m))
+  pat$z <- pat[[z]]; m <- settled(case ~ age + z, binomial, pat); s <- coef(summary(m))
   list(coef = num(s[, 1]), se = num(s[, 2]), loglik = num(logLik(m)))
 })
 

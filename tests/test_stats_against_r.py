@@ -1,0 +1,460 @@
+"""Every statistic against the numbers that R gave for the same data (``tests/reference/stats``, README there).
+
+Tolerance is 1e-8, relative, unless a test says why not.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from scipy import stats
+
+import biosae as bs
+from biosae.stats import adjust, counts, effects, glmm, meta, mixed, regression, robust
+from biosae.stats.correlation import as_columns
+from biosae.stats.permutation import max_t
+
+FOLDER = Path(__file__).parent / "reference" / "stats"
+LATENTS = ["z_sparse", "z_tied", "z_signed", "z_rare", "z_dense", "z_halves"]
+
+
+def _numbers(value: Any) -> Any:
+    """JSON as R wrote it, with infinities as numbers."""
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    return {"Inf": np.inf, "-Inf": -np.inf, "NA": np.nan, "NaN": np.nan}.get(value, value) if value else value
+
+
+R = _numbers(json.loads((FOLDER / "reference.json").read_text()))
+
+
+@lru_cache
+def table(name: str) -> pd.DataFrame:
+    return pd.read_csv(FOLDER / f"{name}.csv")
+
+
+@lru_cache
+def samples(name: str) -> ad.AnnData:
+    """A data set as ``associate`` takes it: codes in X, everything else in obs."""
+    frame = table(name)
+    z = [c for c in frame if c.startswith("z_")]
+    obs = frame.drop(columns=z)
+    obs.index = obs["id"] if "id" in obs else [f"u{i:03d}" for i in range(len(obs))]
+    return ad.AnnData(
+        sp.csr_matrix(frame[z].to_numpy()), obs=obs.drop(columns="id", errors="ignore"), var=pd.DataFrame(index=z)
+    )
+
+
+@lru_cache
+def screen(name: str, target: str, **options: Any) -> pd.DataFrame:
+    options.setdefault("controls", False)
+    if name != "cohort":
+        options["assume_independent"] = True
+    options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+    unit = options.pop("unit", "sample")
+    found = bs.stats.associate(samples(name), target, unit=unit, **options)
+    return found.set_index("latent")
+
+
+def close(ours: Any, theirs: Any, *, rtol: float = 1e-8, atol: float = 1e-11) -> None:
+    np.testing.assert_allclose(np.asarray(ours, float), np.asarray(theirs, float), rtol=rtol, atol=atol)
+
+
+def t_pvalue(t: float, df: float) -> float:
+    return 2 * stats.t.sf(abs(t), df)
+
+
+def test_reference_names_its_versions_and_no_machine() -> None:
+    text = (FOLDER / "reference.json").read_text()
+    assert R["versions"]["R"].startswith("4.") and len(R["versions"]) == 14
+    assert "/" not in text
+
+
+# ---- correlation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_pearson(latent: str) -> None:
+    row, r = screen("patients", "score", method="pearson").loc[latent], R["correlation"][latent]
+    close(row["estimate"], r["pearson"])
+    close(row["statistic"], r["pearson_t"])
+    close([row["ci_low"], row["ci_high"]], r["pearson_ci"])
+    close(t_pvalue(row["statistic"], 118), r["pearson_p"])
+    assert row["p"] >= r["pearson_p"] * (1 - 1e-8)  # never smaller: corrected for skewness
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_spearman(latent: str) -> None:
+    """Targets without ties have symmetric ranks: no correction for skewness, and the p is R's."""
+    row, r = screen("patients", "score", method="spearman").loc[latent], R["correlation"][latent]
+    close(row["estimate"], r["spearman"])
+    close(row["p"], r["spearman_p"])
+
+
+def test_correlation_of_the_worked_example() -> None:
+    d, r = table("d1"), R["correlation_d1"]
+    X = sp.csr_matrix(d[["x"]].to_numpy())
+    close(bs.stats.correlate(X, d["y"].to_numpy(), method="pearson")[0], r["pearson"])
+    close(bs.stats.correlate(X, d["y"].to_numpy(), method="spearman")[0], r["spearman"])
+    close(r["pearson"], 0.8727860, rtol=1e-7)
+    close(r["spearman"], 0.8558443, rtol=1e-7)
+
+
+# ---- two groups ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_wilcoxon(latent: str) -> None:
+    """The arms are of one size, so that there is no skewness and the p is R's (ties corrected, no continuity)."""
+    row, r = screen("patients", "arm", method="wilcoxon").loc[latent], R["two_groups"][latent]
+    close(row["estimate"], 2 * r["w"] / 3600 - 1)
+    close(row["statistic"], r["wilcoxon_z"])
+    close(row["p"], r["wilcoxon_p"])
+    close(row["p"], r["coin_p"])
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_auroc_and_delong(latent: str) -> None:
+    row, r = screen("patients", "arm", method="auroc").loc[latent], R["two_groups"][latent]
+    close(row["estimate"], r["auc"])
+    positive = (table("patients")["arm"] == "b").to_numpy()
+    V = as_columns(samples("patients").X)
+    variance = effects.delong_variance(V, positive)[LATENTS.index(latent)]
+    close(variance, r["delong"])
+    half = stats.norm.ppf(0.975) * np.sqrt(r["delong"])
+    close([r["auc"] - half, r["auc"] + half], r["auc_ci"])  # pROC's is Wald's on the area, ours is on the logit
+    logit = np.log(r["auc"] / (1 - r["auc"])) + np.array([-half, half]) / (r["auc"] * (1 - r["auc"]))
+    close([row["ci_low"], row["ci_high"]], 1 / (1 + np.exp(-logit)))
+
+
+def test_wilcoxon_and_delong_of_the_worked_example() -> None:
+    d, r = table("d1"), R["two_groups_d1"]
+    V, positive = as_columns(sp.csr_matrix(d[["x"]].to_numpy())), (d["y"] >= 2).to_numpy()
+    close(effects.delong_variance(V, positive)[0], r["delong"])
+    close([r["delong"], r["auc"], r["wilcoxon_p"]], [0.015625, 0.875, 0.0472209], rtol=1e-6)
+    g, low, high = effects.hedges_g(*_moments(d["x"].to_numpy(), positive))
+    close(g[0], r["hedges_g"])
+    close([low[0], high[0]], r["hedges_ci"])
+
+
+def _moments(x: np.ndarray, positive: np.ndarray) -> tuple:
+    out = []
+    for own in (x[positive], x[~positive]):
+        out += [np.array([own.mean()]), np.array([((own - own.mean()) ** 2).sum()]), len(own)]
+    return tuple(out)
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_stratified_wilcoxon(latent: str) -> None:
+    """Strata weigh ``(n_s - 1) r_s``: not coin's default (sum of rank sums) nor van Elteren's ranks / (n_s + 1)."""
+    row, r = screen("patients", "arm", method="wilcoxon", strata="site").loc[latent], R["stratified"][latent]["rank"]
+    close(row["statistic"], r["z"])
+    assert row["p"] >= r["p"] * (1 - 1e-8)
+
+
+@pytest.mark.parametrize("latent", [f"z_{i}" for i in range(4)])
+def test_exact_wilcoxon(latent: str) -> None:
+    row, r = screen("few", "y", method="wilcoxon", min_active=1, min_active_groups=1).loc[latent], R["exact"][latent]
+    close(row["p"], r["p"])
+    close(row["p"], r["coin_p"])
+
+
+def test_exact_wilcoxon_with_ties_is_the_permutation_of_ranks() -> None:
+    row = screen("few", "y", method="wilcoxon", min_active=1, min_active_groups=1).loc["z_tied"]
+    close(row["p"], R["exact_tied"]["coin_p"])
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_welch_and_hedges_g(latent: str) -> None:
+    """R's noncentral t is accurate to about 1e-8 by its own warning, and so is the interval."""
+    row, r = screen("patients", "arm", method="welch").loc[latent], R["two_groups"][latent]
+    close(row["statistic"], r["welch_t"])
+    close(row["estimate"], r["hedges_g"])
+    close([row["ci_low"], row["ci_high"]], r["hedges_ci"])
+    assert row["p"] >= r["welch_p"] * (1 - 1e-8)  # the larger of Welch's and Student's
+
+
+@pytest.mark.parametrize("latent", [z for z in LATENTS if z != "z_dense"])
+def test_fisher(latent: str) -> None:
+    row, r = screen("patients", "arm", method="fisher").loc[latent], R["two_groups"][latent]
+    close(row["p"], r["fisher_p"])
+    close(row["estimate"], r["or"])
+    close([row["ci_low"], row["ci_high"]], r["or_ci"])
+
+
+# ---- several groups --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_kruskal(latent: str) -> None:
+    row, r = screen("patients", "site", method="kruskal").loc[latent], R["several_groups"][latent]
+    close(row["statistic"], r["h"])
+    close(row["statistic"], r["coin"])
+    close(row["estimate"], r["rank_eta2"])
+    close(stats.chi2.sf(row["statistic"], 2), r["p"])
+    assert row["p"] >= r["p"] * (1 - 1e-8)
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_eta_and_omega_squared(latent: str) -> None:
+    V, codes = as_columns(samples("patients").X), np.unique(table("patients")["site"], return_inverse=True)[1]
+    j, r = LATENTS.index(latent), R["several_groups"][latent]
+    close(effects.eta_squared(V, codes)[j], r["eta2"])
+    close(effects.omega_squared(V, codes)[j], r["omega2"])
+
+
+def test_eta_and_omega_squared_of_the_worked_example() -> None:
+    d, r = table("d3"), R["several_groups_d3"]
+    V, codes = as_columns(d[["value"]].to_numpy(float)), np.unique(d["group"], return_inverse=True)[1]
+    close(effects.eta_squared(V, codes)[0], r["eta2"])
+    close(effects.omega_squared(V, codes)[0], r["omega2"])
+    close([r["eta2"], r["omega2"], r["f"], r["f_p"]], [0.678571, 0.542373, 6.3333, 0.033209], rtol=2e-5)
+
+
+# ---- max-T -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scores", ["values", "ranks"])
+@pytest.mark.parametrize("step_down", [False, True])
+def test_max_t_of_every_arrangement(scores: str, step_down: bool) -> None:
+    """3,003 arrangements of 6 of 14 units, listed by R's combn and by ours: the same fractions."""
+    r = R["max_t"]
+    X = table("few")[r["columns"]].to_numpy()
+    X = stats.rankdata(X, axis=0) if scores == "ranks" else X
+    found = max_t(X, table("few")["y"].to_numpy(), step_down=step_down)
+    close(found, r[scores]["step_down" if step_down else "single_step"])
+
+
+def test_max_t_against_coin() -> None:
+    """Rank sums of six columns. Both sides are resampled, so they agree to Monte-Carlo error: four of its sd."""
+    r, y = R["max_t_coin"], (table("patients")["arm"] == "b").to_numpy()
+    ranks = stats.rankdata(samples("patients").X.toarray(), axis=0)
+    screened = screen("patients", "arm", method="wilcoxon", n_permutations=9999)["p_maxt"].to_numpy()
+    error = {}
+    for step_down in (False, True):
+        kind = "step_down" if step_down else "single_step"
+        p = np.array([r[kind][z] for z in LATENTS])
+        error[kind] = 4 * np.sqrt(p * (1 - p) * (1 / 9999 + 1 / r["draws"])) + 1e-4
+        assert (np.abs(max_t(ranks, y, n_permutations=9999, step_down=step_down) - p) < error[kind]).all(), kind
+    low, high = (np.array([r[kind][z] for z in LATENTS]) for kind in ("step_down", "single_step"))
+    assert (screened > low - error["step_down"]).all() and (screened < high + error["single_step"]).all()
+
+
+# ---- linear models ---------------------------------------------------------------------------------------------------
+
+COVARIATES = ("age", "site", "sex")
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_partial_correlation(latent: str) -> None:
+    row, r = screen("patients", "score", method="pearson", covariates=COVARIATES).loc[latent], R["linear"][latent]
+    close(row["estimate"], r["partial"])
+    close(row["statistic"], r["t"])
+    row = screen("patients", "score", method="spearman", covariates=COVARIATES).loc[latent]
+    close(row["estimate"], r["partial_spearman"])
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_ols(latent: str) -> None:
+    row, r = screen("patients", "score", method="ols", covariates=COVARIATES).loc[latent], R["linear"][latent]
+    close(row["estimate"], r["slope"])
+    close(row["statistic"], r["t"])
+    close([row["ci_low"], row["ci_high"]], r["ci"])
+    close(t_pvalue(row["statistic"], 120 - 6), r["p"])
+    assert row["p"] >= r["p"] * (1 - 1e-8)
+
+
+def test_partial_correlation_of_the_worked_example() -> None:
+    d = table("d2")
+    found = adjust.partial_correlation(d[["x"]].to_numpy(float), d["y"].to_numpy(float), d[["c"]].to_numpy(float))
+    close(found["r"][0], R["d2"]["partial"])
+    close([R["d2"][k] for k in ("partial", "slope", "se", "cr0", "cr1")],
+          [0.7, 1.1166667, 0.1412576, 0.0635255, 0.0792303], rtol=1e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["mean", "firing", "max"])
+def test_pooled_to_patients(how: str) -> None:
+    aggregate = {"firing": "fraction_active"}.get(how, how)
+    found = screen("cohort", "score", unit="patient", method="pearson", aggregate=aggregate)
+    for latent in LATENTS:
+        if latent != "z_dense" or how != "firing":
+            close(found.loc[latent, "estimate"], R["pooled"][latent][how])
+
+
+def _design(frame: pd.DataFrame, *columns: Any) -> np.ndarray:
+    """Intercept and columns (n, k) in the order of R's formula; text as dummies, the first level left out."""
+    parts = [np.ones((len(frame), 1))]
+    for column in columns:
+        values = frame[column] if isinstance(column, str) else column
+        if pd.api.types.is_numeric_dtype(values):
+            parts.append(np.asarray(values, np.float64)[:, None])
+        else:
+            parts.append(pd.get_dummies(values, drop_first=True).to_numpy(np.float64))
+    return np.hstack(parts)
+
+
+def _patients() -> np.ndarray:
+    return np.unique(table("cohort")["patient"], return_inverse=True)[1]
+
+
+# ---- robust errors ---------------------------------------------------------------------------------------------------
+
+
+def test_cluster_robust_errors_of_the_worked_example() -> None:
+    d, r = table("d2"), R["d2"]
+    X, y, codes = _design(d, "x"), d["y"].to_numpy(float), d["g"].to_numpy() - 1
+    fit = regression.fit_ols(y, X)
+    close(fit["coef"][1], r["slope"])
+    close(np.sqrt(fit["cov"][1, 1]), r["se"])
+    for kind in ("cr0", "cr1"):
+        close(np.sqrt(robust.sandwich(fit["bread"], fit["scores"], codes=codes, kind=kind)[1, 1]), r[kind])
+    V, df = robust.cr2(X, fit["residuals"], codes=codes)
+    close([np.sqrt(V[1, 1]), df[1]], [r["cr2"], r["cr2_df"]])
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_cluster_robust_least_squares(latent: str) -> None:
+    """CR0: HC0 without, CR1: HC1 with sandwich's cluster adjustment = clubSandwich CR1S; CR2 with Satterthwaite df."""
+    d, r = table("cohort"), R["cluster_lm"][latent]
+    X, codes = _design(d, "age", "scanner", latent), _patients()
+    fit = regression.fit_ols(d["score"].to_numpy(), X)
+    close(fit["coef"], r["coef"])
+    close(np.sqrt(np.diag(fit["cov"])), r["se"])
+    for kind, theirs in (("cr0", r["cr0"]), ("cr1", r["cr1"]), ("cr1", r["cr1s"]["se"])):
+        V = robust.sandwich(fit["bread"], fit["scores"], codes=codes, kind=kind)
+        close(np.sqrt(np.diag(V)), theirs)
+    V, df = robust.cr2(X, fit["residuals"], codes=codes)
+    close(np.sqrt(np.diag(V)), r["cr2"]["se"])
+    close(df, r["cr2"]["df"])
+    close([t_pvalue(c / s, f) for c, s, f in zip(fit["coef"], np.sqrt(np.diag(V)), df, strict=True)], r["cr2"]["p"])
+
+
+@pytest.mark.parametrize("latent", ["z_sparse", "z_signed", "z_dense"])
+@pytest.mark.parametrize("model", ["logistic", "poisson"])
+def test_cluster_robust_generalised_models(model: str, latent: str) -> None:
+    d, r = table("cohort"), R[f"cluster_{model}"][latent]
+    X = _design(d, "age", latent)
+    if model == "logistic":
+        fit = regression.fit_logistic((d["region"] == "edge").to_numpy(float), X)
+    else:
+        fit = counts.fit_poisson(d["count"].to_numpy(), X, offset=np.log(d["area"].to_numpy()))
+    close(fit["coef"], r["coef"])
+    close(np.sqrt(np.diag(fit["cov"])), r["se"])
+    for kind in ("cr0", "cr1"):
+        V = robust.sandwich(fit["bread"], fit["scores"], codes=_patients(), kind=kind)
+        close(np.sqrt(np.diag(V)), r[kind])
+
+
+# ---- mixed models ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_linear_mixed_model(nested: bool, latent: str) -> None:
+    d, r = table("cohort"), R["lmer_nested" if nested else "lmer"][latent]
+    y, X, codes = d["score"].to_numpy(), _design(d, "age", latent), _patients()
+    slides = np.unique(d["slide"], return_inverse=True)[1] if nested else None
+    fit = mixed.fit_lmm(y, X, codes=codes, subcodes=slides)
+    ml = mixed.fit_lmm(y, X, codes=codes, subcodes=slides, reml=False)
+    variance = dict(zip(r["groups"], r["variance"], strict=True))
+    ours = {"patient": fit["tau2"], "Residual": fit["sigma2"], "slide:patient": fit["tau2_sub"]}
+    # lmer stops on its own criterion: variances to 1e-5, likelihoods (flat at the top) to 1e-9
+    close([ours[g] for g in r["groups"]], list(variance.values()), rtol=1e-5)
+    close(fit["coef"], r["coef"], rtol=1e-6)
+    close(np.sqrt(np.diag(fit["cov"])), r["se"], rtol=1e-5)
+    close(fit["df"], r["df"], rtol=1e-4)  # lmerTest differentiates numerically
+    close([fit["loglik"], ml["loglik"]], [r["reml"], r["ml"]], rtol=1e-9)
+    assert fit["loglik"] >= r["reml"] - 1e-9 and ml["loglik"] >= r["ml"] - 1e-9
+    close(mixed.likelihood_ratio(y, X, codes=codes, subcodes=slides), [r["lr"], r["lr_p"]], rtol=1e-6)
+
+
+def test_intraclass_correlation() -> None:
+    found = mixed.icc(table("cohort")["score"].to_numpy(), _patients(), estimator="anova")
+    close([found["icc"], found["n0"]], [R["intraclass"]["icc"], R["intraclass"]["n0"]])
+
+
+@pytest.mark.parametrize("latent", ["z_sparse", "z_tied", "z_dense"])
+@pytest.mark.parametrize("family", ["binomial", "poisson"])
+def test_generalised_mixed_model(family: str, latent: str) -> None:
+    """25 nodes on both sides. glmer's optimiser leaves 1e-4; its errors are from a numerical Hessian, 1e-3."""
+    d = table("cohort")
+    r, laplace = R[f"glmer_{family}_25"][latent], R[f"glmer_{family}_1"][latent]
+    y = (d["region"] == "edge").to_numpy(float) if family == "binomial" else d["count"].to_numpy(float)
+    offset = None if family == "binomial" else np.log(d["area"].to_numpy())
+    X = _design(d, (d["age"] - 55) / 10, latent)
+    fit = glmm.fit_glmm(y, X, codes=_patients(), family=family, offset=offset, n_points=25)
+    close(fit["coef"], r["coef"], rtol=1e-4, atol=1e-6)
+    close(np.sqrt(fit["tau2"]), r["sd"], rtol=1e-4)
+    close(np.sqrt(np.diag(fit["cov"])), r["se"], rtol=1e-3)
+    # Laplace (nAGQ = 1) is another estimate: we are at least ten times nearer to the integral itself
+    assert abs(np.sqrt(fit["tau2"]) - r["sd"]) < 0.1 * abs(laplace["sd"] - r["sd"])
+
+
+# ---- counts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_poisson(latent: str) -> None:
+    d, r = table("patients"), R["poisson"][latent]
+    fit = counts.fit_poisson(d["count"].to_numpy(), _design(d, "age", latent), offset=np.log(d["area"].to_numpy()))
+    close(fit["coef"], r["coef"])
+    close(np.sqrt(np.diag(fit["cov"])), r["se"])
+    close([fit["loglik"], fit["aic"], fit["pearson_chi2_df"]], [r["loglik"], r["aic"], r["pearson"]])
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_negbin(latent: str) -> None:
+    """glm.nb alternates between coefficients and theta until the deviance settles."""
+    d, r = table("patients"), R["negbin"][latent]
+    fit = counts.fit_negbin(d["count"].to_numpy(), _design(d, "age", latent), offset=np.log(d["area"].to_numpy()))
+    close(fit["coef"], r["coef"], rtol=1e-6)
+    close(np.sqrt(np.diag(fit["cov"])), r["se"], rtol=1e-6)
+    close(fit["alpha"], 1 / r["theta"], rtol=1e-6)
+    close(fit["alpha_se"], r["se_theta"] / r["theta"] ** 2, rtol=1e-5)  # delta method
+    close(fit["loglik"], r["loglik"])
+
+
+# ---- strata and studies put together ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", ["varied", "alike"])
+@pytest.mark.parametrize("name", ["FE", "DL", "REML", "PM", "DL_knha", "REML_knha", "PM_knha"])
+def test_combine(data: str, name: str) -> None:
+    d, r = table("studies"), R["meta"][data][name]
+    y = d["yi" if data == "varied" else "alike"].to_numpy()[:, None]
+    options = {} if name == "FE" else {"effects": "random", "method": name.split("_")[0].lower()}
+    found = meta.combine(y, d["vi"].to_numpy()[:, None], hartung_knapp=name.endswith("knha"), **options)
+    for ours, theirs in (
+        ("estimate", "estimate"),
+        ("se", "se"),
+        ("p", "p"),
+        ("q", "q"),
+        ("p_heterogeneity", "q_p"),
+        ("tau2", "tau2"),
+    ):
+        close(found[ours][0], r[theirs])
+    close([found["ci_low"][0], found["ci_high"][0]], r["ci"])
+    close(100 * found["i2"][0], r["i2"])
+    if r["prediction"]:
+        # metafor: normal, or t with k - 1 under Knapp and Hartung; ours: t with k - 2 (Higgins et al.)
+        theirs_t = stats.t.ppf(0.975, 7) if name.endswith("knha") else stats.norm.ppf(0.975)
+        spread = (np.array(r["prediction"]) - r["estimate"]) / theirs_t * stats.t.ppf(0.975, 6)
+        close([found["prediction_low"][0], found["prediction_high"][0]], r["estimate"] + spread)
+
+
+# ---- multiplicity ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "ours"), [("BH", "bh"), ("BY", "by"), ("holm", "holm"), ("bonferroni", "bonferroni")])
+def test_adjusted_p(name: str, ours: str) -> None:
+    close(getattr(bs.stats, ours)(table("p_values")["p"]), R["adjust"][name])
