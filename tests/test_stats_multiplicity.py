@@ -213,7 +213,7 @@ def test_coverage_of_intervals_after_selection():
     """The plain 95 % intervals of selected rows miss more than 5 %; the adjusted ones do not."""
     rng = np.random.default_rng(1)
     m, missed, plain = 400, [], []
-    for _ in range(400):
+    for _ in range(3000):
         truth = np.where(rng.random(m) < 0.1, rng.normal(0, 0.25, m), 0.0)
         estimate = truth + rng.normal(0, 0.1, m)
         p = 2 * stats.norm.sf(np.abs(estimate) / 0.1)
@@ -228,4 +228,4 @@ def test_coverage_of_intervals_after_selection():
         missed.append(((shown["truth"] < shown["fcr_low"]) | (shown["truth"] > shown["fcr_high"])).mean())
         plain.append(((shown["truth"] < shown["ci_low"]) | (shown["truth"] > shown["ci_high"])).mean())
     print(np.mean(missed), np.mean(plain))
-    assert np.mean(missed) < 0.05 < np.mean(plain)
+    assert np.mean(missed) < 0.0525 and np.mean(plain) > 0.1  # standard error 0.0013

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from biosae.stats.adjust import overlap
+from biosae.stats.adjust import overlap, partial_correlation
 from biosae.stats.association import associate
 from biosae.stats.confounding import confounders
 from biosae.stats.correlation import correlate
@@ -19,6 +19,6 @@ from biosae.stats.strata import within_strata
 
 __all__ = [
     "STATUS", "ablate", "aggregate", "associate", "bh", "bonferroni", "by", "clustering_score", "combine",
-    "confounders", "correlate", "fcr_intervals", "hierarchical", "holm", "null_share", "overlap", "ranked", "readout",
-    "replicate", "robustness", "robustness_index", "storey", "summary", "within_strata",
+    "confounders", "correlate", "fcr_intervals", "hierarchical", "holm", "null_share", "overlap", "partial_correlation",
+    "ranked", "readout", "replicate", "robustness", "robustness_index", "storey", "summary", "within_strata",
 ]  # fmt: skip

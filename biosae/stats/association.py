@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from biosae.errors import InputError, nearest
 from biosae.stats import multiplicity
-from biosae.stats.adjust import MAX_R2, MAX_VIF, basis, projected, share_explained
+from biosae.stats.adjust import MAX_R2, MAX_VIF, basis, column_of, design, determined, projected, share_explained
 from biosae.stats.correlation import Columns, moments, n_active, rank_columns, rank_target
 from biosae.stats.frame import Frame, Source, Target, sources
 from biosae.stats.inference import FEW
@@ -70,7 +71,8 @@ def associate(
         ``"auto"`` (numbers: Spearman; two classes: AUROC; more: Kruskal-Wallis; with covariates: Spearman, two classes
         coded 0/1), ``pearson``, ``spearman``, ``auroc``, ``wilcoxon``, ``welch``, ``fisher``, ``kruskal`` or ``ols``.
     covariates
-        Columns to adjust for (partial correlation, or regression with ``ols``). Labels become dummies.
+        Columns to adjust for (partial correlation, or regression with ``ols``): numbers, labels (dummies), and
+        ``"spline(age)"`` or ``"spline(age, df=4)"`` for a natural cubic spline of a number.
     strata
         Column within which estimates are made and then combined (fixed effect; ranks are taken within strata).
     controls
@@ -165,7 +167,7 @@ def directed(
         raise InputError("nested='cluster' takes unit= as the groups of samples: name the column, such as 'patient'")
     if n_permutations < 0:
         raise InputError("n_permutations must not be negative")
-    overlapping = set(targets) & {*covariates, strata}
+    overlapping = set(targets) & {*map(column_of, covariates), strata}
     if overlapping:
         raise InputError(f"{sorted(overlapping)[0]!r} is both a target and a covariate or stratum")
     if not adata.n_obs or not adata.n_vars:
@@ -188,6 +190,13 @@ def directed(
             "n_groups": target.groups.n,
             "strata_left_out": target.strata_left_out,
         }
+        if covariates and target.n_units and np.ptp(target.y):
+            rank = chosen == "spearman"
+            target.C = design(target.table, covariates, rank=rank)
+            reason = determined(target.y, target.table, covariates, target=name, rank=rank)
+            if reason:
+                facts[name]["unidentifiable"] = reason
+                warnings.warn(reason, stacklevel=3)
         for source in features:
             columns, cache = frame.columns(source, target)
             table = _one(
@@ -270,8 +279,6 @@ def _one(
 ) -> pd.DataFrame:  # fmt: skip
     m = V.shape[1]
     C = target.C
-    if C is not None and method == "spearman":
-        C = np.column_stack([rank_target(c) for c in C.T]) if C.shape[1] else C
     status, testable, too_few = _status(source, V, target, C, method, gate)
     problem = Problem(
         V, target.y, len(target.classes), C, target.strata, target.groups, testable, target.units_blocks,

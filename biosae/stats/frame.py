@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from biosae.errors import InputError, StatisticsError
-from biosae.stats.adjust import design, is_categorical
+from biosae.stats.adjust import column_of, design, is_categorical
 from biosae.stats.correlation import Columns, as_columns
 from biosae.stats.inference import Groups
 from biosae.stats.nested import codes_of, pool, unit_values
@@ -75,6 +75,8 @@ class Target:
     strata_left_out: int = 0
     offset: np.ndarray | None = None
     event: np.ndarray | None = None
+    table: pd.DataFrame | None = None
+    """Covariates of the units, before they become columns of ``C``."""
     sizes: np.ndarray | None = None
     """Samples a unit, where units are pooled and differ in it."""
 
@@ -168,14 +170,15 @@ class Frame:
             n_units = len(levels)
             values = unit_values(column, unit_codes, n_units, name=name, unit=self.unit)
             table = pd.DataFrame(index=range(n_units))
+            adjusting = dict.fromkeys(map(column_of, self.covariates))
             for other in [
-                *self.covariates,
+                *adjusting,
                 *([self.strata] if self.strata else []),
                 *([self.blocks] if self.blocks else []),
             ]:
                 if other not in part:
                     raise InputError(f"{other!r} is not a column of obs; columns: {', '.join(map(str, obs.columns))}")
-                source = part[other] if other in self.covariates else part[other].astype("string").astype(object)
+                source = part[other] if other in adjusting else part[other].astype("string").astype(object)
                 table[other] = unit_values(source, unit_codes, n_units, name=other, unit=self.unit)
             if self.counts and not is_categorical(column):
                 values = np.bincount(unit_codes, weights=column.to_numpy(np.float64), minlength=n_units)
@@ -207,7 +210,7 @@ class Frame:
         sizes = None if sizes is None or len(sizes) == 0 or not np.ptp(sizes) else sizes
         return Target(
             y, classes, samples, unit_codes, n_units, groups, C, strata, units_blocks, samples.tobytes(),
-            offset=offset, event=event, sizes=sizes,
+            offset=offset, event=event, table=table, sizes=sizes,
         )  # fmt: skip
 
     def _offset(self, part: pd.DataFrame, unit_codes: np.ndarray | None, n_units: int) -> np.ndarray:

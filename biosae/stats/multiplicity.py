@@ -10,9 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import linalg, optimize, special, stats
+from scipy import linalg, optimize, stats
 
 from biosae.errors import InputError, nearest
+from biosae.stats.scale import scale_of
 
 
 def _over_tested(p: ArrayLike, rule: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -200,16 +201,6 @@ def correct(p: ArrayLike, *, correction: str, families: ArrayLike | None = None)
     return hierarchical(p, families)["q"].to_numpy()
 
 
-_FISHER, _IDENTITY = (np.arctanh, np.tanh), (np.positive, np.positive)
-SCALES: dict[str, tuple[Callable, Callable]] = {
-    **dict.fromkeys(("pearson_r", "spearman_rho", "kendall_tau", "cliffs_delta"), _FISHER),
-    "auroc": (special.logit, special.expit),
-    **dict.fromkeys(("hedges_g", "slope"), _IDENTITY),
-    **dict.fromkeys(("odds_ratio", "rate_ratio", "hazard_ratio"), (np.log, np.exp)),
-}
-"""Effect -> the scale on which its interval is symmetric, and the way back."""
-
-
 def fcr_intervals(table: pd.DataFrame, *, q: float = 0.05) -> pd.DataFrame:
     """Intervals of the rows that a screen selected, wide enough for having been selected.
 
@@ -251,9 +242,7 @@ def fcr_intervals(table: pd.DataFrame, *, q: float = 0.05) -> pd.DataFrame:
     exact = np.log(tail) / np.log(0.025)  # (alpha / 2)^(1 / n) of perfect separation, at another alpha
     low, high = np.full(len(out), np.nan), np.full(len(out), np.nan)
     for effect in out["effect"].unique():
-        if effect not in SCALES:
-            continue
-        there, back = SCALES[effect]
+        there, back, _ = scale_of(effect)
         rows = np.flatnonzero(out["effect"] == effect)
         e, a, b = (out[c].to_numpy(np.float64)[rows] for c in ("estimate", "ci_low", "ci_high"))
         with np.errstate(divide="ignore", invalid="ignore"):
