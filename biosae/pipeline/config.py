@@ -126,6 +126,8 @@ class AssociateConfig(_Section):
     assume_independent: bool = False
     on: str | None = None
     """Split to test in (default: every sample)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments, such as ``correction``, ``exposure``, ``event``, ``nested``, ``permute`` or ``pooling``."""
 
 
 class ReplicateConfig(_Section):

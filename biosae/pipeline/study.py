@@ -239,20 +239,13 @@ class Study:
         adata = self._latents(view.place("latents.h5ad"))
         if c.on is not None:
             adata = adata[in_split(adata.obs, c.on).to_numpy()].copy()
-        result = associate(
-            adata,
-            c.targets,
-            unit=c.unit,
-            method=c.method,
-            covariates=c.covariates,
-            strata=c.strata,
-            controls=c.controls,
-            n_permutations=c.n_permutations,
-            aggregate=c.aggregate,
-            groups=c.groups,
-            assume_independent=c.assume_independent,
-            random_state=self.config.random_state,
-        )
+        how = {**self._how(), "n_permutations": c.n_permutations}
+        result = associate(adata, c.targets, **how)
+        if c.covariates:
+            methods = {str(m) for m in result["method"]}
+            same = {"method": methods.pop()} if len(methods) == 1 else {}
+            before = associate(adata, c.targets, **{**how, **same, "covariates": (), "n_permutations": 0})
+            self._write(view.place("tables/unadjusted.csv"), before)
         self._write(view.place("associations.csv"), result)
         self._write(view.place("tables/summary.csv"), summary(result))
         write_json(self.folder / view.place("tables/associate.json"), result.attrs.get("biosae", {}))
@@ -273,8 +266,8 @@ class Study:
 
     def _how(self) -> dict[str, Any]:
         a = self.config.associate
-        names = ("unit", "method", "strata", "controls", "groups", "assume_independent", "aggregate")
-        return {**{n: getattr(a, n) for n in names}, "random_state": self.config.random_state}
+        names = ("unit", "method", "covariates", "strata", "controls", "groups", "assume_independent", "aggregate")
+        return {**{n: getattr(a, n) for n in names}, **a.options, "random_state": self.config.random_state}
 
     def _within_strata(self, view: View) -> None:
         """Pooled and within strata, for the latents that either analysis would name first."""

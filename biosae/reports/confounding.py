@@ -42,6 +42,15 @@ def confounding(run: Run, figures: Figures, latents: list[str]) -> dict[str, Any
                     "Above the diagonal the technical factor explains more than biology.",
                 )
             )
+        if len(set(table_["factor"])) > 1:
+            out["pictures"].append(
+                figures.add(
+                    "factor_map", pl.factor_map, table_, size=(4.2, 5.2),
+                    alt="Heat map of variance shares: latents by biology and technical factors.",
+                    caption="Latents with the largest variance shares, from biology (top) to technical (bottom); "
+                    f"n = {style.count(table_['n_units'].max(), 'sample')}.",
+                )
+            )  # fmt: skip
         shown = table_[table_["latent"].isin(latents) | (table_["flag"] == "technical")]
         total = len(table_)
         shown, same = without_constants(shown.sort_values("eta2_technical", ascending=False).head(20))

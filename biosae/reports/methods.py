@@ -13,7 +13,7 @@ from biosae.reports.run import Run
 _METHODS = {
     "pearson": "Pearson correlation",
     "spearman": "Spearman rank correlation with average ranks for ties",
-    "kendall": "Kendall's tau",
+    "kendall": "Kendall's tau-b",
     "auroc": "the area under the ROC curve",
     "wilcoxon": "the Wilcoxon rank-sum test",
     "mannwhitney": "the Mann-Whitney U test",
@@ -23,13 +23,16 @@ _METHODS = {
     "ols": "linear regression",
     "poisson": "Poisson regression",
     "negbin": "negative binomial regression",
-    "cox": "Cox regression",
+    "ordinal": "proportional-odds regression",
+    "cox": "Cox regression with Efron's handling of ties",
     "lmm": "a linear mixed model",
 }
 _CORRECTIONS = {
     "bh": "the false discovery rate was controlled by the Benjamini-Hochberg procedure",
     "by": "the false discovery rate was controlled by the Benjamini-Yekutieli procedure",
     "bonferroni": "the family-wise error rate was controlled by Bonferroni's correction",
+    "storey": "the false discovery rate was controlled by Storey's q-value",
+    "hierarchical": "the false discovery rate was controlled over targets and, within selected targets, over latents",
     "holm": "the family-wise error rate was controlled by Holm's procedure",
 }
 
@@ -106,9 +109,21 @@ def _statistics(run: Run) -> str:
     if config.get("assume_independent"):
         text += " Units were taken as independent although they may share patients."
     if config.get("covariates"):
-        text += f" Estimates were adjusted for {_and([str(c) for c in config['covariates']])}."
+        text += f" Estimates were adjusted for {_and([_covariate(str(c)) for c in config['covariates']])}."
+    if config.get("exposure"):
+        text += f" The logarithm of {config['exposure']} was an offset of the counts."
+    if config.get("event"):
+        text += f" Times that did not end in {config['event']} were censored."
     if config.get("strata"):
-        text += f" Estimates were made within {config['strata']} and combined over its levels."
+        effects = "random" if config.get("pooling") == "random" else "fixed"
+        text += f" Estimates were made within {config['strata']} and combined over its levels by {effects} effects."
+    groups = latents["n_groups"].max() if "n_groups" in latents and len(latents) else np.nan
+    if config.get("groups") and np.isfinite(groups) and groups < latents["n_units"].max():
+        text += (
+            f" p-values and intervals count {style.count(groups, str(config['groups']).replace('_', ' '))} "
+            "as independent, not the units within them."
+        )
+    text += _training(config)
     correction = str(config.get("correction", "bh")).lower()
     text += f" Over the {len(latents):,} tests of latents, {_CORRECTIONS.get(correction, correction)}."
     if "p_maxt" in tested and tested["p_maxt"].notna().any():
@@ -116,7 +131,7 @@ def _statistics(run: Run) -> str:
         text += (
             " Family-wise p-values for the best latent came from the permutation distribution of the largest statistic"
         )
-        text += f" ({int(b):,} permutations)." if b else "."
+        text += f" ({int(b):,} permutations{_SCHEMES.get(str(config.get('permute')), '')})." if b else "."
     controls = [s for s in ("raw", "pca") if (tested["source"] == s).any()]
     if controls:
         said = _and([{"raw": "the encoder's own dimensions", "pca": "principal components"}[s] for s in controls])
@@ -126,6 +141,30 @@ def _statistics(run: Run) -> str:
         said = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in refused.items())
         text += f" {int(refused.sum()):,} tests were withheld ({said})."
     return text
+
+
+_SCHEMES = {
+    "within": ", samples rearranged within their group",
+    "between": ", groups rearranged as wholes",
+    "spatial": ", tiles of a slide shifted as a whole",
+}
+
+
+def _covariate(name: str) -> str:
+    """``spline(age, df=4)`` in words."""
+    inside = name.removeprefix("spline(").removesuffix(")").split(",")[0].strip()
+    return f"{inside} (natural cubic spline)" if name.startswith("spline(") else name
+
+
+def _training(config: dict) -> str:
+    """How many of the patients the dictionary was trained on."""
+    known = config.get("sae_training") or {}
+    if not known.get("known"):
+        return ""
+    what = "groups" if known.get("n_groups") is not None else "samples"
+    on, total = int(known[f"n_{what}_trained_on"]), int(known[f"n_{what}"])
+    noun = str(config.get("groups") or "group") if what == "groups" else "sample"
+    return f" The sparse autoencoder had been trained on {on:,} of the {style.count(total, noun)} tested."
 
 
 def _software(run: Run) -> str:

@@ -94,7 +94,7 @@ def _context(run: Run, figures: Figures, *, title: str | None, max_latents: int)
         "cohort": sections.cohort(run),
         "quality": sections.quality(run, figures),
         "associations": sections.associations(run, figures),
-        "replication": sections.replication(run),
+        "replication": sections.replication(run, figures),
         "confounding": confounding(run, figures, [n for n in latents if n in leading] or latents),
         "cards": cards(run, figures, latents),
         "noun": noun(run.samples),

@@ -172,6 +172,12 @@ def associations(run: Run, figures: Figures) -> dict[str, Any]:
     }
     if best.empty:
         return out
+    quantiles = figures.add(
+        "qq", pl.qq, result, size=(3.5, 3.2),
+        alt="Observed against expected p-values of all tests, a line a source.",
+        caption="All tests: observed against expected p; λ near 1 or below: p-values are not too small throughout. "
+        f"n = {results.units_phrase(result[results.was_tested(result)])}.",
+    ) if results.was_tested(result).any() else None  # fmt: skip
     contrast = best["contrast"] if "contrast" in best else pd.Series(index=best.index, dtype=object)
     named = best["effect"].map(results.effect_name) + contrast.map(lambda c: f", {c}" if isinstance(c, str) else "")
     shorter, same = without_constants(best.assign(effect=named))
@@ -185,6 +191,8 @@ def associations(run: Run, figures: Figures) -> dict[str, Any]:
             caption=f"Best of each source per target; n = {results.units_phrase(rows)}. Filled: q ≤ 0.05.",
         )  # fmt: skip
         out["overview"] += [picture] if picture else []
+    out["overview"] += [quantiles] if quantiles else []
+    unadjusted = run.tables.get("unadjusted")
     for target in result["target"].astype(str).unique():
         rows = results.choose(result, target=target)
         latents = rows[rows["source"] == "latent"]
@@ -196,9 +204,11 @@ def associations(run: Run, figures: Figures) -> dict[str, Any]:
         passing = int((tested["q"] <= 0.05).sum())
         pictures = [
             tested.size and figures.add(
-                f"volcano_{file_name(target)}", pl.volcano, result, target=target, size=(3.9, 3.2),
+                f"volcano_{file_name(target)}", pl.volcano, result, target=target, unadjusted=unadjusted,
+                size=(3.9, 3.2),
                 alt=f"Volcano plot of {len(tested)} latents against {target}; {passing} have q at most 0.05.",
-                caption=f"{target}: {results.sentence(latents)}. {passing:,} with q ≤ 0.05.",
+                caption=f"{target}: {results.sentence(latents)}. {passing:,} with q ≤ 0.05."
+                + (" Arrows lead from the unadjusted effect to the adjusted one." if unadjusted is not None else ""),
             ),
             figures.add(
                 f"associations_{file_name(target)}", pl.associations, result, target=target, n=SHOWN, size=(4.3, 3.2),
@@ -224,19 +234,32 @@ _REPLICATION = {
 }  # fmt: skip
 
 
-def replication(run: Run) -> dict[str, Any] | None:
+def replication(run: Run, figures: Figures) -> dict[str, Any] | None:
     """Estimates on the part that did not choose, and on the second cohort, as the tables give them."""
-    found = {}
+    found: dict[str, Any] = {"tables": [], "pictures": []}
     for name, caption in (
         ("replication", "Chosen on the discovery part, tested once on the replication part."),
         ("transfer", "Chosen on the first cohort, tested on the second with the encoder and the SAE frozen."),
     ):
-        if name in run.tables:
-            frame = run.masked(run.tables[name])
-            known = _REPLICATION if "estimate_replication" in frame else None
-            frame, same = without_constants(frame)
-            found[name] = table(frame if known else unit_first(frame), known, caption=caption + same)
-    return found or None
+        if name not in run.tables:
+            continue
+        frame = run.masked(run.tables[name])
+        known = _REPLICATION if "estimate_replication" in frame else None
+        shown, same = without_constants(frame)
+        found["tables"].append(table(shown if known else unit_first(shown), known, caption=caption + same))
+        for effect, rows in frame.groupby("effect", sort=False) if known and "effect" in frame else ():
+            if rows[["estimate_discovery", "estimate_replication"]].dropna().empty:
+                continue
+            found["pictures"].append(
+                figures.add(
+                    f"{name}_{file_name(str(effect))}", pl.replication, rows, source=None, size=(3.9, 3.3),
+                    alt="Effect in the discovery part against the effect in the replication part.",
+                    caption=f"{caption} Filled: replicated. Bars: 95 % interval of the replication. "
+                    "Blue: latent, orange: raw dimension, green: component.",
+                )
+            )  # fmt: skip
+    found["pictures"] = [p for p in found["pictures"] if p]
+    return found if found["tables"] else None
 
 
 def unit_first(frame: pd.DataFrame) -> pd.DataFrame:

@@ -88,7 +88,7 @@ def sae_adds(rows: pd.DataFrame) -> str:
     nearest_edge = low if latent["estimate"] >= null else high
     covers_null = low <= null <= high
     lower = 0.0 if covers_null else _strength(pd.Series({**latent, "estimate": nearest_edge}))
-    if own <= top:
+    if own <= top or style.number(own - top) == style.number(0.0):
         judged = "the latent is no stronger than what the encoder gives without an SAE"
     elif pd.isna(low) or pd.isna(high):
         judged = f"the latent is stronger by {style.number(own - top)}, with no interval to judge by"

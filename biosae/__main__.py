@@ -1,0 +1,5 @@
+"""``python -m biosae``: the command line."""
+
+from biosae.cli import main
+
+main()
