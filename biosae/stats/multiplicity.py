@@ -164,7 +164,7 @@ def hierarchical(p: ArrayLike, families: ArrayLike, *, alpha: float = 0.05) -> p
     tested, own = ~np.isnan(p), of_family[codes]
     for start in starts:  # from this level on R families are selected
         R = int((of_family <= start).sum())
-        level = np.maximum(start, within * T / R)
+        level = np.maximum(start, within * (T / R))
         q = np.where(tested & (own <= start), np.fmin(q, level), q)
     q = np.minimum(q, 1.0)
     return pd.DataFrame({"q": q, "q_family": own, "selected": own <= alpha, "rejected": q <= alpha})
