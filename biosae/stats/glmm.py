@@ -147,11 +147,11 @@ def fit_glmm(
         values = np.maximum(np.abs(values), 1e-8 * np.abs(values).max())  # uphill even where it is not concave
         step = vectors @ ((vectors.T @ found["gradient"]) / values)
         decrement = step @ found["gradient"]
-        if decrement < 1e-14 * (1.0 + abs(found["loglik"])):
+        if decrement < 1e-16 * (1.0 + abs(found["loglik"])):
             converged = True
             break
         size = min(1.0, 5.0 / max(np.abs(X @ step[:-1]).max(), abs(step[-1]), 1e-300))
-        while size > 1e-8:
+        while decrement > 1e-2 and size > 1e-4:  # nearer than that, quadrature's error would decide; the score is exact
             new = integral(theta + size * step, derivatives=False)["loglik"]
             if new >= found["loglik"] - 1e-12 * abs(new):
                 break
@@ -163,7 +163,7 @@ def fit_glmm(
     k, tau = X.shape[1], abs(float(theta[-1]))
     theta[-1] = tau
     note = ""
-    if family == "binomial" and (not converged or tau > MAX_SD or np.abs(X @ theta[:-1]).max() > RUNAWAY):
+    if family == "binomial" and (tau > MAX_SD or not converged and np.abs(X @ theta[:-1]).max() > RUNAWAY):
         note, converged = "separated", False
     elif tau < 1e-4:
         note, theta[-1] = "boundary", 0.0

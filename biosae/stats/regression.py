@@ -62,8 +62,8 @@ def fit_logistic(
     Returns
     -------
     dict
-        ``coef`` (k,), ``cov`` (k, k), ``scores`` (n, k), ``bread`` (k, k), ``loglik``, ``converged``, ``note``, ``weights``
-        (n,), the variance of y at the fit.
+        ``coef`` (k,), ``cov`` (k, k), ``scores`` (n, k), ``bread`` (k, k), ``loglik``, ``converged``, ``note``,
+        ``residuals`` and ``weights`` (n,), y less its probability and the variance of y, ``aic``.
     """
     n, k = X.shape
     offset = np.zeros(n) if offset is None else offset
@@ -89,4 +89,5 @@ def fit_logistic(
     return {
         "coef": coef, "cov": bread, "scores": X * (y - mu)[:, None], "bread": bread, "loglik": loglik,
         "converged": converged, "note": "separated" if separated else "", "weights": mu * (1.0 - mu),
+        "residuals": y - mu, "aic": 2.0 * (k - loglik),
     }  # fmt: skip
