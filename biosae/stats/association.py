@@ -217,7 +217,7 @@ def directed(
         part = result[here]
         result.loc[here, "q"] = multiplicity.correct(part["p"], correction=correction, families=part["target"])
     extra = ["n_groups", "contrast", "inference"] + (["p_maxt"] if n_permutations else [])
-    extra += ["fit"] if "fit" in result else []
+    extra += [name for name in ("fit", "n_events") if name in result]
     extra += ["n_strata", "n_same_sign", "q_heterogeneity", "p_heterogeneity", "i2"] if strata else []
     result = result.reindex(columns=[*COLUMNS, *extra, "p_side"])
     tested = result.loc[result["p"].notna(), "source"].value_counts()
@@ -345,7 +345,7 @@ def _status(
     G = target.groups.n
     min_active, min_groups, unit = gate
     y = target.y if target.offset is None else target.y / np.exp(target.offset)  # a rate
-    if n == 0 or not np.ptp(y):
+    if n == 0 or not np.ptp(y) or (target.event is not None and not target.event.any()):
         return np.full(m, "one_class", dtype=object), np.zeros(m, bool), False
     status = np.full(m, "few_groups" if 3 <= G < FEW else "ok", dtype=object)
     active, (_, ss) = n_active(V), moments(V)

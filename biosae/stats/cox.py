@@ -13,6 +13,7 @@ residual. Times are ties if they are equal to the last bit.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy import optimize, stats
@@ -55,7 +56,7 @@ class RiskSets:
         kept = np.flatnonzero(self.upto > self.first)
         starts = np.flatnonzero(np.diff(self.upto[kept], prepend=-1))
         total = np.add.reduceat(F[kept], starts, axis=0)
-        for a, b in zip(self.bounds, self.bounds[1:]):
+        for a, b in pairwise(self.bounds):
             total[a:b] = np.cumsum(total[a:b][::-1], axis=0)[::-1]
         return total
 
@@ -71,7 +72,7 @@ class RiskSets:
     def lived(self, a: np.ndarray) -> np.ndarray:
         """Sums over the times that each row has lived through: (n_times, ...) to (n, ...)."""
         total = a.copy()
-        for start, stop in zip(self.bounds, self.bounds[1:]):
+        for start, stop in pairwise(self.bounds):
             total[start:stop] = np.cumsum(a[start:stop], axis=0)
         out = np.zeros((len(self.order), *a.shape[1:]))
         kept = self.upto > self.first
@@ -268,8 +269,8 @@ def fit_cox(
         Integer group of each row (n,): adds ``cov_robust``, the sandwich of the groups' summed score residuals times
         ``G / (G - 1)`` (Lin and Wei, JASA 84, 1074, 1989).
     penalty
-        ``"none"``, ``"firth"``, or ``"auto"``: Firth's penalty where there are fewer than 10 events a column. A
-        likelihood without a maximum is always fitted with Firth's penalty.
+        ``"none"``, ``"firth"``, or ``"auto"``: Firth's penalty where there are fewer than 10 events (groups with
+        events) a column. A likelihood without a maximum is always fitted with Firth's penalty.
 
     Returns
     -------
@@ -300,7 +301,8 @@ def fit_cox(
     if not (scale > 0).all():
         return _empty(n, k, "singular", n_events)
     null = evaluate(sets, own, np.zeros(k))
-    few = n_events < EVENTS_PER_COLUMN * k
+    ended = n_events if codes is None else len(np.unique(np.asarray(codes)[np.asarray(event).astype(bool)]))
+    few = ended < EVENTS_PER_COLUMN * k
     firth = penalty == "firth" or (penalty == "auto" and few)
     beta, state, note = maximise(sets, own, firth=firth)
     if note == "singular":

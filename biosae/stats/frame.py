@@ -183,6 +183,7 @@ class Frame:
             if self.counts and not is_categorical(column):
                 values = np.bincount(unit_codes, weights=column.to_numpy(np.float64), minlength=n_units)
             if self.event is not None:
+                _one_outcome(part, (name, self.event), unit_codes, n_units, unit=self.unit)
                 table[self.event] = unit_values(part[self.event], unit_codes, n_units, name=self.event, unit=self.unit)
             group_of = (
                 None if self.group_of is None else self._group_of_units(unit_codes, n_units, self.group_of[samples])
@@ -206,6 +207,11 @@ class Frame:
                 )
         offset = self._offset(part, unit_codes, n_units) if self.counts else None
         event = None if self.event is None else _event(table, self.event)
+        if event is not None and not is_categorical(column) and not (y > 0).all():
+            raise InputError(
+                f"time {name!r} is not above 0 in {int((~(y > 0)).sum())} rows; it is counted from entry to the "
+                "event or the end of observation. Leave those rows out"
+            )
         sizes = None if unit_codes is None else np.bincount(unit_codes).astype(np.float64)
         sizes = None if sizes is None or len(sizes) == 0 or not np.ptp(sizes) else sizes
         return Target(
@@ -262,6 +268,17 @@ def positive(obs: pd.DataFrame, name: str) -> np.ndarray:
             f"exposure {name!r} is missing, infinite or not above 0 in {int(bad.sum())} rows; leave them out"
         )
     return values
+
+
+def _one_outcome(obs: pd.DataFrame, names: tuple[str, str], unit_codes: np.ndarray, n_units: int, *, unit: str) -> None:
+    """Time and event must be one pair a unit: a mean of times is the time of nobody."""
+    pairs = pd.DataFrame({"unit": unit_codes, "time": obs[names[0]].to_numpy(), "event": obs[names[1]].to_numpy()})
+    several = int((pairs.drop_duplicates().groupby("unit").size() > 1).sum())
+    if several:
+        raise StatisticsError(
+            f"{names[0]!r} or {names[1]!r} has several values within {several} of the {n_units} units {unit!r}: a "
+            f"{unit} has one time and one end. Correct the table, or use unit='sample' (or a finer unit)"
+        )
 
 
 def _event(obs: pd.DataFrame, name: str) -> np.ndarray:

@@ -12,6 +12,7 @@ from biosae.stats import effects
 from biosae.stats.adjust import basis, residual, share_explained
 from biosae.stats.correlation import Columns, dot, fisher_interval, z_interval
 from biosae.stats.counts import negbin, poisson
+from biosae.stats.cox_screen import cox
 from biosae.stats.inference import Block, Inference, block, linear
 from biosae.stats.kruskal import kruskal
 from biosae.stats.nested import group_squares, indicator
@@ -290,5 +291,6 @@ METHODS: dict[str, Method] = {
     "ols": Method(ols, "slope", 0.0, "any", covariates=True),
     "poisson": Method(poisson, "rate_ratio", 1.0, "numeric", covariates=True, counts=True),
     "negbin": Method(negbin, "rate_ratio", 1.0, "numeric", covariates=True, counts=True),
+    "cox": Method(cox, "hazard_ratio", 1.0, "numeric", covariates=True, strata=True, event=True),
 }
 EFFECT_NULL: dict[str, float] = {m.effect: m.null for m in METHODS.values()}

@@ -9,7 +9,7 @@ from biosae.errors import StatisticsError
 from biosae.stats.methods import EFFECT_NULL
 from biosae.stats.status import TESTED
 
-_RATIOS = ("odds_ratio", "rate_ratio", "cumulative_odds_ratio")
+_RATIOS = ("odds_ratio", "rate_ratio", "hazard_ratio", "cumulative_odds_ratio")
 
 
 def strength(table: pd.DataFrame) -> pd.Series:

@@ -23,6 +23,9 @@ from biosae.stats.correlation import Columns, dot, moments, ratio
 from biosae.stats.inference import FEW, Block, Inference, block, linear
 from biosae.stats.problem import Problem, Result
 
+PENALISED = ("separated", "few_events")
+"""Notes of a fit whose coefficient is shrunk, which the table repeats."""
+
 
 @dataclass
 class WeightedBlock(Block):
@@ -91,7 +94,9 @@ def robust_variance(b: Block) -> np.ndarray:
     return np.maximum(out + np.einsum("km,kl,lm->m", b.coefficient, within, b.coefficient, optimize=True), 0.0)
 
 
-def score_test(problem: Problem, *, residual: np.ndarray, weight: np.ndarray, robust: bool) -> Score:
+def score_test(
+    problem: Problem, *, residual: np.ndarray, weight: np.ndarray, robust: bool, variance: np.ndarray | None = None
+) -> Score:
     """Test every column of a problem against the fitted regression without latents.
 
     Parameters
@@ -103,8 +108,14 @@ def score_test(problem: Problem, *, residual: np.ndarray, weight: np.ndarray, ro
     robust
         Independent units: True takes the larger p of the scale estimated from all residuals, and of
         :func:`robust_variance` (not where units are permuted, which needs neither).
+    variance
+        Of the scores (m,), where more than intercept and covariates was fitted; never above ``|M V|^2``.
     """
     b = score_block(problem.V, residual, weight, problem.C)
+    if variance is not None:
+        U = b.r * b.scale
+        b.ss = np.where(b.ss > 0, np.clip(variance, 1e-10 * b.ss, b.ss), 0.0)
+        b.r = ratio(U, b.scale)
     inference = linear([b], problem.groups, rank_sum=False, **problem.options())
     n, df = b.n, max(b.n - b.Q.shape[1] - 1, 1)
     dispersion = max(float(b.e @ b.e) / df, 1.0)
@@ -135,24 +146,30 @@ def finish(problem: Problem, score: Score, full: Callable[[np.ndarray], dict[str
     Parameters
     ----------
     full
-        Fit with one column (n,) as the last of ``k`` coefficients; gives ``coef, cov, bread, scores, note``.
+        Fit with one column (n,) as the last of ``k`` coefficients; gives ``coef, cov, bread, scores, note``, and
+        ``interval`` of the last coefficient where it has one of its own.
     """
     V, n = problem.V, len(problem.y)
     sd = np.sqrt(moments(V)[1] / max(n - 1, 1))
     log, se = score.step * sd, score.se * sd
     kind = np.full(len(log), "one step", dtype=object)
     p = np.where(problem.testable, score.inference.p, np.nan)
+    ends: dict[int, tuple[float, float]] = {}
     best = np.lexsort((-np.abs(np.nan_to_num(score.inference.statistic)), p))
     for j in best[: min(problem.n_fits, int((~np.isnan(p)).sum()))]:
         x = V[:, [j]].toarray().ravel() if sp.issparse(V) else V[:, j]
         found = full((x - x.mean()) / sd[j])
         if not np.isfinite(found["coef"][-1]) or not (found["converged"] or found["note"] == "separated"):
             continue
-        log[j], kind[j] = found["coef"][-1], "separated" if found["note"] == "separated" else "full"
+        log[j], kind[j] = found["coef"][-1], found["note"] if found["note"] in PENALISED else "full"
         se[j] = _error(found, problem, n, k, score.se[j] * sd[j])
+        if "interval" in found:
+            ends[j] = found["interval"]
     critical = float(stats.t.ppf(0.975, max(score.df, 1.0)))
     with np.errstate(over="ignore", invalid="ignore"):
         low, high = np.exp(log - critical * se), np.exp(log + critical * se)
+        for j, interval in ends.items():
+            low[j], high[j] = np.exp(interval)
         return Result(np.exp(log), low, high, score.inference, {"fit": kind})
 
 
