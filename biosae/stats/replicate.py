@@ -174,12 +174,13 @@ def _dealt(
 
 
 def warn_trained_on(out: pd.DataFrame) -> None:
-    """Say so where the replication part holds patients that the SAE was trained on."""
+    """Say so where a replication part holds patients that the SAE was trained on."""
     n = int(out["n_groups_trained_on_replication"].fillna(0).max()) if len(out) else 0
-    if n:
+    if n or out["independent_of_sae"].eq(False).any():
         warnings.warn(
-            f"the SAE was trained on {n} of the patients that the replication is made on; its latents may owe "
-            "something to them. Fit the SAE on the discovery part alone (fit_on), or replicate in patients that it has not seen",
+            f"the SAE was trained on {n or 'some'} of the patients that a replication is made on; its latents may owe "
+            "something to them. Fit the SAE on the discovery part alone (fit_on), or replicate in patients that it has "
+            "not seen",
             UserWarning,
             stacklevel=3,
         )
