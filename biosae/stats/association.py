@@ -247,10 +247,10 @@ def _choose(
         "any": kind in ("numeric", "two"),
         "classes": bool(target.classes),
         "numeric": kind == "numeric",
+        "ordered": target.ordered,
     }
     if not fits[chosen.target]:
-        usable = [m for m, row in METHODS.items() if row.target in ("any", "classes" if kind == "classes" else kind)]
-        usable = [m for m in usable if kind != "classes" or METHODS[m].target == "classes"]
+        usable = [m for m, row in METHODS.items() if fits[row.target] and row.event == bool(event)]
         what = "a number" if kind == "numeric" else f"a label of {len(target.classes)} classes"
         raise InputError(
             f"method {method!r} does not fit target {name!r}, {what}; methods that do: {', '.join(usable)}"
@@ -332,7 +332,8 @@ def _one(
         out["n_samples"] = out["n_units"]
     out["effect"], out["source"] = METHODS[method].effect, source.name
     two = len(target.classes) == 2
-    out["contrast"] = f"{target.classes[1]} over {target.classes[0]}" if two else ""
+    ends = two or (METHODS[method].target == "ordered" and bool(target.classes))
+    out["contrast"] = f"{target.classes[-1]} over {target.classes[0]}" if ends else ""
     out["inference"] = np.where(out["p"].notna(), inference, "")
     return out
 

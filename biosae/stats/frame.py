@@ -19,6 +19,9 @@ from biosae.stats.nested import codes_of, pool, unit_values
 SCORES = "embedding_pca"
 """Slot of ``obsm`` for components fitted elsewhere. Not ``X_pca``, where scanpy puts the components of the latents."""
 
+MAX_GRADES = 20
+"""Whole numbers of more distinct values are measurements, not grades."""
+
 
 @dataclass
 class Source:
@@ -77,6 +80,8 @@ class Target:
     event: np.ndarray | None = None
     table: pd.DataFrame | None = None
     """Covariates of the units, before they become columns of ``C``."""
+    ordered: bool = False
+    """Classes have an order: an ordered category, or whole numbers of at most :data:`MAX_GRADES` values."""
     sizes: np.ndarray | None = None
     """Samples a unit, where units are pooled and differ in it."""
 
@@ -216,7 +221,8 @@ class Frame:
         sizes = None if sizes is None or len(sizes) == 0 or not np.ptp(sizes) else sizes
         return Target(
             y, classes, samples, unit_codes, n_units, groups, C, strata, units_blocks, samples.tobytes(),
-            offset=offset, event=event, table=table, sizes=sizes,
+            offset=offset, event=event, table=table,
+            ordered=_ordered(y, column), sizes=sizes,
         )  # fmt: skip
 
     def _offset(self, part: pd.DataFrame, unit_codes: np.ndarray | None, n_units: int) -> np.ndarray:
@@ -279,6 +285,12 @@ def _one_outcome(obs: pd.DataFrame, names: tuple[str, str], unit_codes: np.ndarr
             f"{names[0]!r} or {names[1]!r} has several values within {several} of the {n_units} units {unit!r}: a "
             f"{unit} has one time and one end. Correct the table, or use unit='sample' (or a finer unit)"
         )
+
+
+def _ordered(y: np.ndarray, column: pd.Series) -> bool:
+    if is_categorical(column):
+        return isinstance(column.dtype, pd.CategoricalDtype) and bool(column.cat.ordered)
+    return bool((y == np.round(y)).all()) and len(np.unique(y)) <= MAX_GRADES
 
 
 def _event(obs: pd.DataFrame, name: str) -> np.ndarray:

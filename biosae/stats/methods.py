@@ -16,6 +16,7 @@ from biosae.stats.cox_screen import cox
 from biosae.stats.inference import Block, Inference, block, linear
 from biosae.stats.kruskal import kruskal
 from biosae.stats.nested import group_squares, indicator
+from biosae.stats.ordinal import ordinal
 from biosae.stats.problem import Method, Problem, Result
 
 MAX_SIZE_R2 = 0.8
@@ -291,6 +292,7 @@ METHODS: dict[str, Method] = {
     "ols": Method(ols, "slope", 0.0, "any", covariates=True),
     "poisson": Method(poisson, "rate_ratio", 1.0, "numeric", covariates=True, counts=True),
     "negbin": Method(negbin, "rate_ratio", 1.0, "numeric", covariates=True, counts=True),
+    "ordinal": Method(ordinal, "cumulative_odds_ratio", 1.0, "ordered", covariates=True),
     "cox": Method(cox, "hazard_ratio", 1.0, "numeric", covariates=True, strata=True, event=True),
 }
 EFFECT_NULL: dict[str, float] = {m.effect: m.null for m in METHODS.values()}
