@@ -83,8 +83,8 @@ class Method:
     effect: str
     null: float
     target: str
-    """``numeric``, ``two`` classes, ``classes``, ``any`` (numeric or two classes), or ``ordered`` (an ordered category, or
-    whole numbers of at most 20 values)."""
+    """``numeric``, ``two`` classes, ``classes``, ``any`` (numeric or two classes), or ``ordered`` (an ordered category,
+    or whole numbers of at most 20 values)."""
     covariates: bool = False
     strata: bool = False
     counts: bool = False
