@@ -256,7 +256,8 @@ out$negbin <- each(latents, function(z) {
   pat$z <- pat[[z]]
   m <- glm.nb(count ~ age + z + offset(log(area)), pat, control = glm.control(epsilon = 1e-12, maxit = 500))
   s <- coef(summary(m))
-  list(coef = num(s[, 1]), se = num(s[, 2]), theta = m$theta, se_theta = m$SE.theta, loglik = num(logLik(m)))
+  se <- attr(theta.ml(m$y, fitted(m), limit = 200, eps = 1e-14), "SE")  # glm.nb's own is of its last step but one
+  list(coef = num(s[, 1]), se = num(s[, 2]), theta = m$theta, se_theta = num(se), loglik = num(logLik(m)))
 })
 zero <- function(dist, y) {
   zi$y <- zi[[y]]
@@ -308,6 +309,18 @@ out$cox <- each(latents, function(z) {
        concordance_se = num(sqrt(concordance(Surv(time, event) ~ z, pat, reverse = TRUE)$var)),
        uno = num(concordance(Surv(time, event) ~ z, pat, reverse = TRUE, timewt = "n/G2")$concordance))
 })
+# score test of z given age: at the coefficients without z
+out$cox_score <- each(latents, function(z) {
+  pat$z <- pat[[z]]; null <- coxph(Surv(time, event) ~ age, pat, control = fine)
+  m <- coxph(Surv(time, event) ~ age + z, pat, init = c(coef(null), 0), control = coxph.control(iter.max = 0))
+  list(chisq = num(m$score), alone = num(coxph(Surv(time, event) ~ z, pat, control = fine)$score))
+})
+km <- survfit(Surv(time, event) ~ 1, pat, conf.type = "log-log")
+pat$cause <- ifelse(pat$event == 1, ifelse(pat$sex == "f", 1, 2), 0)
+aj <- survfit(Surv(time, factor(cause)) ~ 1, pat)
+out$kaplan_meier <- list(time = km$time, survival = km$surv, se = km$std.err * km$surv, low = km$lower, high = km$upper,
+  n_risk = km$n.risk, n_event = km$n.event)
+out$aalen_johansen <- list(time = aj$time, first = aj$pstate[, 2], second = aj$pstate[, 3], se_first = aj$std.err[, 2])
 out$cox_d7 <- list(
   untied = cox(Surv(time, event) ~ z, d7), efron = cox(Surv(tied, event) ~ z, d7),
   breslow = cox(Surv(tied, event) ~ z, d7, "breslow"))
