@@ -188,7 +188,10 @@ def make_run(folder: Path, *, optional: bool = True, random_state: int = 0) -> P
     )  # fmt: skip
     flags.loc[3, ["eta2_biology", "eta2_technical", "flag"]] = [0.74, 0.03, "biology"]
     flags.loc[7, ["eta2_biology", "eta2_technical", "flag", "p"]] = [0.02, 0.81, "technical", 0.002]
-    flags.to_csv(tables / "confounders.csv", index=False)
+    flags = flags.assign(biology="count_a", n_units=240)
+    other = flags.assign(factor="site", eta2_technical=flags["eta2_technical"].to_numpy()[::-1], flag="neither")
+    pd.concat([flags, other]).to_csv(tables / "confounders.csv", index=False)
+    table.assign(estimate=table["estimate"] + 0.02).to_csv(tables / "unadjusted.csv", index=False)
     readout = pd.DataFrame(
         [
             {
@@ -225,7 +228,9 @@ def make_run(folder: Path, *, optional: bool = True, random_state: int = 0) -> P
             "peak_rss_mb": [310, 2048, 1900, 2050],
         }
     ).to_csv(folder / "log.csv", index=False)  # fmt: skip
-    choices = {"unit": "patient", "aggregate": "mean", "correction": "bh", "n_permutations": 999, "strata": None}
+    choices = {"unit": "patient", "aggregate": "mean", "correction": "bh", "n_permutations": 999, "strata": None,
+               "covariates": ["spline(age, df=4)", "sex"], "groups": "patient",
+               "sae_training": {"known": True, "n_groups": 20, "n_groups_trained_on": 12}}  # fmt: skip
     write_json(tables / "associate.json", choices)
     write_json(folder / "provenance.json", {"versions": {"biosae": "0.1.0", "torch": "2.15"}, "python": "3.11.9"})
     write_json(

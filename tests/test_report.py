@@ -197,8 +197,14 @@ def test_unreadable_tile_is_a_placeholder_with_its_reason(made) -> None:
 
 def test_figures_are_filed_as_pdf_and_png(made) -> None:
     names = {p.name for p in (made[0] / "figures").iterdir()}
-    for stem in ("volcano_count_a", "density", "comparison", "gallery_L0003", "scanner_L0003"):
+    drawn = ("qq", "replication_spearman_rho", "factor_map")
+    for stem in (*drawn, "volcano_count_a", "density", "comparison", "gallery_L0003", "scanner_L0003"):
         assert {f"{stem}.pdf", f"{stem}.png"} <= names
+
+
+def test_adjusted_volcano_says_what_its_arrows_mean(made, bare) -> None:
+    assert "Arrows lead from the unadjusted effect" in made[2].text
+    assert "Arrows lead" not in bare.text
 
 
 def test_optional_tables_may_be_missing(bare) -> None:
@@ -308,6 +314,8 @@ def test_methods_say_what_was_run_and_only_that(made) -> None:
         "k = 8",
         "Spearman",
         "0.171",
+        "age (natural cubic spline) and sex",
+        "trained on 12 of the 20 patients",
     ):
         assert fact in text
     assert "permutation" in text  # p_maxt is in the table

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 TABLES = (
-    "summary", "replication", "transfer", "within_strata", "confounders",
+    "summary",
+    "unadjusted",
+    "power", "replication", "transfer", "within_strata", "confounders",
     "readout", "readout_all", "comparison",
 )  # fmt: skip
 _ID_COLUMNS = ("patient", "slide", "sample_id", "item", "stratum", "group", "level")
