@@ -157,7 +157,7 @@ def dealt_by(obs: pd.DataFrame, *, unit: str, groups: str, assume_independent: b
     StatisticsError
         If nothing says which samples are independent.
     """
-    units = unit != "sample" and unit in obs
+    units = unit not in ("sample", groups) and unit in obs
     if groups not in obs:
         if not units and not assume_independent:
             raise StatisticsError(
