@@ -15,6 +15,9 @@ STATUS: dict[str, str] = {
     "no_groups": "nothing says which samples are independent: estimate only",
     "undefined": "no neighbour tells biology from site: the index has no value",
     "too_sparse": "the latent fires in too few rows or groups: estimate shown, p withheld",
+    "separated": "the latent (with the covariates) tells the classes or events apart without a fault, so that the "
+    "model's estimate is infinite: see its AUROC or exact test",
+    "not_converged": "the model's equations have no solution on these rows: nothing to show",
 }
 """status -> meaning."""
 
