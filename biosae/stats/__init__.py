@@ -10,6 +10,7 @@ from biosae.stats.correlation import correlate
 from biosae.stats.curse import winners_curse
 from biosae.stats.drop import average_drop, performance_drop
 from biosae.stats.features import ablate
+from biosae.stats.kendall import kendall_tau
 from biosae.stats.meta import combine
 from biosae.stats.multiplicity import bh, bonferroni, by, fcr_intervals, hierarchical, holm, null_share, storey
 from biosae.stats.nested import aggregate
@@ -25,7 +26,7 @@ from biosae.stats.training import sae_training
 
 __all__ = [
     "STATUS", "ablate", "aggregate", "associate", "average_drop", "bh", "bonferroni", "by", "by_site",
-    "clustering_score", "combine", "confounders", "correlate", "fcr_intervals", "hierarchical", "holm",
+    "clustering_score", "combine", "confounders", "correlate", "fcr_intervals", "hierarchical", "holm", "kendall_tau",
     "leave_one_site_out", "null_share", "overlap", "partial_correlation", "performance_drop", "ranked", "readout",
     "replicate", "replication_rate", "robustness", "robustness_index", "sae_training", "spurious_removal", "storey",
     "summary", "winners_curse", "within_strata",

@@ -14,6 +14,7 @@ from biosae.stats.correlation import Columns, dot, fisher_interval, z_interval
 from biosae.stats.counts import negbin, poisson
 from biosae.stats.cox_screen import cox
 from biosae.stats.inference import Block, Inference, block, linear
+from biosae.stats.kendall import kendall
 from biosae.stats.kruskal import kruskal
 from biosae.stats.nested import group_squares, indicator
 from biosae.stats.ordinal import ordinal
@@ -275,7 +276,7 @@ def by_size(problem: Problem, method: str, sizes: np.ndarray) -> Inference:
         return METHODS[method].run(replace(adjusted, n_fits=0)).inference
     if method == "fisher":
         adjusted.V = firing(problem.V)
-    blocks = adjusted.blocks(rank=method in ("spearman", "auroc", "wilcoxon"))
+    blocks = adjusted.blocks(rank=method in ("spearman", "kendall", "auroc", "wilcoxon"))
     return linear(blocks, problem.groups, rank_sum=False, **problem.options())
 
 
@@ -284,6 +285,7 @@ SCORE = ("poisson", "negbin", "ordinal", "cox")
 METHODS: dict[str, Method] = {
     "pearson": Method(pearson, "pearson_r", 0.0, "any", covariates=True, strata=True),
     "spearman": Method(spearman, "spearman_rho", 0.0, "any", covariates=True, strata=True),
+    "kendall": Method(kendall, "kendall_tau", 0.0, "any"),
     "auroc": Method(auroc, "auroc", 0.5, "two", strata=True),
     "wilcoxon": Method(wilcoxon, "cliffs_delta", 0.0, "two", strata=True),
     "welch": Method(welch, "hedges_g", 0.0, "two"),
