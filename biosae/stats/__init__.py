@@ -5,6 +5,8 @@ from __future__ import annotations
 from biosae.stats.adjust import overlap, partial_correlation
 from biosae.stats.agreement import replication_rate
 from biosae.stats.association import associate
+from biosae.stats.audit import audit_confounders
+from biosae.stats.bootstrap import cluster_bootstrap
 from biosae.stats.confounding import confounders
 from biosae.stats.correlation import correlate
 from biosae.stats.curse import winners_curse
@@ -12,22 +14,25 @@ from biosae.stats.drop import average_drop, performance_drop
 from biosae.stats.features import ablate
 from biosae.stats.kendall import kendall_tau
 from biosae.stats.meta import combine
+from biosae.stats.mixed import icc
 from biosae.stats.multiplicity import bh, bonferroni, by, fcr_intervals, hierarchical, holm, null_share, storey
 from biosae.stats.nested import aggregate
+from biosae.stats.pvca import pvca
 from biosae.stats.ranking import ranked, summary
 from biosae.stats.readout import readout
 from biosae.stats.removal import spurious_removal
 from biosae.stats.replicate import replicate
 from biosae.stats.robustness import clustering_score, robustness, robustness_index
+from biosae.stats.shortlist import fit
 from biosae.stats.sites import by_site, leave_one_site_out
 from biosae.stats.status import STATUS
 from biosae.stats.strata import within_strata
 from biosae.stats.training import sae_training
 
 __all__ = [
-    "STATUS", "ablate", "aggregate", "associate", "average_drop", "bh", "bonferroni", "by", "by_site",
-    "clustering_score", "combine", "confounders", "correlate", "fcr_intervals", "hierarchical", "holm", "kendall_tau",
-    "leave_one_site_out", "null_share", "overlap", "partial_correlation", "performance_drop", "ranked", "readout",
-    "replicate", "replication_rate", "robustness", "robustness_index", "sae_training", "spurious_removal", "storey",
-    "summary", "winners_curse", "within_strata",
+    "STATUS", "ablate", "aggregate", "associate", "audit_confounders", "average_drop", "bh", "bonferroni", "by",
+    "by_site", "cluster_bootstrap", "clustering_score", "combine", "confounders", "correlate", "fcr_intervals", "fit", "hierarchical", "holm", "icc",
+    "kendall_tau", "leave_one_site_out", "null_share", "overlap", "partial_correlation", "performance_drop", "pvca",
+    "ranked", "readout", "replicate", "replication_rate", "robustness", "robustness_index", "sae_training",
+    "spurious_removal", "storey", "summary", "winners_curse", "within_strata",
 ]  # fmt: skip

@@ -77,7 +77,7 @@ def confounders(
     """
     adata = in_memory(adata)
     biology = [biology] if isinstance(biology, str) else list(biology)
-    factors = _factors(technical)
+    factors = factor_columns(technical)
     for name in [*biology, *(c for columns in factors.values() for c in columns)]:
         if column_of(name) not in adata.obs:
             raise InputError(f"{name!r} is not a column of obs; columns: {', '.join(map(str, adata.obs.columns))}")
@@ -92,7 +92,8 @@ def confounders(
     return out
 
 
-def _factors(technical: str | Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def factor_columns(technical: str | Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Columns of every technical factor by its name."""
     if isinstance(technical, str):
         return {technical: [technical]}
     if isinstance(technical, Mapping):
