@@ -31,8 +31,8 @@ from biosae.stats.training import sae_training
 
 __all__ = [
     "STATUS", "ablate", "aggregate", "associate", "audit_confounders", "average_drop", "bh", "bonferroni", "by",
-    "by_site", "cluster_bootstrap", "clustering_score", "combine", "confounders", "correlate", "fcr_intervals", "fit", "hierarchical", "holm", "icc",
-    "kendall_tau", "leave_one_site_out", "null_share", "overlap", "partial_correlation", "performance_drop", "pvca",
-    "ranked", "readout", "replicate", "replication_rate", "robustness", "robustness_index", "sae_training",
-    "spurious_removal", "storey", "summary", "winners_curse", "within_strata",
+    "by_site", "cluster_bootstrap", "clustering_score", "combine", "confounders", "correlate", "fcr_intervals", "fit",
+    "hierarchical", "holm", "icc", "kendall_tau", "leave_one_site_out", "null_share", "overlap", "partial_correlation",
+    "performance_drop", "pvca", "ranked", "readout", "replicate", "replication_rate", "robustness", "robustness_index",
+    "sae_training", "spurious_removal", "storey", "summary", "winners_curse", "within_strata",
 ]  # fmt: skip
