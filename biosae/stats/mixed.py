@@ -93,7 +93,9 @@ def _profile(ratios: np.ndarray, sums: _Sums, reml: bool) -> dict[str, Any]:
 
 def _one_ratio(sums: _Sums, reml: bool) -> float:
     """The ratio of the groups that minimises the deviance: every local minimum on a grid, then Brent on the slope."""
-    scale = max(float(np.mean(sums.size)), 1.0)
+    if sums.size.max() == 1:
+        return 0.0  # one row a group: the two variances are one
+    scale = float(np.mean(sums.size))
     grid = np.r_[0.0, np.geomspace(1e-5, 1e5, 26) / scale]
     found = [_profile((g, 0.0), sums, reml) for g in grid]
     slope = np.array([f["gradient"][0] for f in found])
