@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from scipy import special, stats
 
 from biosae.errors import InputError
+from biosae.stats.kernels import kernels
 
 Columns = Any
 """``scipy.sparse.csc_matrix`` without stored zeros, or a centred ``numpy.ndarray``; float64, (n, m)."""
@@ -32,6 +33,7 @@ def as_columns(X: Any) -> Columns:
         V = sp.csc_matrix(X, dtype=np.float64, copy=True)
         V.sum_duplicates()
         V.eliminate_zeros()
+        V.sort_indices()
         values = V.data
     else:
         V = np.array(X, dtype=np.float64)
@@ -53,56 +55,28 @@ def rank_columns(V: Columns) -> Columns:
     """
     if not sp.issparse(V):
         return stats.rankdata(V, axis=0) - (V.shape[0] + 1) / 2.0
-    n, m = V.shape
-    ranked = V.copy()
-    nnz = np.diff(V.indptr)
-    if V.nnz == 0:
-        return ranked
-    column = np.repeat(np.arange(m), nnz)
-    order = np.lexsort((V.data, column))
-    value, where = V.data[order], column[order]
-    starts = np.flatnonzero(np.r_[True, (value[1:] != value[:-1]) | (where[1:] != where[:-1])])
-    length = np.diff(np.r_[starts, len(value)])
-    average = starts + (length + 1) / 2.0 - V.indptr[where[starts]]  # rank among the non-zeros of the column
-    average = np.repeat(average, length)
-    zeros = n - nnz
-    negative = np.bincount(column, weights=V.data < 0, minlength=m)
-    average += np.where(value > 0, zeros[where], 0)
-    average -= (negative + (zeros + 1) / 2.0)[where]
-    ranked.data = np.empty_like(average)
-    ranked.data[order] = average
-    return ranked
+    use = kernels()
+    return sp.csc_matrix((use.ranks(V, use.order(V)), V.indices, V.indptr), shape=V.shape)
+
+
+def moments3(V: Columns) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Column means, and sums of squares and of cubes about them, two passes (raw formulas cancel if mean >> sd)."""
+    if sp.issparse(V):
+        return kernels().moments(V)
+    mean = V.mean(axis=0)
+    centred = V - mean
+    square = centred * centred
+    return mean, square.sum(axis=0), np.einsum("ij,ij->j", square, centred)
 
 
 def moments(V: Columns) -> tuple[np.ndarray, np.ndarray]:
-    """Column means and centred sums of squares, two passes (the raw formula cancels when mean >> sd)."""
-    n = V.shape[0]
-    if not sp.issparse(V):
-        mean = V.mean(axis=0)
-        return mean, np.einsum("ij,ij->j", V - mean, V - mean)
-    m = V.shape[1]
-    nnz = np.diff(V.indptr)
-    column = np.repeat(np.arange(m), nnz)
-    mean = np.bincount(column, weights=V.data, minlength=m) / n
-    ss = np.bincount(column, weights=(V.data - mean[column]) ** 2, minlength=m) + (n - nnz) * mean**2
-    full = (nnz == n) & (nnz > 0)
-    if full.any():  # a column without a zero may be constant up to rounding
-        starts = V.indptr[:-1][full]
-        first, last = V.data[starts], V.indptr[1:][full]
-        same = [np.all(V.data[a:b] == f) for a, b, f in zip(starts, last, first)]
-        ss[np.flatnonzero(full)[same]] = 0.0
-    return mean, ss
+    """Column means and centred sums of squares."""
+    return moments3(V)[:2]
 
 
 def skewness(V: Columns) -> np.ndarray:
     """``sum (x - mean)^3 / (sum (x - mean)^2)^(3/2)`` of every column; NaN for constant columns."""
-    mean, ss = moments(V)
-    if sp.issparse(V):
-        m, nnz = V.shape[1], np.diff(V.indptr)
-        column = np.repeat(np.arange(m), nnz)
-        third = np.bincount(column, weights=(V.data - mean[column]) ** 3, minlength=m) - (V.shape[0] - nnz) * mean**3
-    else:
-        third = ((V - mean) ** 3).sum(axis=0)
+    _, ss, third = moments3(V)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(ss > 0, third / ss**1.5, np.nan)
 
@@ -119,7 +93,13 @@ def dot(V: Columns, Y: np.ndarray) -> np.ndarray:
 
 def rank_target(y: np.ndarray) -> np.ndarray:
     """Average ranks of a vector, centred."""
-    return stats.rankdata(y) - (len(y) + 1) / 2.0
+    place = np.argsort(y)
+    ordered = y[place]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    length = np.diff(np.r_[starts, len(y)])
+    out = np.empty(len(y))
+    out[place] = np.repeat(starts + (length - 1) / 2.0 - (len(y) - 1) / 2.0, length)
+    return out
 
 
 def correlate(X: Any, y: np.ndarray, *, method: str = "spearman") -> np.ndarray:
@@ -151,7 +131,7 @@ def t_pvalue(t: np.ndarray, df: float) -> np.ndarray:
     """Two-sided p of Student's t; NaN where ``df < 1``."""
     if df < 1:
         return np.full(np.shape(t), np.nan)
-    return 2.0 * stats.t.sf(np.abs(t), df)
+    return 2.0 * special.stdtr(df, -np.abs(t))
 
 
 def fisher_interval(

@@ -80,13 +80,12 @@ def logit_interval(
     with np.errstate(divide="ignore", invalid="ignore"):
         half = critical * np.sqrt(variance) / (a * (1 - a))
         low, high = special.expit(special.logit(a) - half), special.expit(special.logit(a) + half)
-    flat = (variance <= 1e-15) | (a <= 0) | (a >= 1)
-    if flat.any() and n_min > 0:
-        hits = np.round(a * n_min)
+    flat = np.flatnonzero((variance <= 1e-15) | (a <= 0) | (a >= 1))
+    if len(flat) and n_min > 0:
+        hits = np.round(a[flat] * n_min)
         with np.errstate(invalid="ignore"):
-            exact_low = np.where(hits > 0, stats.beta.ppf((1 - level) / 2, hits, n_min - hits + 1), 0.0)
-            exact_high = np.where(hits < n_min, stats.beta.ppf((1 + level) / 2, hits + 1, n_min - hits), 1.0)
-        low, high = np.where(flat, exact_low, low), np.where(flat, exact_high, high)
+            low[flat] = np.where(hits > 0, stats.beta.ppf((1 - level) / 2, hits, n_min - hits + 1), 0.0)
+            high[flat] = np.where(hits < n_min, stats.beta.ppf((1 + level) / 2, hits + 1, n_min - hits), 1.0)
     return low, high
 
 

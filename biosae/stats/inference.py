@@ -18,12 +18,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
-from biosae.stats.adjust import basis, projected, residual, share_explained
+from biosae.stats.adjust import residual
 from biosae.stats.correlation import Columns, dot, ratio, skewness, t_from_r, t_pvalue
-from biosae.stats.nested import group_scores, indicator, score_t
+from biosae.stats.nested import group_scores
 from biosae.stats.permutation import null_counts, permutations, sign_flips
+from biosae.stats.projection import Batch, Projection, batch
+from biosae.stats.schemes import Scheme, permuted
 
 FEW = 20
 """Below this many units or groups, permutation or t with groups - 1 degrees of freedom."""
@@ -47,6 +49,10 @@ class Block:
     r: np.ndarray
     r2_target: float
     r2_columns: np.ndarray
+    batch: Batch | None = None
+    """Targets on the same rows and columns, whose products are made together; None for a block by itself."""
+    place: int = 0
+    """Of this target among those of ``batch``."""
 
     @property
     def n(self) -> int:
@@ -68,17 +74,16 @@ class Block:
 
 def block(rows: np.ndarray, V: Columns, y: np.ndarray, C: np.ndarray | None) -> Block:
     """Residuals, sums of squares and correlations of one stratum."""
-    Q = basis(C, len(y))
-    e = residual(y, Q)
-    centred = y - y.mean()
-    if e @ e <= 1e-20 * (centred @ centred) or not np.ptp(y):
-        e = np.zeros_like(e)
-    coefficient, total, ss = projected(V, Q)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        r2 = np.where(total > 0, 1.0 - ss / total, np.nan)
-    ss = np.where(ss <= 1e-10 * total, 0.0, ss)
-    r = ratio(dot(V, e), np.sqrt(ss * (e @ e)))
-    return Block(rows, V, e, Q, coefficient, ss, r, share_explained(y, Q) if Q.shape[1] > 1 else 0.0, r2)
+    b = member(rows, batch(Projection(V, C), [y]), 0)
+    b.batch = None
+    return b
+
+
+def member(rows: np.ndarray, of: Batch, place: int) -> Block:
+    """The block of one target of a batch."""
+    p = of.projection
+    e = np.ascontiguousarray(of.E[:, place])
+    return Block(rows, p.V, e, p.Q, p.coefficient, p.ss, of.r[:, place], of.r2_target[place], p.r2, of, place)
 
 
 @dataclass
@@ -125,24 +130,41 @@ def linear(
     random_state: int,
     testable: np.ndarray,
     permute: bool = False,
+    scheme: Scheme | None = None,
 ) -> Inference:
     """Test the score of every column; columns outside ``testable`` are NaN and stay out of the max-T.
 
     ``units_blocks``: integer exchangeability block of each unit, or None. ``permute`` forces the permutation p of
     independent units whatever their number. With covariates and few units the p is the larger of t and Freedman-Lane.
+    ``scheme``: the rearrangement that the user named, whose p then takes the place of all others.
     """  # fmt: skip
     R, weight = combined(blocks)
     R = np.where(testable, R, np.nan)
+    forced = scheme is not None and scheme.arrange is None
+    draws = 0 if scheme is not None and not forced else n_permutations
     if groups.codes is None:
-        return _independent(blocks, R, weight, rank_sum, units_blocks, n_permutations, random_state, permute)
-    return _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_state)
+        found = _independent(blocks, R, weight, rank_sum, units_blocks, draws, random_state, permute or forced)
+    else:
+        found = _grouped(blocks, R, weight, groups, units_blocks, draws, random_state, forced)
+    if scheme is not None and not forced:
+        b = blocks[0]
+        found.p, found.p_maxt, found.p_side, found.how = permuted(
+            b.V, b.e[:, None], b.Q, scheme, n_draws=n_permutations, random_state=random_state,
+            testable=~np.isnan(R), setting=None if b.batch is None else b.batch.projection.arranged(scheme),
+        )  # fmt: skip
+        found.how_maxt = found.how
+    return found
 
 
 def _t_of_R(R: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     df = weight - 1.0
     t = t_from_r(R, np.maximum(df, 1e-300))
-    p = np.where(df >= 1, 2.0 * stats.t.sf(np.abs(t), np.maximum(df, 1)), np.nan)
+    p = np.where(df >= 1, 2.0 * special.stdtr(np.maximum(df, 1), -np.abs(t)), np.nan)
     return t, p
+
+
+TOLERATED = 1.05
+"""Skewness counts where it raises a p by more than this factor, and by what it raises it beyond."""
 
 
 def skewed_pvalue(p: np.ndarray, z: np.ndarray, skew: np.ndarray, *, normal: bool, sides: int = 2) -> np.ndarray:
@@ -151,7 +173,8 @@ def skewed_pvalue(p: np.ndarray, z: np.ndarray, skew: np.ndarray, *, normal: boo
     A rare label and a rare latent meet in a few units: their score is nearly a Poisson count, and the normal or t tail
     of it is too small by orders of magnitude (200 units, 5 cases, fires in 10, of which 3 cases: normal 1e-8, exact
     9e-4). The tail is that of a Pearson type III (shifted gamma) with the first three moments of the score under all
-    rearrangements, which are known exactly (Mielke and Berry, Permutation Methods, 2007).
+    rearrangements, which are known exactly (Mielke and Berry, Permutation Methods, 2007). Where that tail is less than
+    :data:`TOLERATED` times ``p``, the result is ``p``; beyond, it is the tail over :data:`TOLERATED`.
 
     Parameters
     ----------
@@ -163,20 +186,33 @@ def skewed_pvalue(p: np.ndarray, z: np.ndarray, skew: np.ndarray, *, normal: boo
     skew
         Third standardised moment of the statistic under rearrangement.
     """
-    heavy, z, a = np.sign(z) * skew > 0, np.abs(z), np.abs(skew)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shape = 4.0 / a**2
-        long = stats.gamma.sf(shape + z * np.sqrt(shape), shape)
-        short = stats.gamma.cdf(shape - z * np.sqrt(shape), shape)
-        tail = long + short if sides == 2 else np.where(heavy, long, short)
-        share = 1.0 if normal else np.minimum(1.0, a / 0.1)
-        blended = np.exp((1.0 - share) * np.log(p) + share * np.log(tail)) if not normal else tail
-    return np.where((a > 1e-3) & np.isfinite(blended), np.fmin(1.0, np.fmax(p, blended)), p)
+    p = np.array(p, dtype=np.float64)
+    heavy, size, a = np.sign(z) * skew > 0, np.abs(z), np.abs(skew)
+    # (z^3 - 3 z) a / 6 is the first-order change of the log tail; two-sided, the two tails cancel it
+    reach = a * (size**3 + 3.0) / 6.0
+    matters = reach > 0.12 if sides == 2 else np.where(heavy, reach > 0.03, a > 0.2)
+    at = np.flatnonzero((a > 1e-3) & matters)
+    if len(at) == 0:
+        return p
+    x, a, own = size[at], a[at], p[at]
+    shape = 4.0 / a**2
+    long, short = np.zeros(len(at)), np.zeros(len(at))
+    far = heavy[at] if sides == 1 else np.ones(len(at), bool)
+    long[far] = special.gammaincc(shape[far], (shape + x * np.sqrt(shape))[far])
+    near = ~heavy[at] if sides == 1 else far
+    short[near] = special.gammainc(shape[near], np.maximum(shape - x * np.sqrt(shape), 0.0)[near])
+    tail = long + short
+    if not normal:
+        share = np.minimum(1.0, a / 0.1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            tail = np.exp((1.0 - share) * np.log(own) + share * np.log(tail))
+    p[at] = np.where(np.isfinite(tail), np.fmin(1.0, np.fmax(own, tail / TOLERATED)), own)
+    return p
 
 
 def times_skewness(p: np.ndarray, z: np.ndarray, skew: np.ndarray) -> np.ndarray:
     """``p`` of a test on several columns times what skewness does to the two-sided normal tail at its largest ``z``."""
-    free = 2.0 * stats.norm.sf(np.abs(z))
+    free = 2.0 * special.ndtr(-np.abs(z))
     skewed = skewed_pvalue(free, z, skew, normal=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.fmin(1.0, np.where(free > 0, p * (skewed / free), np.fmax(p, skewed)))
@@ -192,7 +228,8 @@ def rearrangement_skew(blocks: list[Block]) -> np.ndarray:
     for b in blocks:
         e = b.e / np.sqrt(b.e @ b.e) if b.e.any() else b.e
         factor = b.n / ((b.n - 1) * (b.n - 2)) if b.n > 2 else 0.0
-        third = third + b.weight**3 * factor * np.nan_to_num(skewness(b.V)) * (e**3).sum()
+        skew = skewness(b.V) if b.batch is None else b.batch.projection.skew
+        third = third + b.weight**3 * factor * np.nan_to_num(skew) * (e**3).sum()
         second = second + b.weight
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(second > 0, third / second**1.5, 0.0)
@@ -237,7 +274,7 @@ def _independent(blocks, R, weight, rank_sum, units_blocks, n_permutations, rand
     k = max(b.k for b in blocks)
     if rank_sum:
         statistic = R * np.sqrt(weight)
-        p = 2.0 * stats.norm.sf(np.abs(statistic))
+        p = 2.0 * special.ndtr(-np.abs(statistic))
         how = "normal, ties corrected"
     else:
         statistic, p = _t_of_R(R, weight)
@@ -285,23 +322,47 @@ def _independent(blocks, R, weight, rank_sum, units_blocks, n_permutations, rand
 
 def group_totals(b: Block, codes: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
     """Per group: sums of the residual columns in units of their norm (G, m), and mean of the residual target (G,)."""
-    A = indicator(codes, n_groups)
-    X = A @ b.V
-    X = (X.toarray() if hasattr(X, "toarray") else X) - (A @ b.Q) @ b.coefficient
+    if b.batch is not None:
+        X = b.batch.projection.totals(codes, n_groups)
+    else:
+        codes = codes[b.rows]
+        X = group_scores(b.V, np.ones(b.n), b.Q, b.coefficient, codes, n_groups)
+        X = X / np.where(b.ss > 0, np.sqrt(b.ss), np.inf)
     size = np.bincount(codes, minlength=n_groups)
-    mean = np.bincount(codes, weights=b.e, minlength=n_groups) / np.maximum(size, 1)
-    return X / np.where(b.ss > 0, np.sqrt(b.ss), np.inf), mean
+    return X, np.bincount(codes, weights=b.e, minlength=n_groups) / np.maximum(size, 1)
 
 
-def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_state) -> Inference:
-    codes, G = groups.codes, groups.n
-    S = sum(
-        group_scores(b.V, b.e, b.Q, b.coefficient, codes[b.rows], G)
+def _scaled_scores(blocks: list[Block], codes: np.ndarray, n_groups: int) -> np.ndarray:
+    """Scores of the groups (G, m) on the scale of ``sum_s w_s r_s``."""
+    return sum(
+        group_scores(b.V, b.e, b.Q, b.coefficient, codes[b.rows], n_groups)
         / np.where(b.scale > 0, b.scale, np.inf) * b.weight
         for b in blocks
     )  # fmt: skip
+
+
+def _score_sums(
+    blocks: list[Block], codes: np.ndarray, n_groups: int
+) -> tuple[np.ndarray | None, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Sums over groups of the scaled scores, of their squares, and of squares about the mean; the scores if held."""
+    b = blocks[0]
+    if b.batch is not None:
+        found = b.batch.scores(codes, n_groups)
+        f = b.weight / np.where(b.scale > 0, b.scale, np.inf)
+        total, squares, about = (found[name][:, b.place] for name in ("total", "squares", "about"))
+        return None, (total * f, squares * f**2, about * f**2)
+    S = _scaled_scores(blocks, codes, n_groups)
+    return S, (S.sum(axis=0), (S**2).sum(axis=0), ((S - S.mean(axis=0)) ** 2).sum(axis=0))
+
+
+def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_state, between) -> Inference:
+    codes, G = groups.codes, groups.n
     tested = ~np.isnan(R)
-    t_cluster = np.where(tested, score_t(S), np.nan)
+    S, (total, squares, about) = _score_sums(blocks, codes, G)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t_cluster = np.where(
+            tested & (about > 0) & (G > 1), total / np.sqrt(G) / np.sqrt(about / max(G - 1, 1)), np.nan
+        )
     df_cluster = G - 1.0
     narrow = 1.0
     if groups.constant and G > 2:
@@ -317,7 +378,7 @@ def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_sta
         total = np.zeros_like(R)
         variance, df = np.zeros_like(R), 0
         for b in blocks:
-            X, mean = group_totals(b, codes[b.rows], G)
+            X, mean = group_totals(b, codes, G)
             here = np.bincount(codes[b.rows], minlength=G) > 0
             X, mean = X[here] - X[here].mean(axis=0), mean[here] - mean[here].mean()
             own = max(int(here.sum()) - 1 - b.k, 0)
@@ -334,11 +395,11 @@ def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_sta
     p = np.where(tested, np.maximum(p_cluster, p_model), np.nan)
     how = f"score t over {G} groups, {df_cluster:.3g} df, wider of two standard errors"
     p_side, p_maxt, how_maxt = p / 2, np.full_like(p, np.nan), ""
-    wide = np.sqrt(np.maximum((S**2).sum(axis=0) * G / max(G - 1, 1), variance))
+    wide = np.sqrt(np.maximum(squares * G / max(G - 1, 1), variance))
     se = wide / np.where(weight > 0, weight, np.inf)
 
-    plain = groups.constant and len(blocks) == 1 and blocks[0].k == 0
-    small = G < FEW and plain
+    plain = groups.constant and len(blocks) == 1 and (blocks[0].k == 0 or between)
+    small = plain and (G < FEW or between)
     very_few = G < VERY_FEW and not plain
     if G >= 3 and (small or very_few or n_permutations):
         n_draws = max(n_permutations, MIN_DRAWS if small else 1)
@@ -363,6 +424,7 @@ def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_sta
             scheme = f"permutation of {G} groups" + (" within blocks" if by is not None else "")
         else:
             draws = sign_flips(G, n_draws=n_draws, random_state=random_state)
+            S = _scaled_scores(blocks, codes, G) if S is None else S
             shrink = (G - 1 - blocks[0].k) / G  # centring made the scores smaller than they were: as in CR3
             observed = np.where(tested, shrink * less * S.sum(axis=0) / np.where(wide > 0, wide, np.inf), np.nan)
 

@@ -7,8 +7,9 @@ from scipy import stats
 
 from biosae.stats.correlation import Columns, dot, moments, skewness, t_pvalue
 from biosae.stats.inference import FEW, MIN_DRAWS, VERY_FEW, Groups, Inference, times_skewness, unequal_sizes
-from biosae.stats.nested import hotelling_pvalue, indicator, score_t
+from biosae.stats.nested import group_scores, hotelling_pvalue, indicator, score_t
 from biosae.stats.permutation import null_counts, permutations, sign_flips
+from biosae.stats.schemes import Scheme, permuted
 
 
 def kruskal(
@@ -20,6 +21,7 @@ def kruskal(
     n_permutations: int,
     random_state: int,
     testable: np.ndarray,
+    scheme: Scheme | None = None,
 ) -> Inference:
     """``H = (n - 1) SS_between / SS_total`` of the ranks, ties corrected.
 
@@ -35,11 +37,19 @@ def kruskal(
     onehot = np.eye(C)[codes] - size / n
     ss = np.where(testable, moments(ranks)[1], np.nan)
     H = (n - 1) * (dot(ranks, onehot) ** 2 / size).sum(axis=1) / ss
+    if scheme is not None and scheme.arrange is not None:
+        Q = np.full((n, 1), 1.0 / np.sqrt(n))
+        p, p_maxt, _, how = permuted(
+            ranks, onehot / np.sqrt(size), Q, scheme, n_draws=n_permutations, random_state=random_state,
+            testable=testable,
+        )  # fmt: skip
+        return Inference(H, p, p_maxt, how, how)
+    between = scheme is not None
     small_arrangement = None
     if groups.codes is None:
         p, how = _skew_corrected(ranks, onehot, size, H), f"chi-squared, {C - 1} df, skewness corrected"
         if n < FEW or n_permutations:
-            small_arrangement = (ranks, codes, units_blocks, H / (n - 1), n < FEW, "permutation")
+            small_arrangement = (ranks, codes, units_blocks, H / (n - 1), n < FEW or between, "permutation")
     else:
         G = groups.n
         S = _scores(ranks, onehot, groups)
@@ -57,7 +67,14 @@ def kruskal(
             per_group = np.bincount(groups.codes, minlength=G)
             narrow = max(unequal_sizes(per_group, (own == c) - size[c] / n) for c in range(C))
             observed = np.where(testable, _between(X, own, C) / narrow, np.nan)
-            small_arrangement = (X - X.mean(axis=0), own, by, observed, G < FEW, f"permutation of {G} groups")
+            small_arrangement = (
+                X - X.mean(axis=0),
+                own,
+                by,
+                observed,
+                G < FEW or between,
+                f"permutation of {G} groups",
+            )
         elif not groups.constant and (n_permutations or G < VERY_FEW) and G >= 3:
             found = _flipped(S / np.sqrt(size), H, ss / (n - 1), p, how, testable, n_permutations, random_state)
             if np.bincount(groups.codes).max() > n / 4:  # flips of scores that share one dominating group are too few
@@ -114,15 +131,8 @@ def _between(X: np.ndarray, codes: np.ndarray, C: int) -> np.ndarray:
 
 def _scores(ranks: Columns, onehot: np.ndarray, groups: Groups) -> np.ndarray:
     """Score of every class in every group, (G, m, C)."""
-    A = indicator(groups.codes, groups.n)
-    mean = moments(ranks)[0]
-    S = []
-    for c in range(onehot.shape[1]):
-        weighted = A.multiply(onehot[:, c]).tocsr()
-        s = weighted @ ranks
-        s = s.toarray() if hasattr(s, "toarray") else s
-        S.append(s - np.asarray(weighted.sum(axis=1)) * mean)
-    return np.stack(S, axis=-1)
+    Q, mean = np.ones((len(onehot), 1)), moments(ranks)[0][None]
+    return np.stack([group_scores(ranks, e, Q, mean, groups.codes, groups.n) for e in onehot.T], axis=-1)
 
 
 def _flipped(

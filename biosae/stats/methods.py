@@ -13,10 +13,12 @@ from biosae.stats.adjust import basis, residual, share_explained
 from biosae.stats.correlation import Columns, dot, fisher_interval, z_interval
 from biosae.stats.counts import negbin, poisson
 from biosae.stats.cox_screen import cox
-from biosae.stats.inference import Block, Inference, block, linear
+from biosae.stats.inference import Block, Groups, Inference, block, linear
 from biosae.stats.kendall import kendall
 from biosae.stats.kruskal import kruskal
-from biosae.stats.nested import group_squares, indicator
+from biosae.stats.lmm import lmm
+from biosae.stats.meta import combine
+from biosae.stats.nested import group_scores, group_squares, indicator
 from biosae.stats.ordinal import ordinal
 from biosae.stats.problem import Method, Problem, Result
 
@@ -38,56 +40,124 @@ def _correlation(problem: Problem, *, rank: bool) -> Result:
         estimate = b.r
         low, high = fisher_interval(estimate, n_effective=b.n - b.k, rank=rank)
     else:
-        r = np.stack([b.r for b in blocks])
-        w = np.where(np.isnan(r), 0.0, np.array([max(b.n - 3 - b.k, 0) for b in blocks], float)[:, None])
-        most = np.array([1 - 1 / b.n if b.n < 10 else 0.999999 for b in blocks])[:, None]  # r = 1 of 5 rows says little
-        z_each = np.arctanh(np.clip(np.nan_to_num(r), -most, most))
-        weight = w.sum(axis=0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            z = np.where(weight > 0, (w * z_each).sum(axis=0) / weight, np.nan)
-            estimate = np.tanh(z)
-            half = special.ndtri(0.975) * np.sqrt((1 + estimate**2 / 2 if rank else 1.0) / weight)
-            Q = (w * (z_each - z) ** 2).sum(axis=0) / (1 + estimate**2 / 2 if rank else 1.0)
-            used = (w > 0).sum(axis=0)
-            contributing = np.where(w > 0, np.array([b.n for b in blocks])[:, None], 0).sum(axis=0)
-            extra = {
-                "n_units": np.where(used > 0, contributing, sum(b.n for b in blocks)),
-                "n_strata": used, "q_heterogeneity": np.where(used > 1, Q, np.nan),
-                "p_heterogeneity": np.where(used > 1, stats.chi2.sf(Q, np.maximum(used - 1, 1)), np.nan),
-                "i2": np.where(used > 1, np.clip(1 - (used - 1) / Q, 0, 1), np.nan),
-                "n_same_sign": ((np.sign(r) == np.sign(estimate)) & (w > 0)).sum(axis=0),
-            }  # fmt: skip
-        low, high = z_interval(estimate, half)
+        estimate, low, high, extra = _over_strata(blocks, rank=rank)
     if problem.groups.codes is not None:
         low, high = _grouped_interval(blocks, problem.groups, estimate, low, high, rank, inference)
+    if problem.pooling == "random" and problem.strata is not None:
+        z, variance = _each(blocks, problem.groups, rank=rank)
+        found = combine(z, variance, effects="random")
+        estimate, low, high = (np.tanh(found[name]) for name in ("estimate", "ci_low", "ci_high"))
+        extra |= _heterogeneity(found)
+        _not_below(inference, found)
     return Result(estimate, low, high, inference, extra)
+
+
+def _over_strata(blocks: list[Block], *, rank: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
+    """Fixed effect on Fisher's z with weights ``n - 3 - k``, its free interval, and heterogeneity."""
+    r = np.stack([b.r for b in blocks])
+    w = np.where(np.isnan(r), 0.0, np.array([max(b.n - 3 - b.k, 0) for b in blocks], float)[:, None])
+    z_each = np.arctanh(np.clip(np.nan_to_num(r), -_most(blocks), _most(blocks)))
+    weight = w.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.where(weight > 0, (w * z_each).sum(axis=0) / weight, np.nan)
+        estimate = np.tanh(z)
+        spread = 1 + estimate**2 / 2 if rank else np.ones_like(estimate)
+        half = special.ndtri(0.975) * np.sqrt(spread / weight)
+        Q = (w * (z_each - z) ** 2).sum(axis=0) / spread
+        used = (w > 0).sum(axis=0)
+        contributing = np.where(w > 0, np.array([b.n for b in blocks])[:, None], 0).sum(axis=0)
+        tau2 = (Q - (used - 1)) * spread / (weight - (w**2).sum(axis=0) / weight)
+        extra = {
+            "n_units": np.where(used > 0, contributing, sum(b.n for b in blocks)),
+            "n_strata": used, "q_heterogeneity": np.where(used > 1, Q, np.nan),
+            "p_heterogeneity": np.where(used > 1, stats.chi2.sf(Q, np.maximum(used - 1, 1)), np.nan),
+            "i2": np.where(used > 1, np.clip(1 - (used - 1) / Q, 0, 1), np.nan),
+            "tau2": np.where(used > 1, np.maximum(tau2, 0.0), np.nan),
+            "n_same_sign": ((np.sign(r) == np.sign(estimate)) & (w > 0)).sum(axis=0),
+        }  # fmt: skip
+    return estimate, *z_interval(estimate, half), extra
+
+
+def _most(blocks: list[Block]) -> np.ndarray:
+    return np.array([1 - 1 / b.n if b.n < 10 else 0.999999 for b in blocks])[:, None]  # r = 1 of 5 rows says little
+
+
+def _each(blocks: list[Block], groups: Groups, *, rank: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Fisher's z of every stratum and its variance (k, m): of free rows, or by groups where that is wider."""
+    r = np.clip(np.stack([b.r for b in blocks]), -_most(blocks), _most(blocks))
+    n = np.array([b.n - 3 - b.k for b in blocks], float)[:, None]
+    variance = np.where(n > 0, (1 + r**2 / 2 if rank else 1.0) / np.where(n > 0, n, 1.0), np.nan)
+    if groups.codes is not None:
+        for s, b in enumerate(blocks):
+            G = len(np.unique(groups.codes[b.rows]))
+            if G < 2:
+                variance[s] = np.nan
+                continue
+            own = G / (G - 1) * (_influence(b, groups) ** 2).sum(axis=0) * (1 + r[s] ** 2 / 2 if rank else 1.0)
+            variance[s] = np.fmax(variance[s], own)
+    return np.arctanh(r), variance
+
+
+def _heterogeneity(found: dict) -> dict:
+    return {
+        "n_strata": found["n_strata"], "n_same_sign": found["n_same_sign"], "q_heterogeneity": found["q"],
+        "p_heterogeneity": found["p_heterogeneity"], "i2": found["i2"], "tau2": found["tau2"],
+    }  # fmt: skip
+
+
+def _not_below(inference: Inference, found: dict) -> None:
+    """No p below that of the mean effect of strata whose effects differ."""
+    inference.p, inference.p_maxt = np.maximum(inference.p, found["p"]), np.maximum(inference.p_maxt, found["p"])
+    if inference.p_side is not None:
+        inference.p_side = np.maximum(inference.p_side, found["p"] / 2)
+    inference.how += ", not below random effects"
 
 
 def _grouped_interval(blocks, groups, estimate, low, high, rank, inference) -> tuple[np.ndarray, np.ndarray]:
     """Sandwich interval on Fisher's z, never narrower than that of free units or than the null error of the test."""
-    codes, G = groups.codes, groups.n
-    total, weight = 0.0, 0.0
-    for b in blocks:
-        w = np.where(np.isnan(b.r), 0.0, max(b.n - 3 - b.k, 0) if len(blocks) > 1 else 1.0)
-        own = codes[b.rows]
-        A = indicator(own, G)
+    G = groups.n
+    shared = blocks[0].batch is not None
+    if shared:
+        se = np.sqrt(G / max(G - 1, 1) * _influence_squares(blocks[0], groups))
+    else:
+        total, weight = 0.0, 0.0
+        for b in blocks:
+            w = np.where(np.isnan(b.r), 0.0, max(b.n - 3 - b.k, 0) if len(blocks) > 1 else 1.0)
+            total = total + np.where(w > 0, w * _influence(b, groups), 0.0)
+            weight = weight + w
         with np.errstate(divide="ignore", invalid="ignore"):
-            S = _scores(b, A) / b.scale
-            share = group_squares(b.V, b.Q, b.coefficient, own, G) / b.ss + ((A @ b.e**2) / (b.e @ b.e))[:, None]
-            influence = (S - b.r / 2 * share) / (1 - b.r**2)
-        total = total + np.where(w > 0, w * influence, 0.0)
-        weight = weight + w
+            se = np.sqrt(G / max(G - 1, 1) * (total**2).sum(axis=0)) / weight
     with np.errstate(divide="ignore", invalid="ignore"):
-        se = np.sqrt(G / max(G - 1, 1) * (total**2).sum(axis=0)) / weight
         se = se * np.sqrt(1 + estimate**2 / 2) if rank else se
         free = (np.arctanh(high) - np.arctanh(low)) / 2 / special.ndtri(0.975)
     widest = np.fmax(np.fmax(se, inference.se), np.where(np.isfinite(free), free, 0.0))
     return z_interval(estimate, _critical(inference) * widest)
 
 
-def _scores(b: Block, A: sp.csr_matrix) -> np.ndarray:
-    S = A @ sp.diags(b.e) @ b.V
-    return (S.toarray() if sp.issparse(S) else S) - (A @ sp.diags(b.e) @ b.Q) @ b.coefficient
+def _influence(b: Block, groups: Groups) -> np.ndarray:
+    """Influence of every group on Fisher's z of every column (G, m)."""
+    own, G = groups.codes[b.rows], groups.n
+    S = group_scores(b.V, b.e, b.Q, b.coefficient, own, G)
+    share = np.bincount(own, weights=b.e**2, minlength=G)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = group_squares(b.V, b.Q, b.coefficient, own, G) / b.ss + share / (b.e @ b.e)
+        return (S / b.scale - b.r / 2 * share) / (1 - b.r**2)
+
+
+def _influence_squares(b: Block, groups: Groups) -> np.ndarray:
+    """Sum of :func:`_influence` squared over groups (m,), from sums that all targets share."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        norm = b.e @ b.e
+        sums = _less(b, groups, b.r / 2 * b.scale / b.ss, b.r / 2 * b.scale / norm)
+        return sums / b.scale**2 / (1 - b.r**2) ** 2
+
+
+def _less(b: Block, groups: Groups, of_x: np.ndarray, of_e: np.ndarray | float) -> np.ndarray:
+    """``sum_g (s_g - of_x x2_g - of_e e2_g)^2`` of every column (m,)."""
+    found, t = b.batch.scores(groups.codes, groups.n), b.place
+    total = found["squares"][:, t] + of_x**2 * found["xx"] + of_e**2 * found["ee"][t]
+    total = total - 2 * of_x * found["with_x"][:, t] - 2 * of_e * found["with_e"][:, t]
+    return np.maximum(total + 2 * of_x * of_e * found["xe"][:, t], 0.0)
 
 
 def pearson(problem: Problem) -> Result:
@@ -103,32 +173,58 @@ def auroc(problem: Problem) -> Result:
     inference = linear(blocks, problem.groups, rank_sum=True, **problem.options())
     positive = problem.y == 1
     codes, G = problem.groups.codes, problem.groups.n
-    m = problem.V.shape[1]
-    pairs, area, variance, per_r, n_min = 0.0, np.zeros(m), np.zeros(m), np.zeros(m), 0
-    influence = np.zeros((G if codes is not None else 0, m))
+    factor = G / max(G - 1, 1)
+    areas, variances, pairs, per_r, n_min = [], [], [], 0.0, 0
+    influence = 0.0
     for b in blocks:
         own = positive[b.rows]
+        n1, n0 = int(own.sum()), int((~own).sum())
+        areas.append(0.5 + 2.0 * b.r * b.scale / (b.n * n1 * n0))  # the ranks of the two classes differ by n / 2
+        areas[-1] = np.where(np.isnan(b.r), 0.5, areas[-1])
+        pairs.append(float(n1 * n0))
+        per_r = per_r + np.sqrt(b.ss * n1 * n0 / b.n)  # change of the area, times pairs, for a unit of the correlation
+        n_min += min(n1, n0)
+        if b.batch is not None and sp.issparse(problem.V):
+            variances.append(problem.delong() if codes is None else factor * problem.delong())
+            continue
         V = problem.V if problem.strata is None else effects.rows_of(problem.V, b.rows)
-        w = float(own.sum() * (~own).sum())
-        area += w * effects.auroc(b.V, own)
-        pairs += w
-        per_r += np.sqrt(b.ss * w / b.n)  # change of the area, times pairs, for a unit change of the correlation
         if codes is None:
-            variance += w**2 * effects.delong_variance(V, own)
-            n_min += min(int(own.sum()), int((~own).sum()))
+            variances.append(effects.delong_variance(V, own))
         else:
-            influence += w * effects.delong_groups(V, own, codes[b.rows], G)
-    area, variance, influence = area / pairs, variance / pairs**2, influence / pairs
+            each = effects.delong_groups(V, own, codes[b.rows], G)
+            held = len(np.unique(codes[b.rows]))
+            variances.append(held / max(held - 1, 1) * (each**2).sum(axis=0))
+            influence = influence + pairs[-1] * each
+    w = np.array(pairs)[:, None] / sum(pairs)
+    area, variance = (w * np.stack(areas)).sum(axis=0), (w**2 * np.stack(variances)).sum(axis=0)
     if codes is not None:
-        null = inference.se * per_r / pairs
-        variance = np.fmax(
-            G / max(G - 1, 1) * (influence**2).sum(axis=0), np.where(influence.any(axis=0), null**2, 0.0)
-        )
+        if len(blocks) > 1:
+            variance = factor * ((influence / sum(pairs)) ** 2).sum(axis=0)
+        null = inference.se * per_r / sum(pairs)
+        variance = np.fmax(variance, np.where(variance > 0, null**2, 0.0))
         n_min = min(len(np.unique(codes[positive])), len(np.unique(codes[~positive])))
     low, high = effects.logit_interval(area, variance, critical=_critical(inference), n_min=n_min)
-    if codes is None and problem.strata is None and len(positive) <= 20:
+    if codes is None and problem.strata is None and len(positive) <= 20 and problem.scheme is None:
         _exact_where_untied(problem, positive, area, inference)
-    return Result(area, low, high, inference)
+    if problem.strata is None:
+        return Result(area, low, high, inference)
+    found = _areas_together(np.stack(areas), np.stack(variances), problem.pooling)
+    if problem.pooling == "random":
+        area, low, high = (special.expit(found[name]) for name in ("estimate", "ci_low", "ci_high"))
+        _not_below(inference, found)
+    return Result(area, low, high, inference, _heterogeneity(found))
+
+
+def _areas_together(areas: np.ndarray, variances: np.ndarray, pooling: str) -> dict:
+    """AUROC of strata (k, m) put together on the logit scale; perfect separation leaves a stratum out."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inside = (areas > 0) & (areas < 1)
+        logit = np.where(inside, special.logit(areas), np.nan)
+        found = combine(logit, variances / (areas * (1 - areas)) ** 2, effects="random")
+    if pooling == "fixed":
+        mean = combine(logit, variances / np.where(inside, areas * (1 - areas), 1.0) ** 2)["estimate"]
+        found["n_same_sign"] = (np.sign(logit) == np.sign(mean)).sum(axis=0)
+    return found
 
 
 def _exact_where_untied(problem: Problem, positive: np.ndarray, area: np.ndarray, inference: Inference) -> None:
@@ -145,7 +241,7 @@ def _exact_where_untied(problem: Problem, positive: np.ndarray, area: np.ndarray
 
 def wilcoxon(problem: Problem) -> Result:
     found = auroc(problem)
-    return Result(2 * found.estimate - 1, 2 * found.low - 1, 2 * found.high - 1, found.inference)
+    return Result(2 * found.estimate - 1, 2 * found.low - 1, 2 * found.high - 1, found.inference, found.extra)
 
 
 def welch(problem: Problem) -> Result:
@@ -169,11 +265,9 @@ def welch(problem: Problem) -> Result:
             inference.p_side = np.fmax(p / 2, inference.p_side)
             inference.p_maxt = np.maximum(inference.p_maxt, inference.p)
     else:
-        A = indicator(codes, G)
-        weights = np.where(positive, 1.0 / n1, -1.0 / n0)
-        D = A @ sp.diags(weights) @ problem.V
-        D = D.toarray() if sp.issparse(D) else D
-        D = D - np.outer(A @ (positive / n1), m1) + np.outer(A @ (~positive / n0), m0)
+        inside = np.column_stack([positive / n1, ~positive / n0])
+        D = group_scores(problem.V, inside[:, 0] - inside[:, 1], np.empty((b.n, 0)), np.empty((0, len(m1))), codes, G)
+        D = D - (indicator(codes, G) @ inside) @ np.stack([m1, -m0])
         with np.errstate(divide="ignore", invalid="ignore"):
             null = inference.se * b.scale * (n1 + n0) / (n1 * n0)
             se = np.fmax(np.sqrt(G / max(G - 1, 1) * (D**2).sum(axis=0)), null) / np.sqrt((ss1 + ss0) / (n1 + n0 - 2))
@@ -199,7 +293,7 @@ def fisher(problem: Problem) -> Result:
     a = dot(fired, positive)
     ratio, low, high = effects.odds_ratio(a, k - a, n1 - a, n - n1 - k + a)
     codes, G = problem.groups.codes, problem.groups.n
-    if codes is None:
+    if codes is None and problem.scheme is None:
         p = np.where(problem.testable, effects.fisher_pvalue(a, n1, k, n), np.nan)
         shared = Inference(p, p, np.full_like(p, np.nan), "", "")
         if problem.n_permutations:
@@ -216,8 +310,7 @@ def fisher(problem: Problem) -> Result:
     A = indicator(codes, G)
     cells = []
     for member in (positive, 1.0 - positive):
-        hits = A @ sp.diags(member) @ fired
-        hits = hits.toarray() if sp.issparse(hits) else hits
+        hits = group_scores(fired, member, np.empty((n, 0)), np.empty((0, len(k))), codes, G)
         cells += [hits, (A @ member)[:, None] - hits]
     shift = 0.5 * (np.stack([c.sum(axis=0) for c in cells]).min(axis=0) == 0)
     cells = [c / (c.sum(axis=0) + shift) for c in cells]
@@ -234,16 +327,21 @@ def ols(problem: Problem) -> Result:
     b = problem.blocks(rank=False)[0]
     inference = linear([b], problem.groups, rank_sum=False, **problem.options())
     with np.errstate(divide="ignore", invalid="ignore"):
-        slope = np.where(b.ss > 0, dot(b.V, b.e) / b.ss, np.nan)
+        slope = np.where(b.ss > 0, b.r * b.scale / b.ss, np.nan)
         df = b.n - b.k - 2
         if problem.groups.codes is None:
             se = np.sqrt(np.maximum(b.e @ b.e - slope**2 * b.ss, 0.0) / max(df, 1) / b.ss)
-            half = se * stats.t.ppf(0.975, max(df, 1))
+            half = se * special.stdtrit(max(df, 1), 0.975)
         else:
             codes, G = problem.groups.codes, problem.groups.n
-            S = _scores(b, indicator(codes, G)) - slope * group_squares(b.V, b.Q, b.coefficient, codes, G)
+            if b.batch is not None:
+                squares = _less(b, problem.groups, slope, 0.0)
+            else:
+                S = group_scores(b.V, b.e, b.Q, b.coefficient, codes, G)
+                S = S - slope * group_squares(b.V, b.Q, b.coefficient, codes, G)
+                squares = (S**2).sum(axis=0)
             factor = G / max(G - 1, 1) * (b.n - 1) / max(df, 1)
-            robust = np.sqrt((S**2).sum(axis=0) * factor) / b.ss
+            robust = np.sqrt(squares * factor) / b.ss
             half = np.fmax(robust, inference.se * np.sqrt(b.e @ b.e / b.ss)) * _critical(inference)
     return Result(slope, slope - half, slope + half, inference)
 
@@ -271,7 +369,7 @@ def by_size(problem: Problem, method: str, sizes: np.ndarray) -> Inference:
         ranks, Q = problem.ranked("rank None", problem.V), basis(size, len(sizes))
         ranks = residual(ranks.toarray() if sp.issparse(ranks) else ranks, Q)
         return kruskal(ranks, problem.y.astype(int), problem.groups, **problem.options())
-    adjusted = replace(problem, C=size if problem.C is None else np.hstack([problem.C, size]), cache={})
+    adjusted = replace(problem, C=size if problem.C is None else np.hstack([problem.C, size]), cache={}, peers=())
     if method in SCORE:
         return METHODS[method].run(replace(adjusted, n_fits=0)).inference
     if method == "fisher":
@@ -292,6 +390,7 @@ METHODS: dict[str, Method] = {
     "fisher": Method(fisher, "odds_ratio", 1.0, "two"),
     "kruskal": Method(kruskal_wallis, "epsilon_squared", 0.0, "classes"),
     "ols": Method(ols, "slope", 0.0, "any", covariates=True),
+    "lmm": Method(lmm, "slope", 0.0, "numeric", covariates=True),
     "poisson": Method(poisson, "rate_ratio", 1.0, "numeric", covariates=True, counts=True),
     "negbin": Method(negbin, "rate_ratio", 1.0, "numeric", covariates=True, counts=True),
     "ordinal": Method(ordinal, "cumulative_odds_ratio", 1.0, "ordered", covariates=True),

@@ -18,6 +18,7 @@ from scipy import stats
 from biosae.errors import InputError, StatisticsError, nearest
 from biosae.stats.adjust import is_categorical
 from biosae.stats.correlation import Columns, as_columns, dot, t_pvalue
+from biosae.stats.kernels import kernels
 
 HOW = ("mean", "fraction_active", "max")
 
@@ -190,10 +191,10 @@ def group_scores(
     V: Columns, e: np.ndarray, Q: np.ndarray, coefficient: np.ndarray, codes: np.ndarray, n_groups: int
 ) -> np.ndarray:
     """``s_g = sum_{i in g} (M x)_i e_i`` for every column, (G, m); ``coefficient = Q'V``, M the projection off Q."""
-    A = indicator(codes, n_groups) @ sp.diags(e)
-    S = A @ V
-    S = S.toarray() if sp.issparse(S) else np.asarray(S)
-    return S - (A @ Q) @ coefficient
+    inside = indicator(codes, n_groups) @ (Q * e[:, None])
+    if sp.issparse(V):
+        return kernels().group_sums(V, e, codes, n_groups) - inside @ coefficient
+    return indicator(codes, n_groups) @ (V * e[:, None]) - inside @ coefficient
 
 
 def group_squares(V: Columns, Q: np.ndarray, coefficient: np.ndarray, codes: np.ndarray, n_groups: int) -> np.ndarray:
@@ -203,8 +204,8 @@ def group_squares(V: Columns, Q: np.ndarray, coefficient: np.ndarray, codes: np.
     S = A @ square
     S = S.toarray() if sp.issparse(S) else np.asarray(S)
     for k in range(Q.shape[1]):
-        cross = A @ sp.diags(Q[:, k]) @ V
-        S -= 2.0 * (cross.toarray() if sp.issparse(cross) else cross) * coefficient[k]
+        cross = kernels().group_sums(V, Q[:, k], codes, n_groups) if sp.issparse(V) else A @ (V * Q[:, [k]])
+        S -= 2.0 * cross * coefficient[k]
     within = np.stack([A @ (Q * Q[:, [k]]) for k in range(Q.shape[1])], axis=1)
     S += np.einsum("gkl,km,lm->gm", within, coefficient, coefficient, optimize=True)
     return np.maximum(S, 0.0)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from biosae.stats.kernels import kernels
+
 MAX_EXACT = 50_000
 """Most arrangements that are listed instead of drawn."""
 CHUNK = 64
@@ -92,7 +94,12 @@ def _columns(table: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def null_counts(
-    observed: np.ndarray, draws: Draws, statistic: Callable[[np.ndarray], np.ndarray], *, step_down: bool = False
+    observed: np.ndarray,
+    draws: Draws,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    step_down: bool = True,
+    slack: float = 1e-9,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Permutation p, max-T adjusted p (Westfall and Young 1993) and one-sided p of every column, from the same draws.
 
@@ -105,7 +112,10 @@ def null_counts(
     statistic
         Maps arrangements (n, b) to statistics (m, b).
     step_down
-        True takes the maximum over columns not yet rejected, from the largest statistic down, and keeps the p monotone.
+        True takes the maximum over the columns whose statistic is not larger, from the largest down, and keeps the p
+        monotone: never above the p of the maximum over all columns, and as safe.
+    slack
+        Share by which a draw may fall short and still count as a tie.
 
     Returns
     -------
@@ -118,19 +128,11 @@ def null_counts(
         return p, p_max, p_side
     sign, observed = np.sign(observed), np.abs(observed)
     order = tested[np.argsort(-observed[tested], kind="stable")]
-    threshold = observed[order] * (1.0 - 1e-9) - 1e-12
-    own, joint, side = (np.zeros(len(order)) for _ in range(3))
+    threshold = observed[order] * (1.0 - slack) - 1e-12
+    counts = np.zeros((3, len(order)))
     for arrangement in draws.blocks():
-        signed = np.nan_to_num(statistic(arrangement)[order])
-        side += (signed * sign[order][:, None] >= threshold[:, None]).sum(axis=1)
-        null = np.abs(signed)
-        own += (null >= threshold[:, None]).sum(axis=1)
-        if step_down:
-            top = np.maximum.accumulate(null[::-1], axis=0)[::-1]
-            joint += (top >= threshold[:, None]).sum(axis=1)
-        else:
-            top = np.sort(null.max(axis=0))
-            joint += len(top) - np.searchsorted(top, threshold, side="left")
+        counts += kernels().exceed(statistic(arrangement), order, threshold, sign[order], step_down)
+    own, joint, side = counts
     p[order] = draws.p(own)
     p_side[order] = draws.p(side)
     p_max[order] = np.maximum.accumulate(draws.p(joint))

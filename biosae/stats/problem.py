@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,10 @@ import scipy.sparse as sp
 
 from biosae.stats import effects
 from biosae.stats.correlation import Columns, rank_columns, rank_target
-from biosae.stats.inference import Block, Groups, Inference, block
+from biosae.stats.inference import Block, Groups, Inference, block, member
+from biosae.stats.kernels import kernels
+from biosae.stats.projection import Batch, Projection, batch
+from biosae.stats.schemes import Scheme
 
 
 @dataclass
@@ -37,19 +40,55 @@ class Problem:
     pooling: str = "fixed"
     n_fits: int = 50
     cache: dict = field(default_factory=dict)
-    """Ranked columns a stratum, shared between targets that have the same rows."""
+    """Ranked columns a stratum, projections and products, shared between targets that have the same rows."""
+    peers: Sequence[np.ndarray] = ()
+    """Targets of the same rows and method, this one among them, whose products are made together."""
+    place: int = 0
+    """Of this target among its peers."""
+    scheme: Scheme | None = None
+    """The rearrangement that the user named with ``permute``; None for ``"auto"``."""
 
     def options(self) -> dict:
-        names = ("units_blocks", "n_permutations", "random_state", "testable")
+        names = ("units_blocks", "n_permutations", "random_state", "testable", "scheme")
         return {name: getattr(self, name) for name in names}
 
     def ranked(self, key: str, V: Columns) -> Columns:
         if key not in self.cache:
-            self.cache[key] = rank_columns(V)
+            if V is self.V and sp.issparse(V):
+                self.cache[key] = sp.csc_matrix((kernels().ranks(V, self.order()), V.indices, V.indptr), shape=V.shape)
+            else:
+                self.cache[key] = rank_columns(V)
         return self.cache[key]
+
+    def order(self) -> np.ndarray:
+        """Places of the sparse columns' entries by value, for ranks and for DeLong's components."""
+        if "order" not in self.cache:
+            self.cache["order"] = kernels().order(self.V)
+        return self.cache["order"]
+
+    def delong(self) -> np.ndarray:
+        """Variance of the AUROC of every sparse column (m,), or the sum of squared influence of groups; all peers at
+        once.
+        """
+        found = self.cache.get("delong")
+        if found is None or found[0] is not self.peers:
+            labels = np.column_stack([y == 1 for y in self.peers]).astype(np.uint8)
+            if self.groups.codes is not None:
+                made = kernels().delong_groups(self.V, self.order(), labels, self.groups.codes, self.groups.n)
+            else:
+                n1 = labels.sum(axis=0, dtype=np.float64)
+                n0 = len(labels) - n1
+                one, zero = kernels().delong(self.V, self.order(), labels)
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    made = one / (n1 - 1) / n0**2 / n1 + zero / (n0 - 1) / n1**2 / n0
+                made[:, (n1 < 2) | (n0 < 2)] = np.nan
+            found = self.cache["delong"] = (self.peers, made)
+        return found[1][:, self.place]
 
     def blocks(self, *, rank: bool) -> list[Block]:
         """One block a stratum; ranks are taken within the stratum."""
+        if self.strata is None and len(self.peers) and self.peers[self.place] is self.y:
+            return [member(np.arange(len(self.y)), self._batch(rank), self.place)]
         out = []
         for s in [None] if self.strata is None else np.unique(self.strata):
             rows = np.arange(len(self.y)) if s is None else np.flatnonzero(self.strata == s)
@@ -61,6 +100,18 @@ class Problem:
                 V = V - V.mean(axis=0)
             out.append(block(rows, V, y, None if self.C is None else self.C[rows]))
         return out
+
+    def _batch(self, rank: bool) -> Batch:
+        """Products of all peers with the columns (or their ranks), made once."""
+        ys = self.cache.get(("peers", rank))
+        if ys is None or ys[0] is not self.peers:
+            V = self.ranked("rank None", self.V) if rank else self.V
+            key = ("projection", rank)
+            if key not in self.cache or self.cache[key].C is not self.C:
+                self.cache[key] = Projection(V, self.C)
+            made = batch(self.cache[key], [rank_target(y) if rank else y for y in self.peers])
+            ys = self.cache["peers", rank] = (self.peers, made)
+        return ys[1]
 
 
 @dataclass
