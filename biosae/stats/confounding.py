@@ -118,12 +118,12 @@ def overlaps(
     out = {}
     for b in map(column_of, biology):
         for t in map(column_of, technical):
-            columns = list(dict.fromkeys([b, t] + [unit] * (unit is not None)))
-            part = obs[columns].copy()
+            counted = None if unit in (b, t) else unit
+            part = obs[list(dict.fromkeys([b, t] + [unit] * (counted is not None)))].copy()
             for name in (b, t):
-                if name != unit and not is_categorical(part[name]) and part[name].nunique() > 8:
+                if not is_categorical(part[name]) and part[name].nunique() > 8:
                     part[name] = pd.qcut(part[name], 3, duplicates="drop").astype(str).where(part[name].notna())
-            table = overlap(part, b, by=t, unit=unit)
+            table = overlap(part, b, by=t, unit=counted)
             counts = {str(k): {str(c): int(n) for c, n in row.items()} for k, row in table.iterrows()}
             out[f"{b} x {t}"] = {"counts": counts, **table.attrs}
     return out

@@ -180,7 +180,7 @@ def _direction(
                 some = rng.choice(rest, min(len(chosen), len(rest)), replace=False)
                 chance[k, s, r] = balanced(by_unit(design, (without(some) > 0) == y, seen, held), cell)
     mean = {k: float(np.mean(v)) for k, v in point.items()}
-    again = {k: np.nanmean(v, axis=0) for k, v in resampled.items()}
+    again = {k: np.mean(v, axis=0) for k, v in resampled.items()}
     out = []
     for k in range(len(n_latents)):
         interval = np.nanquantile(score(again["clean"], again["biased"], again[k]), [0.025, 0.975])
@@ -210,5 +210,7 @@ def _effects(Z: Any, c: np.ndarray, weight: np.ndarray, along: np.ndarray) -> np
 def _resampled(share: np.ndarray, cell: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Balanced accuracies (B,) with units counted ``times`` (B, units)."""
     member = np.eye(4)[cell]
-    with np.errstate(invalid="ignore"):
-        return np.nanmean((times @ (member * share[:, None])) / (times @ member), axis=1)
+    total = times @ member
+    with np.errstate(invalid="ignore"):  # a cell without units in a resample is left out; NaN if there is none at all
+        share = np.divide(times @ (member * share[:, None]), total, out=np.zeros_like(total), where=total > 0)
+        return share.sum(axis=1) / (total > 0).sum(axis=1)
