@@ -23,10 +23,10 @@ MAX_LATENTS = 500
 """Latents that are fitted in one call; more is a screen."""
 ERRORS = ("auto", "model", "cr1", "cr2", "jackknife", "bootstrap", "wild")
 NESTED = ("aggregate", "cluster")
-MAX_JACKKNIFE = 100
-"""Up to this many groups ``auto`` leaves out one at a time where there is no CR2; beyond it CR1 is as good."""
-LEAST_BOOTSTRAP = 20
-"""Groups that ``errors="bootstrap"`` needs."""
+MAX_JACKKNIFE = 200
+"""Up to this many groups ``auto`` leaves out one at a time where there is no CR2."""
+LEAST_GROUPS = 40
+"""Groups in which a latent must fire for CR1 or the bootstrap to hold their level."""
 COLUMNS = [
     "latent", "target", "model", "estimate", "se", "ci_low", "ci_high", "statistic", "df", "p", "effect", "ratio",
     "ratio_low", "ratio_high", "scale", "n_units", "n_groups", "n_samples", "n_events", "n_active", "status", "note",
@@ -85,9 +85,10 @@ def fit(
     errors
         ``"auto"``: units independent: those of the model (``poisson``: HC2, ``zip``: HC1); dependent: CR2 with
         Satterthwaite degrees of freedom for ``ols``, ``logistic``, ``poisson``, ``negbin``, leaving out one group at a
-        time for ``zip``, ``zinb``, ``ordinal``, ``cox`` (beyond 100 groups CR1), the model's for mixed models. Or
-        ``"model"``, ``"cr1"`` (t, groups - 1), ``"cr2"``, ``"jackknife"`` (t, groups - 1), ``"bootstrap"`` (of groups;
-        20 or more), ``"wild"`` (``ols``; null imposed).
+        time for ``zip``, ``zinb``, ``ordinal``, ``cox`` (beyond 200 groups CR1), the model's for mixed models. Or
+        ``"model"``, ``"cr2"``, ``"jackknife"`` (one group left out at a time; t, groups - 1), ``"wild"`` (``ols``;
+        null imposed), and with 40 groups or more ``"cr1"`` (t, groups - 1) and ``"bootstrap"`` (of groups). A latent
+        that fires in fewer than 40 groups gets the jackknife in place of these two; ``errors`` of its row says so.
     standardise
         True: effects for one standard deviation of the latent over the units; False: for one unit of it.
     n_bootstrap
@@ -157,7 +158,7 @@ def fit(
         table["contrast"] = f"{found.classes[1]} over {found.classes[0]}"
     for words in (["adjusted for samples a unit"] if sized else []) + ["independence assumed"] * assume_independent:
         table["inference"] = table["inference"].where(table["inference"] == "", table["inference"] + f"; {words}")
-    table = table.assign(target=target, model=model, unit=rows_are, n_samples=len(found.samples), errors=how)
+    table = table.assign(target=target, model=model, unit=rows_are, n_samples=len(found.samples))
     extra = [c for c in table if c not in COLUMNS]
     table = table.reindex(columns=[*COLUMNS, *extra])
     table.attrs["biosae"] = {
@@ -266,6 +267,7 @@ def _errors(errors: str, chosen: Model, rows: Rows, model: str, groups: str) -> 
             f"model {model!r} needs several units in a {groups}, and here every unit is a group of its own; take "
             "unit='sample', or a model without random intercepts"
         )
+    asked = errors
     if errors == "auto":
         errors = chosen.independent if rows.codes is None else chosen.dependent
         if errors == "jackknife" and rows.groups > MAX_JACKKNIFE:
@@ -275,10 +277,10 @@ def _errors(errors: str, chosen: Model, rows: Rows, model: str, groups: str) -> 
             f"errors='model' takes all {len(rows.y)} units as independent, but they lie in {rows.groups} groups; use "
             "'auto', or assume_independent=True, which is written into the result"
         )
-    if errors == "bootstrap" and rows.groups < LEAST_BOOTSTRAP:
+    if errors in ("cr1", "bootstrap") and rows.groups < LEAST_GROUPS and asked != "auto":
         raise StatisticsError(
-            f"a bootstrap of {rows.groups} groups rejects true nulls too often; it needs {LEAST_BOOTSTRAP}. Use 'auto'"
-            + (" or 'wild'" if model == "ols" else "")
+            f"errors={errors!r} with {rows.groups} groups rejects true nulls too often; it needs {LEAST_GROUPS}. Use "
+            "'auto' or 'jackknife'" + (", or 'wild'" if model == "ols" else "")
         )
     return errors
 
@@ -293,6 +295,7 @@ def _one(
         "latent": name, "effect": chosen.effect, "scale": scale, "n_units": len(x), "n_groups": rows.groups,
         "n_active": int((x != 0).sum()), "note": "", "inference": "", "contrast": "",
         "n_events": _events(rows, chosen), "status": _status(x, rows, chosen, gate),
+        "errors": how,
     }  # fmt: skip
     if row["status"] in ("one_class", "too_small", "dead", "constant", "unidentifiable"):
         return row
@@ -312,6 +315,9 @@ def _one(
     row |= chosen.extras(own, found) if chosen.extras else {}
     row |= {"estimate": estimate * by, "note": found["note"]}
     if rows.groups >= 3:
+        firing = len(np.unique(rows.codes[x != 0])) if rows.codes is not None else row["n_active"]
+        if how in ("cr1", "bootstrap") and firing < LEAST_GROUPS:
+            row["errors"] = how = "jackknife"
         made = inference(chosen, own, found, estimate, how, n_bootstrap, random_state)
         low, high = made["low"] * by, made["high"] * by
         row |= {"se": made["se"] * by, "ci_low": low, "ci_high": high}
