@@ -219,9 +219,9 @@ def _checked(target: str, *, model, unit, nested, subgroups, exposure, event, er
     if errors == "cr2" and chosen.working is None:
         able = ", ".join(name for name, row in MODELS.items() if row.working)
         raise StatisticsError(f"errors='cr2' is for {able}; for {model!r} use 'auto', 'jackknife' or 'bootstrap'")
-    if chosen.random and errors in ("bootstrap", "jackknife", "wild"):
+    if chosen.random and errors == "bootstrap":
         raise StatisticsError(
-            f"model {model!r} takes errors='model' or 'cr1'; a patient drawn twice is not two patients"
+            f"model {model!r} takes errors='model', 'jackknife' or 'cr1': a patient drawn twice is not two patients"
         )
     return chosen
 
