@@ -10,20 +10,20 @@ import numpy as np
 import pandas as pd
 
 from biosae.errors import InputError, nearest
-from biosae.stats import multiplicity
-from biosae.stats.adjust import MAX_R2, MAX_VIF, basis, column_of, design, determined, projected, share_explained
-from biosae.stats.correlation import Columns, moments, n_active, rank_columns, rank_target
-from biosae.stats.frame import Frame, Source, Target, sources
-from biosae.stats.inference import FEW
-from biosae.stats.methods import METHODS, by_size
-from biosae.stats.nested import in_memory, indicator
-from biosae.stats.problem import Problem, Result
-from biosae.stats.status import TESTED
+from biosae.stats import multiplicity, schemes
+from biosae.stats.adjust import MAX_R2, basis, column_of, design, determined, share_explained
+from biosae.stats.correlation import rank_target
+from biosae.stats.frame import Frame, Target, sources
+from biosae.stats.methods import METHODS
+from biosae.stats.nested import in_memory
+from biosae.stats.screen import Options, screen, table_of
 from biosae.stats.training import sae_training
 
 NESTED = ("aggregate", "cluster")
 PERMUTE = ("auto", "between", "within", "spatial")
 POOLING = ("fixed", "random")
+AT_ONCE = 64
+"""Targets of the same samples whose products with the latents are made together."""
 COLUMNS = [
     "latent", "target", "method", "unit", "estimate", "ci_low", "ci_high", "statistic", "p", "q", "n_units",
     "n_samples", "status", "effect", "source",
@@ -178,59 +178,76 @@ def directed(
         adata, rows_are, groups, covariates, strata, blocks, assume_independent, aggregate, exposure, event,
         counts=method in METHODS and METHODS[method].counts,
     )  # fmt: skip
+    if permute != "auto":
+        schemes.check(permute, n_permutations=n_permutations, strata=strata)
     features = [s for s in sources(adata, controls=controls) if s.names]
-    tables, facts = [], {}
-    for name in targets:
-        target = frame.target(name)
-        chosen = _choose(method, target, name, covariates, strata, exposure, event)
-        facts[name] = {
-            "method": chosen,
-            "classes": target.classes,
-            "n_units": target.n_units,
-            "n_groups": target.groups.n,
+    units = [frame.target(name) for name in targets]
+    chosen = [
+        _choose(method, target, name, covariates, strata, exposure, event) for name, target in zip(targets, units)
+    ]
+    options = Options(
+        n_permutations, random_state, permute, pooling, n_fits, aggregate, min_active, min_active_groups, rows_are,
+        "; independence assumed" if assume_independent else "",
+    )  # fmt: skip
+    facts = {
+        name: {
+            "method": how, "classes": target.classes, "n_units": target.n_units, "n_groups": target.groups.n,
             "strata_left_out": target.strata_left_out,
         }
-        if covariates and target.n_units and np.ptp(target.y):
-            rank = chosen == "spearman"
-            target.C = design(target.table, covariates, rank=rank)
-            reason = determined(target.y, target.table, covariates, target=name, rank=rank)
-            if reason:
-                facts[name]["unidentifiable"] = reason
-                warnings.warn(reason, stacklevel=3)
-        for source in features:
-            columns, cache = frame.columns(source, target)
-            table = _one(
-                source, columns, cache, target, chosen, n_permutations, random_state,
-                (min_active, min_active_groups, rows_are), aggregate, permute, pooling, n_fits,
-            )  # fmt: skip
-            table.insert(1, "target", name)
-            if assume_independent:
-                table["inference"] = table["inference"].where(
-                    table["inference"] == "", table["inference"] + "; independence assumed"
-                )
-            tables.append(table)
-    result = pd.concat(tables, ignore_index=True)
-    result["unit"] = rows_are
+        for name, target, how in zip(targets, units, chosen)
+    }  # fmt: skip
+    parts: dict[tuple[int, int], dict] = {}
+    for together in _batches(units, chosen):
+        first, how = units[together[0]], chosen[together[0]]
+        if covariates and first.n_units:
+            shared = design(first.table, covariates, rank=how == "spearman")
+            Q = basis(shared, first.n_units)
+        for place in together:
+            target, name = units[place], targets[place]
+            if covariates and target.n_units and np.ptp(target.y):
+                target.C, rank = shared, how == "spearman"
+                if share_explained(rank_target(target.y) if rank else target.y, Q) > MAX_R2:
+                    reason = determined(target.y, target.table, covariates, target=name, rank=rank)
+                    facts[name]["unidentifiable"] = reason
+                    warnings.warn(reason, stacklevel=3)
+            if permute != "auto":
+                target.parts = frame.parts(target, permute, name)
+        for at, source in enumerate(features):
+            columns, cache = frame.columns(source, first)
+            peers = [units[place].y for place in together]
+            for nth, place in enumerate(together):
+                part = screen(source, columns, cache, units[place], how, options, peers, nth)
+                parts[place, at] = part | {"target": targets[place]}
+    result = table_of([parts[place, at] for place in range(len(targets)) for at in range(len(features))])
     result["q"] = np.nan
     for source in features:
-        here = result["source"] == source.name
-        part = result[here]
-        result.loc[here, "q"] = multiplicity.correct(part["p"], correction=correction, families=part["target"])
+        here = (result["source"] == source.name).to_numpy() if len(features) > 1 else slice(None)
+        p = result["p"].to_numpy()[here]
+        families = result["target"].to_numpy()[here] if correction == "hierarchical" else None
+        result.loc[here, "q"] = multiplicity.correct(p, correction=correction, families=families)
     extra = ["n_groups", "contrast", "inference"] + (["p_maxt"] if n_permutations else [])
     extra += [name for name in ("fit", "n_events") if name in result]
-    extra += ["n_strata", "n_same_sign", "q_heterogeneity", "p_heterogeneity", "i2"] if strata else []
+    extra += ["n_strata", "n_same_sign", "q_heterogeneity", "p_heterogeneity", "i2", "tau2"] if strata else []
     result = result.reindex(columns=[*COLUMNS, *extra, "p_side"])
-    tested = result.loc[result["p"].notna(), "source"].value_counts()
+    tested = result["source"].to_numpy()[result["p"].notna().to_numpy()]
     result.attrs["biosae"] = {
         "unit": unit, "groups": None if frame.group_of is None else groups, "aggregate": aggregate, "method": method,
         "covariates": covariates, "strata": strata, "blocks": blocks, "controls": controls, "correction": correction,
         "n_permutations": n_permutations, "permute": permute, "nested": nested, "pooling": pooling,
         "exposure": exposure, "event": event, "random_state": random_state, "min_active": min_active,
         "min_active_groups": min_active_groups, "assume_independent": assume_independent, "targets": facts,
-        "m_tested": {s.name: int(tested.get(s.name, 0)) for s in features}, "n_samples": int(adata.n_obs),
+        "m_tested": {s.name: int((tested == s.name).sum()) for s in features}, "n_samples": int(adata.n_obs),
         "sae_training": sae_training(adata, groups),
     }  # fmt: skip
     return result
+
+
+def _batches(units: list[Target], chosen: list[str]) -> list[list[int]]:
+    """Places of targets that have a value in the same samples and are tested alike, at most :data:`AT_ONCE`."""
+    found: dict[tuple[bytes, str], list[int]] = {}
+    for place, (target, how) in enumerate(zip(units, chosen)):
+        found.setdefault((target.key, how), []).append(place)
+    return [every[i : i + AT_ONCE] for every in found.values() for i in range(0, len(every), AT_ONCE)]
 
 
 def _choose(
@@ -271,112 +288,3 @@ def _choose(
         able = [m for m, row in METHODS.items() if row.strata]
         raise InputError(f"method {method!r} takes no strata; with them use {', '.join(able)}")
     return method
-
-
-def _one(
-    source: Source, V: Columns, cache: dict, target: Target, method: str, n_permutations: int, random_state: int,
-    gate: tuple[int, int, str], aggregate: str, permute: str, pooling: str, n_fits: int,
-) -> pd.DataFrame:  # fmt: skip
-    m = V.shape[1]
-    C = target.C
-    status, testable, too_few = _status(source, V, target, C, method, gate)
-    problem = Problem(
-        V, target.y, len(target.classes), C, target.strata, target.groups, testable, target.units_blocks,
-        target.offset, target.event, 0 if too_few else n_permutations, random_state, permute, pooling, n_fits, cache,
-    )  # fmt: skip
-    none = np.full(m, np.nan)
-    table = dict.fromkeys(("estimate", "ci_low", "ci_high", "statistic", "p", "p_maxt"), none)
-    inference, extra = "", {}
-    hopeless = np.isin(status, ("one_class", "too_small")).all()
-    if not hopeless:
-        found: Result = METHODS[method].run(problem)
-        identified = status != "unidentifiable"
-        estimate = np.where(identified, found.estimate, np.nan)
-        if method == "auroc":
-            estimate = np.where(np.isin(status, ("dead", "constant")), 0.5, estimate)
-        elif method == "wilcoxon":
-            estimate = np.where(status == "dead", np.nan, np.where(status == "constant", 0.0, estimate))
-        else:
-            estimate = np.where(np.isin(status, ("dead", "constant")), np.nan, estimate)
-        varies = (not too_few) & identified & ~np.isin(status, ("dead", "constant"))
-        p, p_maxt, how = found.inference.p, found.inference.p_maxt, found.inference.how
-        p_side = none if found.inference.p_side is None else found.inference.p_side
-        tested = np.isin(status, TESTED)
-        status = np.where(tested & np.isnan(p), "too_sparse", status)  # no variance between groups to test with
-        if target.sizes is not None and target.n_units > 3 and (method != "welch" or aggregate == "max"):
-            again = by_size(problem, method, target.sizes)
-            p, p_maxt = np.maximum(p, again.p), np.maximum(p_maxt, again.p_maxt)
-            p_side = none if again.p_side is None else np.maximum(p_side, again.p_side)
-            how += f"; not below the p adjusted for samples a unit ({again.how})"
-            status = np.where(np.isin(status, TESTED) & np.isnan(p), "unidentifiable", status)
-        tested = np.isin(status, TESTED)
-        table = {
-            "estimate": estimate,
-            "ci_low": np.where(varies, found.low, np.nan),
-            "ci_high": np.where(varies, found.high, np.nan),
-            "statistic": np.where(tested, found.inference.statistic, np.nan),
-            "p": np.where(tested, np.minimum(p, 1.0), np.nan),
-            "p_maxt": np.where(tested, np.minimum(p_maxt, 1.0), np.nan),
-            "p_side": np.where(tested, p_side, np.nan),
-        }
-        inference = how + (
-            f"; max-T: {found.inference.how_maxt}" if n_permutations and found.inference.how_maxt else ""
-        )
-        extra = found.extra
-    out = pd.DataFrame({"latent": source.names, "method": method, **table, **extra})
-    out["status"] = status
-    out["n_samples"], out["n_groups"] = len(target.samples), target.groups.n
-    if "n_units" not in out:
-        out["n_units"] = target.n_units
-    elif target.unit_codes is None:
-        out["n_samples"] = out["n_units"]
-    out["effect"], out["source"] = METHODS[method].effect, source.name
-    two = len(target.classes) == 2
-    ends = two or (METHODS[method].target == "ordered" and bool(target.classes))
-    out["contrast"] = f"{target.classes[-1]} over {target.classes[0]}" if ends else ""
-    out["inference"] = np.where(out["p"].notna(), inference, "")
-    return out
-
-
-def _status(
-    source: Source, V: Columns, target: Target, C: np.ndarray | None, method: str, gate: tuple[int, int, str]
-) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Status of each column, which columns may be tested, and whether there are fewer than 3 groups."""
-    n, m = V.shape
-    G = target.groups.n
-    min_active, min_groups, unit = gate
-    y = target.y if target.offset is None else target.y / np.exp(target.offset)  # a rate
-    if n == 0 or not np.ptp(y) or (target.event is not None and not target.event.any()):
-        return np.full(m, "one_class", dtype=object), np.zeros(m, bool), False
-    status = np.full(m, "few_groups" if 3 <= G < FEW else "ok", dtype=object)
-    active, (_, ss) = n_active(V), moments(V)
-    if source.name == "latent":
-        if target.groups.codes is None:
-            firing_groups = active
-        else:
-            fired = indicator(target.groups.codes, G) @ (V != 0).astype(np.float64)
-            firing_groups = np.asarray((fired > 0).sum(axis=0)).ravel()
-        sparse = firing_groups < min(min_groups, G)
-        if unit == "sample" or target.groups.codes is not None:
-            sparse |= active < min_active
-        status[sparse] = "too_sparse"
-    too_few = G < 3
-    if too_few:
-        status[status != "too_sparse"] = "too_few_groups"
-    if C is not None:
-        Q = basis(C, n)
-        y = rank_target(y) if method == "spearman" else y
-        total, left = projected(rank_columns(V) if method == "spearman" else V, Q)[1:]
-        if share_explained(y, Q) > MAX_R2:
-            status[:] = "unidentifiable"
-        with np.errstate(divide="ignore", invalid="ignore"):
-            status[left < total / MAX_VIF] = "unidentifiable"
-        if n - Q.shape[1] - 1 < 1:
-            status[:] = "too_small"
-    if n < 3:
-        status[:] = "too_small"
-    status[(ss == 0) & (active > 0)] = "constant"
-    status[active == 0] = "dead"
-    if n < 3 or (C is not None and n - basis(C, n).shape[1] - 1 < 1):
-        status[:] = "too_small"
-    return status, np.isin(status, TESTED), too_few

@@ -15,6 +15,7 @@ from biosae.stats.adjust import column_of, design, is_categorical
 from biosae.stats.correlation import Columns, as_columns
 from biosae.stats.inference import Groups
 from biosae.stats.nested import codes_of, pool, unit_values
+from biosae.stats.schemes import needs_variation
 
 SCORES = "embedding_pca"
 """Slot of ``obsm`` for components fitted elsewhere. Not ``X_pca``, where scanpy puts the components of the latents."""
@@ -84,6 +85,28 @@ class Target:
     """Classes have an order: an ordered category, or whole numbers of at most :data:`MAX_GRADES` values."""
     sizes: np.ndarray | None = None
     """Samples a unit, where units are pooled and differ in it."""
+    parts: np.ndarray | None = None
+    """Group or slide of every unit within which a scheme of permutation rearranges; None moves groups as wholes."""
+    xy: np.ndarray | None = None
+    """Places of the units on their slide, for shifts of whole slides."""
+
+
+@dataclass
+class _Units:
+    """Units of a set of samples, and everything about them but the target."""
+
+    key: bytes
+    part: pd.DataFrame
+    table: pd.DataFrame
+    unit_codes: np.ndarray | None
+    n_units: int
+    codes: np.ndarray | None
+    n_groups: int
+    C: np.ndarray | None
+    strata: np.ndarray | None
+    blocks: np.ndarray | None
+    offset: np.ndarray | None
+    sizes: np.ndarray | None
 
 
 @dataclass
@@ -112,6 +135,7 @@ class Frame:
     unit_of: np.ndarray | None = field(init=False, default=None)
     group_of: np.ndarray | None = field(init=False, default=None)
     _pooled: dict = field(init=False, default_factory=dict)
+    _known: dict[bytes, _Units] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         obs = self.adata.obs
@@ -161,19 +185,19 @@ class Frame:
         target.y, target.strata_left_out = np.zeros_like(target.y), len(names)  # nothing varies within any stratum
         return target
 
-    def _target(self, name: str, samples: np.ndarray) -> Target:
+    def _units(self, samples: np.ndarray) -> _Units:
+        """What these samples say whatever the target is; kept for targets that have a value in the same samples."""
+        key = samples.tobytes()
+        if key in self._known:
+            return self._known[key]
         obs = self.adata.obs
-        column = obs[name]
-        part, column = obs.iloc[samples], column.iloc[samples]
+        part = obs if len(samples) == len(obs) else obs.iloc[samples]
         if self.unit_of is None:
-            unit_codes, n_units = None, len(samples)
-            values = column.to_numpy(object) if is_categorical(column) else column.to_numpy(np.float64)
+            unit_codes, n_units, table = None, len(samples), part
             group_of = None if self.group_of is None else self.group_of[samples]
-            table = part
         else:
             levels, unit_codes = np.unique(self.unit_of[samples], return_inverse=True)
             n_units = len(levels)
-            values = unit_values(column, unit_codes, n_units, name=name, unit=self.unit)
             table = pd.DataFrame(index=range(n_units))
             adjusting = dict.fromkeys(map(column_of, self.covariates))
             for other in [
@@ -185,51 +209,76 @@ class Frame:
                     raise InputError(f"{other!r} is not a column of obs; columns: {', '.join(map(str, obs.columns))}")
                 source = part[other] if other in adjusting else part[other].astype("string").astype(object)
                 table[other] = unit_values(source, unit_codes, n_units, name=other, unit=self.unit)
-            if self.counts and not is_categorical(column):
-                values = np.bincount(unit_codes, weights=column.to_numpy(np.float64), minlength=n_units)
-            if self.event is not None:
-                _one_outcome(part, (name, self.event), unit_codes, n_units, unit=self.unit)
-                table[self.event] = unit_values(part[self.event], unit_codes, n_units, name=self.event, unit=self.unit)
             group_of = (
                 None if self.group_of is None else self._group_of_units(unit_codes, n_units, self.group_of[samples])
             )
-        y, classes = encode_classes(values, column)
+        levels, codes = (None, None) if group_of is None else np.unique(group_of, return_inverse=True)
+        singletons = group_of is None or len(levels) == n_units
+        sizes = None if unit_codes is None else np.bincount(unit_codes).astype(np.float64)
+        if len(self._known) > 3:
+            self._known.clear()
+        self._known[key] = _Units(
+            key, part, table, unit_codes, n_units, None if singletons else codes, n_units if singletons else len(levels),
+            design(table, self.covariates) if self.covariates else None,
+            codes_of(table, self.strata)[0] if self.strata else None,
+            codes_of(table, self.blocks)[0] if self.blocks else None,
+            self._offset(part, unit_codes) if self.counts else None,
+            None if sizes is None or len(sizes) == 0 or not np.ptp(sizes) else sizes,
+        )  # fmt: skip
+        return self._known[key]
+
+    def _target(self, name: str, samples: np.ndarray) -> Target:
+        column = self.adata.obs[name]
+        column = column if len(samples) == len(column) else column.iloc[samples]
+        u = self._units(samples)
+        if u.unit_codes is None:
+            numeric = not is_categorical(column)
+            y, classes = encode_classes(column.to_numpy(np.float64), column) if numeric else labels_of(column)
+        else:
+            values = unit_values(column, u.unit_codes, u.n_units, name=name, unit=self.unit)
+            if self.counts and not is_categorical(column):
+                values = np.bincount(u.unit_codes, weights=column.to_numpy(np.float64), minlength=u.n_units)
+            y, classes = encode_classes(values, column)
         if self.counts and not is_categorical(column):
             classes = []  # 0 and 1 are counts too
-        C = design(table, self.covariates) if self.covariates else None
-        strata = codes_of(table, self.strata)[0] if self.strata else None
-        units_blocks = codes_of(table, self.blocks)[0] if self.blocks else None
-        groups = _groups(group_of, n_units, y)
-        if units_blocks is not None and groups.codes is not None:
+        groups = Groups(u.codes, u.n_groups, u.codes is None or _constant(u.codes, u.n_groups, y))
+        if u.blocks is not None and groups.codes is not None:
             if not groups.constant:
                 raise StatisticsError(
                     f"blocks={self.blocks!r}: target {name!r} varies within {self.groups}s, whose signs are flipped as "
                     "wholes, so blocks have no part in it; leave blocks out"
                 )
-            if not _nested(groups.codes, units_blocks):
+            if not _constant(groups.codes, groups.n, u.blocks):
                 raise StatisticsError(
                     f"blocks={self.blocks!r} cuts across {self.groups}s; a {self.groups} must lie in one block"
                 )
-        offset = self._offset(part, unit_codes, n_units) if self.counts else None
-        event = None if self.event is None else _event(table, self.event)
-        if event is not None and not is_categorical(column) and not (y > 0).all():
+        event = None
+        if self.event is not None:
+            event = self._event(name, column, u, y)
+        return Target(
+            y, classes, samples, u.unit_codes, u.n_units, groups, u.C, u.strata, u.blocks, u.key,
+            offset=u.offset, event=event, table=u.table, ordered=_ordered(y, column), sizes=u.sizes,
+        )  # fmt: skip
+
+    def _event(self, name: str, column: pd.Series, u: _Units, y: np.ndarray) -> np.ndarray:
+        table = u.table
+        if u.unit_codes is not None:
+            _one_outcome(u.part, (name, self.event), u.unit_codes, u.n_units, unit=self.unit)
+            own = unit_values(u.part[self.event], u.unit_codes, u.n_units, name=self.event, unit=self.unit)
+            table = pd.DataFrame({self.event: own})
+        event = _event(table, self.event)
+        if not is_categorical(column) and not (y > 0).all():
             raise InputError(
                 f"time {name!r} is not above 0 in {int((~(y > 0)).sum())} rows; it is counted from entry to the "
                 "event or the end of observation. Leave those rows out"
             )
-        sizes = None if unit_codes is None else np.bincount(unit_codes).astype(np.float64)
-        sizes = None if sizes is None or len(sizes) == 0 or not np.ptp(sizes) else sizes
-        return Target(
-            y, classes, samples, unit_codes, n_units, groups, C, strata, units_blocks, samples.tobytes(),
-            offset=offset, event=event, table=table,
-            ordered=_ordered(y, column), sizes=sizes,
-        )  # fmt: skip
+        return event
 
-    def _offset(self, part: pd.DataFrame, unit_codes: np.ndarray | None, n_units: int) -> np.ndarray:
+    def _offset(self, part: pd.DataFrame, unit_codes: np.ndarray | None) -> np.ndarray:
         """Logarithm of each unit's exposure; without a column every sample counts as one."""
         exposure = np.ones(len(part)) if self.exposure is None else positive(part, self.exposure)
         if unit_codes is not None:
-            exposure = np.bincount(unit_codes, weights=exposure, minlength=n_units)
+            exposure = np.bincount(unit_codes, weights=exposure)
         return np.log(exposure)
 
     def _group_of_units(self, unit_codes: np.ndarray, n_units: int, group_of: np.ndarray) -> np.ndarray | None:
@@ -243,6 +292,54 @@ class Frame:
             f"units {self.unit!r} cut across {self.groups}s: some {self.groups}s have rows in several units and some "
             f"units hold several {self.groups}s. Use unit='sample' or unit={self.groups!r}"
         )
+
+    def parts(self, target: Target, permute: str, name: str) -> np.ndarray | None:
+        """Parts within which ``permute`` rearranges units; sets ``xy`` for ``"spatial"``. None moves groups as wholes.
+
+        Raises
+        ------
+        InputError
+            Where ``blocks`` or pooled units do not go with the scheme, or places are missing.
+        StatisticsError
+            Where the scheme has nothing to rearrange.
+        """
+        if permute == "between":
+            if not target.groups.constant:
+                raise StatisticsError(
+                    f"permute='between': target {name!r} varies within {self.groups}s, so a {self.groups} has no value "
+                    f"of its own to exchange; use permute='within', or unit={self.groups!r}"
+                )
+            return None
+        if self.blocks:
+            raise InputError(f"permute={permute!r} rearranges within {self.groups}s or slides; leave blocks= out")
+        if permute == "spatial":
+            return self._slides(target, name)
+        if target.groups.codes is None:
+            raise StatisticsError(
+                f"permute='within': no two units share a {self.groups}, so there is nothing to rearrange within it; "
+                "use permute='between', or unit='sample' with groups="
+            )
+        needs_variation(target.groups.codes, target.y, target=name, scheme=permute, part=self.groups)
+        return target.groups.codes
+
+    def _slides(self, target: Target, name: str) -> np.ndarray:
+        if self.unit != "sample":
+            raise InputError("permute='spatial' shifts the tiles of a slide: use unit='sample'")
+        if "spatial" not in self.adata.obsm:
+            raise InputError(
+                "permute='spatial' needs the places of tiles in obsm['spatial'] (n, 2); without them use "
+                "permute='within', which takes the tiles of a group as exchangeable"
+            )
+        key = ("slides", target.key)
+        if key not in self._pooled:
+            obs = self.adata.obs
+            column = next((c for c in ("slide", self.groups) if c in obs), None)
+            slides = np.zeros(len(obs), np.int64) if column is None else codes_of(obs, column)[0]
+            xy = np.asarray(self.adata.obsm["spatial"], np.float64)[target.samples, :2]
+            self._pooled[key] = (np.unique(slides[target.samples], return_inverse=True)[1], xy)
+        slides, target.xy = self._pooled[key]
+        needs_variation(slides, target.y, target=name, scheme="spatial", part="slide")
+        return slides
 
     def columns(self, source: Source, target: Target) -> Columns:
         """Features of a source on the target's units, pooled if units are not samples; kept for targets with equal
@@ -290,7 +387,7 @@ def _one_outcome(obs: pd.DataFrame, names: tuple[str, str], unit_codes: np.ndarr
 def _ordered(y: np.ndarray, column: pd.Series) -> bool:
     if is_categorical(column):
         return isinstance(column.dtype, pd.CategoricalDtype) and bool(column.cat.ordered)
-    return bool((y == np.round(y)).all()) and len(np.unique(y)) <= MAX_GRADES
+    return bool((y == np.round(y)).all()) and len(pd.unique(y)) <= MAX_GRADES
 
 
 def _event(obs: pd.DataFrame, name: str) -> np.ndarray:
@@ -306,13 +403,24 @@ def _nested(inner: np.ndarray, outer: np.ndarray) -> bool:
     return len(pairs) == len(np.unique(inner))
 
 
-def _groups(group_of: np.ndarray | None, n_units: int, y: np.ndarray) -> Groups:
-    if group_of is None:
-        return Groups(None, n_units, True)
-    levels, codes = np.unique(group_of, return_inverse=True)
-    if len(levels) == n_units:
-        return Groups(None, n_units, True)
-    return Groups(codes, len(levels), _nested(codes, np.unique(y, return_inverse=True)[1]))
+def _constant(codes: np.ndarray, n_groups: int, y: np.ndarray) -> bool:
+    """``y`` has one value within every group."""
+    first = np.empty(n_groups, y.dtype)
+    first[codes[::-1]] = y[::-1]
+    return bool((first[codes] == y).all())
+
+
+def labels_of(column: pd.Series) -> tuple[np.ndarray, list[str]]:
+    """Labels without gaps as codes of their sorted (or the category's own) order, with the classes' names."""
+    codes, values = pd.factorize(column.to_numpy() if column.dtype == bool else column)
+    present = [str(v) for v in values]
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        known = set(present)
+        classes = [str(c) for c in column.cat.categories if str(c) in known]
+    else:
+        classes = sorted(set(present))
+    place = {c: i for i, c in enumerate(classes)}
+    return np.array([place[v] for v in present], np.float64)[codes], classes or [""]
 
 
 def encode_classes(values: np.ndarray, column: pd.Series) -> tuple[np.ndarray, list[str]]:
@@ -322,11 +430,7 @@ def encode_classes(values: np.ndarray, column: pd.Series) -> tuple[np.ndarray, l
     """
     if not is_categorical(column):
         y = values.astype(np.float64)
-        return y, (["0", "1"] if np.isin(y, (0.0, 1.0)).all() and len(np.unique(y)) == 2 else [])
-    present = set(map(str, values))
+        return y, (["0", "1"] if len(y) and ((y == 0) | (y == 1)).all() and np.ptp(y) > 0 else [])
     if isinstance(column.dtype, pd.CategoricalDtype):
-        classes = [str(c) for c in column.cat.categories if str(c) in present]
-    else:
-        classes = sorted(present)
-    place = {c: i for i, c in enumerate(classes)}
-    return np.array([place[str(v)] for v in values], dtype=np.float64), classes or [""]
+        return labels_of(pd.Series(pd.Categorical(values, categories=column.cat.categories)))
+    return labels_of(pd.Series(values, dtype=object))

@@ -101,15 +101,18 @@ class Problem:
             out.append(block(rows, V, y, None if self.C is None else self.C[rows]))
         return out
 
+    def projection(self, *, rank: bool) -> Projection:
+        """The columns, or their ranks, off the covariates."""
+        key = ("projection", rank)
+        if key not in self.cache or self.cache[key].C is not self.C:
+            self.cache[key] = Projection(self.ranked("rank None", self.V) if rank else self.V, self.C)
+        return self.cache[key]
+
     def _batch(self, rank: bool) -> Batch:
         """Products of all peers with the columns (or their ranks), made once."""
         ys = self.cache.get(("peers", rank))
         if ys is None or ys[0] is not self.peers:
-            V = self.ranked("rank None", self.V) if rank else self.V
-            key = ("projection", rank)
-            if key not in self.cache or self.cache[key].C is not self.C:
-                self.cache[key] = Projection(V, self.C)
-            made = batch(self.cache[key], [rank_target(y) if rank else y for y in self.peers])
+            made = batch(self.projection(rank=rank), [rank_target(y) if rank else y for y in self.peers])
             ys = self.cache["peers", rank] = (self.peers, made)
         return ys[1]
 
