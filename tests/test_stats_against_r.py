@@ -18,7 +18,22 @@ import scipy.sparse as sp
 from scipy import stats
 
 import biosae as bs
-from biosae.stats import adjust, cox, effects, glmm, loglinear, meta, mixed, regression, robust, survival, zeros
+from biosae.stats import (
+    adjust,
+    cox,
+    cox_screen,
+    effects,
+    glmm,
+    kendall,
+    loglinear,
+    meta,
+    mixed,
+    ordinal,
+    regression,
+    robust,
+    survival,
+    zeros,
+)
 from biosae.stats.correlation import as_columns
 from biosae.stats.permutation import max_t
 
@@ -108,6 +123,31 @@ def test_correlation_of_the_worked_example() -> None:
     close(bs.stats.correlate(X, d["y"].to_numpy(), method="spearman")[0], r["spearman"])
     close(r["pearson"], 0.8727860, rtol=1e-7)
     close(r["spearman"], 0.8558443, rtol=1e-7)
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_kendall(latent: str) -> None:
+    """Normal, ties corrected, no continuity; ``score`` has no ties, so there is no skewness and the p is R's."""
+    X, r = samples("patients").X, R["correlation"][latent]
+    found = kendall.kendall_tau(X[:, [LATENTS.index(latent)]], table("patients")["score"].to_numpy())
+    close([found["tau"][0], found["statistic"][0], found["p"][0]], [r["kendall"], r["kendall_z"], r["kendall_p"]])
+    row = screen("patients", "score", method="kendall").loc[latent]
+    close([row["estimate"], row["statistic"], row["p"]], [r["kendall"], r["kendall_z"], r["kendall_p"]])
+
+
+@pytest.mark.parametrize("latent", [f"z_{i}" for i in range(4)])
+def test_kendall_without_ties(latent: str) -> None:
+    d, r = table("few"), R["correlation_exact"][latent]
+    found = kendall.kendall_columns(as_columns(d[[latent]].to_numpy()), d["value"].to_numpy())
+    close(found["tau"][0], r["kendall"])
+    close(kendall.exact_pvalue(found["S"], len(d))[0], r["kendall_p"])
+    close(bs.stats.correlate(d[[latent]].to_numpy(), d["value"].to_numpy())[0], r["spearman"])
+
+
+def test_kendall_of_the_worked_example() -> None:
+    d, r = table("d1"), R["correlation_d1"]
+    close(kendall.kendall_tau(d[["x"]].to_numpy(), d["y"].to_numpy())["tau"][0], r["kendall"])
+    close(r["kendall"], 0.7396003, rtol=1e-7)
 
 
 # ---- two groups ------------------------------------------------------------------------------------------------------
@@ -475,6 +515,68 @@ def test_logistic(latent: str) -> None:
     close(fit["loglik"], r["loglik"])
 
 
+# ---- ordered classes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_ordinal(latent: str) -> None:
+    """``clm`` to 1e-8; ``polr`` stops earlier and has errors from a numerical Hessian."""
+    d, r = table("patients"), R["ordinal"][latent]
+    fit = ordinal.fit_ordinal(d["grade"].to_numpy(), _design(d, "age", latent)[:, 1:])
+    close(fit["coef"], r["coef"])
+    close(fit["thresholds"], r["zeta"])
+    close(np.sqrt(np.diag(fit["cov"])), r["se"][-2:])
+    close([fit["loglik"], fit["aic"]], [r["loglik"], r["aic"]])
+    close(np.r_[fit["coef"], fit["thresholds"]], r["polr"] + r["polr_zeta"], rtol=1e-6)
+    close(np.sqrt(np.diag(fit["cov"])), r["polr_se"][:2], rtol=2e-3)
+    null = ordinal.fit_ordinal(d["grade"].to_numpy(), _design(d, "age")[:, 1:])
+    close(2 * (fit["loglik"] - null["loglik"]), r["lr"])
+    close(fit["p_proportional"], r["proportional"]["p"])
+
+
+@pytest.mark.parametrize("latent", ["z_sparse", "z_signed", "z_dense"])
+def test_cluster_robust_ordinal(latent: str) -> None:
+    """Scores from ``sandwich::estfun`` of polr, which stops earlier: 1e-6."""
+    d, r = table("patients"), R["cluster_ordinal"][latent]
+    fit = ordinal.fit_ordinal(d["grade"].to_numpy(), _design(d, "age", latent)[:, 1:])
+    V = robust.sandwich(fit["bread"], fit["scores"], codes=np.unique(d["site"], return_inverse=True)[1], kind="cr0")
+    close(np.sqrt(np.diag(V)), r["cr0"], rtol=1e-6)
+
+
+# ---- screens of regressions ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "options"),
+    [
+        ("poisson", "count", {"exposure": "area"}),
+        ("negbin", "count", {"exposure": "area"}),
+        ("ordinal", "grade", {}),
+        ("cox", "time", {"event": "event"}),
+    ],
+)
+def test_full_fits_of_a_screen(method: str, target: str, options: dict) -> None:
+    """``estimate`` is the ratio for one standard deviation of the latent."""
+    found = screen("patients", target, method=method, covariates=("age",), **options)
+    for latent in LATENTS:
+        r = R[method][latent]
+        coef = (r["efron"]["coef"] if method == "cox" else r["coef"])[-1]
+        assert found.loc[latent, "fit"] == "full"
+        close(np.log(found.loc[latent, "estimate"]), coef * table("patients")[latent].std())
+
+
+def test_score_statistic_of_the_cox_screen() -> None:
+    V, n = as_columns(samples("patients").X), len(table("patients"))
+    sets = cox.risk_sets(*_times())
+    for covariates, name in (((), "alone"), (("age",), "chisq")):
+        Z = _design(table("patients"), *covariates)[:, 1:] if covariates else np.empty((n, 0))
+        U, information, _ = cox_screen.score_and_information(sets, V, Z)
+        theirs = np.array([R["cox_score"][latent][name] for latent in LATENTS])
+        close(U**2 / information, theirs)
+        p = screen("patients", "time", method="cox", event="event", covariates=covariates)["p"]
+        assert (p >= stats.chi2.sf(theirs, 1) * (1 - 1e-8)).all()  # the wider of two errors
+
+
 # ---- survival --------------------------------------------------------------------------------------------------------
 
 
@@ -550,6 +652,86 @@ def test_kaplan_meier_and_aalen_johansen() -> None:
     found = survival.aalen_johansen(time, cause)
     for number, name in ((1, "first"), (2, "second")):
         close(found.loc[found["cause"] == number, "incidence"].iloc[1:], R["aalen_johansen"][name])
+
+
+# ---- full models of a shortlist, by the public fit -------------------------------------------------------------------
+
+
+@lru_cache
+def shortlist(
+    name: str, target: str, model: str, latents: tuple[str, ...] = tuple(LATENTS), **options: Any
+) -> pd.DataFrame:
+    options = {"assume_independent": name != "cohort", "standardise": False, **options}
+    found = bs.stats.fit(samples(name), target, latents=list(latents), model=model, unit="sample", **options)
+    return found.set_index("latent")
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "options", "name"),
+    [
+        ("ols", "score", {"covariates": ("age", "scanner")}, "cluster_lm"),
+        ("logistic", "region", {"covariates": ("age",)}, "cluster_logistic"),
+        ("poisson", "count", {"covariates": ("age",), "exposure": "area"}, "cluster_poisson"),
+    ],
+)
+def test_fit_with_errors_over_patients(model: str, target: str, options: dict, name: str) -> None:
+    """CR2 and its Satterthwaite df as clubSandwich has them for least squares.
+
+    For generalised models ours are those of the weighted least squares that the last step is (``cr2_step``).
+    clubSandwich takes the root of another matrix, on the scale of the response; both correct the same bias, and errors
+    differ by less than 1 % here.
+    """
+    latents = tuple(R[name])
+    for errors in ("cr1", "cr2"):
+        found = shortlist("cohort", target, model, latents, errors=errors, **options)
+        for latent, r in R[name].items():
+            row, last = found.loc[latent], r["cr1s"] if errors == "cr1" else r.get("cr2_step", r["cr2"])
+            close(row["estimate"], r["coef"][-1])
+            close(row["se"], last["se"][-1])
+            if errors == "cr2":
+                close([row["df"], row["p"]], [last["df"][-1], last["p"][-1]])
+                close([row["se"], row["df"]], [r["cr2"]["se"][-1], r["cr2"]["df"][-1]], rtol=0.01)
+            else:
+                close(row["p"], t_pvalue(r["coef"][-1] / last["se"][-1], 29))
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+@pytest.mark.parametrize("subgroups", [None, "slide"])
+def test_fit_of_a_mixed_model(subgroups: str | None, latent: str) -> None:
+    row = shortlist("cohort", "score", "lmm", covariates=("age",), subgroups=subgroups).loc[latent]
+    r = R["lmer_nested" if subgroups else "lmer"][latent]
+    close(row[["estimate", "se", "df"]], [r["coef"][-1], r["se"][-1], r["df"][-1]], rtol=2e-6)
+    close(row["p"], r["p"][-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "options"),
+    [
+        ("logistic", "arm", {}),
+        ("poisson", "count", {"exposure": "area"}),
+        ("negbin", "count", {"exposure": "area"}),
+        ("ordinal", "grade", {}),
+        ("cox", "time", {"event": "event"}),
+    ],
+)
+def test_fit_with_errors_of_the_model(model: str, target: str, options: dict) -> None:
+    found = shortlist("patients", target, model, covariates=("age",), errors="model", **options)
+    for latent in LATENTS:
+        row, r = found.loc[latent], R[model][latent]
+        r = r["efron"] if model == "cox" else r
+        close(row["estimate"], r["coef"][-1])
+        close(row["se"], r["se"][-1])
+        close(row["p"], 2 * stats.norm.sf(abs(r["coef"][-1] / r["se"][-1])))
+        close(row["ratio_high"], np.exp(r["coef"][-1] + stats.norm.ppf(0.975) * r["se"][-1]))
+        if model == "cox":
+            close([row["concordance"], row["p_schoenfeld"]], [r["concordance"], r["zph_km"]["p"][1]])
+        if model == "ordinal":
+            close(row["p_proportional"], r["proportional"]["p"])
+
+
+def test_fit_with_errors_of_units_left_out() -> None:
+    found = shortlist("patients", "time", "cox", ("z_dense",), covariates=("age",), errors="jackknife", event="event")
+    close(found.loc["z_dense", "se"], R["jackknife"]["cox"])
 
 
 # ---- strata and studies put together ---------------------------------------------------------------------------------

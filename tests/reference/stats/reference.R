@@ -199,8 +199,17 @@ clustered <- function(m, g) {
     V <- vcovCR(m, cluster = g, type = type); t <- coef_test(m, vcov = V, test = "Satterthwaite")
     list(se = num(sqrt(diag(V))), df = num(t$df_Satt), p = num(t$p_Satt))
   }
-  list(coef = num(coef(m)), se = num(summary(m)$coefficients[, 2]), cr0 = num(v("HC0", FALSE)),
-       cr0_g = num(v("HC0", TRUE)), cr1 = num(v("HC1", TRUE)), cr1s = one("CR1S"), cr2 = one("CR2"), cr3 = one("CR3"))
+  found <- list()
+  if (inherits(m, "glm")) {  # clubSandwich on the least squares that the last step is
+    root <- sqrt(m$family$variance(fitted(m)))
+    step <- data.frame(y = root * m$linear.predictors + resid(m, "response") / root, X = I(root * model.matrix(m)))
+    if (!is.null(m$offset)) step$y <- step$y - root * m$offset
+    white <- lm(y ~ 0 + X, step); V <- vcovCR(white, cluster = g, type = "CR2")
+    t <- coef_test(white, vcov = V, test = "Satterthwaite")
+    found$cr2_step <- list(se = num(sqrt(diag(V))), df = num(t$df_Satt), p = num(t$p_Satt))
+  }
+  c(found, coef = list(num(coef(m))), list(se = num(summary(m)$coefficients[, 2]), cr0 = num(v("HC0", FALSE)),
+       cr0_g = num(v("HC0", TRUE)), cr1 = num(v("HC1", TRUE)), cr1s = one("CR1S"), cr2 = one("CR2")))
 }
 out$cluster_lm <- each(latents, function(z) { coh$z <- coh[[z]]; clustered(lm(score ~ age + scanner + z, coh), coh$patient) })
 # the errors that glm gives are of its last step but one: a second call starts where the first ended
@@ -273,13 +282,39 @@ out$logistic <- each(latents, function(z) {
 })
 
 # ---- ordinal --------------------------------------------------------------------------------------------------
+# Score test that z has one coefficient at all thresholds, expected information, from clm's fit (no package has it)
+proportional <- function(c, y, age, z) {
+  theta <- c$alpha; T <- length(theta); n <- length(y); size <- 2 * T + 1
+  D <- array(0, c(n, T + 2, size)); P <- matrix(0, n, T + 2); P[, T + 2] <- 1
+  for (k in 1:T) {
+    eta <- theta[k] - c$beta[["age"]] * age - c$beta[["z"]] * z; f <- dlogis(eta); P[, k + 1] <- plogis(eta)
+    D[, k + 1, k] <- f; D[, k + 1, T + k] <- -f * z; D[, k + 1, size] <- -f * age
+  }
+  P <- P[, -1] - P[, -(T + 2)]; D <- D[, -1, ] - D[, -(T + 2), ]
+  info <- matrix(0, size, size); gradient <- numeric(size)
+  for (i in 1:n) {
+    gradient <- gradient + D[i, y[i], ] / P[i, y[i]]
+    info <- info + crossprod(D[i, , ] / sqrt(P[i, ]))
+  }
+  chisq <- num(gradient %*% solve(info, gradient))
+  list(chisq = chisq, p = pchisq(chisq, T - 1, lower = FALSE))
+}
 out$ordinal <- each(latents, function(z) {
   pat$z <- pat[[z]]; pat$g <- factor(pat$grade, ordered = TRUE)
   p <- polr(g ~ age + z, pat, Hess = TRUE, control = list(reltol = 1e-15, maxit = 1000))
   c <- clm(g ~ age + z, data = pat, control = clm.control(gradTol = 1e-12)); null <- clm(g ~ age, data = pat)
   list(polr = num(coef(p)), polr_zeta = num(p$zeta), polr_loglik = num(logLik(p)), polr_se = num(sqrt(diag(vcov(p)))),
        zeta = num(c$alpha), coef = num(c$beta), se = num(sqrt(diag(vcov(c)))), loglik = num(logLik(c)),
-       lr = num(2 * (logLik(c) - logLik(null))))
+       lr = num(2 * (logLik(c) - logLik(null))),
+       proportional = proportional(c, as.integer(pat$g), pat$age, pat$z),
+       aic = AIC(c))
+})
+out$cluster_ordinal <- each(latents[c(1, 3, 5)], function(z) {
+  pat$z <- pat[[z]]; pat$g <- factor(pat$grade, ordered = TRUE)
+  p <- polr(g ~ age + z, pat, Hess = TRUE, control = list(reltol = 1e-15, maxit = 1000))
+  half <- rowsum(estfun(p), pat$site) %*% vcov(clm(g ~ age + z, data = pat, control = clm.control(gradTol = 1e-12)))[
+    c("age", "z", "0|1", "1|2", "2|3"), c("age", "z", "0|1", "1|2", "2|3")]
+  list(cr0 = num(sqrt(diag(crossprod(half))))[1:2])
 })
 
 # ---- survival -------------------------------------------------------------------------------------------------
@@ -315,6 +350,13 @@ out$cox_score <- each(latents, function(z) {
   m <- coxph(Surv(time, event) ~ age + z, pat, init = c(coef(null), 0), control = coxph.control(iter.max = 0))
   list(chisq = num(m$score), alone = num(coxph(Surv(time, event) ~ z, pat, control = fine)$score))
 })
+# one unit left out at a time, spread about the full estimate
+jackknife <- function(f) {
+  full <- f(pat); each <- sapply(seq_len(nrow(pat)), function(i) f(pat[-i, ]))
+  sqrt((nrow(pat) - 1) / nrow(pat) * sum((each - full)^2))
+}
+out$jackknife <- list(
+  cox = jackknife(function(d) num(coef(coxph(Surv(time, event) ~ age + z_dense, d, control = fine))["z_dense"])))
 km <- survfit(Surv(time, event) ~ 1, pat, conf.type = "log-log")
 pat$cause <- ifelse(pat$event == 1, ifelse(pat$sex == "f", 1, 2), 0)
 aj <- survfit(Surv(time, factor(cause)) ~ 1, pat)
