@@ -17,6 +17,7 @@ from biosae.stats.meta import combine
 from biosae.stats.mixed import icc
 from biosae.stats.multiplicity import bh, bonferroni, by, fcr_intervals, hierarchical, holm, null_share, storey
 from biosae.stats.nested import aggregate
+from biosae.stats.posthoc import compare_auroc, dunn, variance_explained
 from biosae.stats.pvca import pvca
 from biosae.stats.ranking import ranked, summary
 from biosae.stats.readout import readout
@@ -27,12 +28,14 @@ from biosae.stats.shortlist import fit
 from biosae.stats.sites import by_site, leave_one_site_out
 from biosae.stats.status import STATUS
 from biosae.stats.strata import within_strata
+from biosae.stats.tables import odds_ratio_exact
 from biosae.stats.training import sae_training
 
 __all__ = [
     "STATUS", "ablate", "aggregate", "associate", "audit_confounders", "average_drop", "bh", "bonferroni", "by",
-    "by_site", "cluster_bootstrap", "clustering_score", "combine", "confounders", "correlate", "fcr_intervals", "fit",
-    "hierarchical", "holm", "icc", "kendall_tau", "leave_one_site_out", "null_share", "overlap", "partial_correlation",
-    "performance_drop", "pvca", "ranked", "readout", "replicate", "replication_rate", "robustness", "robustness_index",
-    "sae_training", "spurious_removal", "storey", "summary", "winners_curse", "within_strata",
+    "by_site", "cluster_bootstrap", "clustering_score", "combine", "compare_auroc", "confounders", "correlate", "dunn",
+    "fcr_intervals", "fit", "hierarchical", "holm", "icc", "kendall_tau", "leave_one_site_out", "null_share",
+    "odds_ratio_exact", "overlap", "partial_correlation", "performance_drop", "pvca", "ranked", "readout", "replicate",
+    "replication_rate", "robustness", "robustness_index", "sae_training", "spurious_removal", "storey", "summary",
+    "variance_explained", "winners_curse", "within_strata",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from biosae.stats.meta import combine
 from biosae.stats.nested import group_scores, group_squares, indicator
 from biosae.stats.ordinal import ordinal
 from biosae.stats.problem import Method, Problem, Result
+from biosae.stats.tables import odds_ratio_exact
 
 MAX_SIZE_R2 = 0.8
 """Pooled units: above this share of the target explained by the number of samples a unit holds, no p is given."""
@@ -303,7 +304,12 @@ def fisher(problem: Problem) -> Result:
         p_maxt = np.maximum(shared.p_maxt, p)
         side = np.where(a * n >= k * n1, stats.hypergeom.sf(a - 1, n, n1, k), stats.hypergeom.cdf(a, n, n1, k))
         side = np.where(problem.testable, np.fmin(side, p), np.nan)
-        exact = Inference(np.log(ratio), p, p_maxt, "Fisher exact", shared.how_maxt, p_side=side)
+        expected = np.minimum(k, n - k) * min(n1, n - n1) / max(n, 1)
+        small = (expected < 5) | (np.min([a, k - a, n1 - a, n - n1 - k + a], axis=0) == 0)
+        a, k = (np.round(x[small]).astype(np.int64) for x in (a, k))
+        low[small], high[small] = odds_ratio_exact(a, k - a, n1 - a, n - n1 - k + a)[1:]
+        how = "Fisher exact; interval exact where a cell is 0 or below 5 by expectation"
+        exact = Inference(np.log(ratio), p, p_maxt, how, shared.how_maxt, p_side=side)
         return Result(ratio, low, high, exact)
     b = block(np.arange(n), fired, positive, None)
     inference = linear([b], problem.groups, rank_sum=False, **problem.options())
