@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, special, stats
 
-from biosae.errors import InputError
+from biosae.errors import InputError, StatisticsError
 from biosae.stats import associate
 from biosae.stats.counts import (
     NonIntegerCountsWarning,
@@ -403,6 +403,15 @@ def test_few_units_are_permuted_and_p_is_never_below_one_over_the_draws():
     weighted = associate(adata, "cells", exposure="area", **options)
     assert (weighted["p"].dropna() >= 1e-4).all()
     assert "Freedman-Lane" in weighted["inference"].iloc[0]
+
+
+def test_rearranged_within_patients_negbin_is_tested_and_overdispersed_poisson_refused():
+    adata = cohort(240, per=6)
+    options = {"unit": "sample", "exposure": "area", "permute": "within", "n_permutations": 99, "controls": False}
+    found = associate(adata, "cells", method="negbin", **options)
+    assert found["inference"].str.contains("within").all() and (found["p"] >= 0.01).all()
+    with pytest.raises(StatisticsError, match="negbin"):
+        associate(adata, "cells", method="poisson", **options)
 
 
 # ---- error rates

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from biosae.errors import StatisticsError
 from biosae.stats.adjust import basis
 from biosae.stats.loglinear import (
     NonIntegerCountsWarning,
@@ -28,6 +29,9 @@ __all__ = [
     "NonIntegerCountsWarning", "compare_counts", "fit_negbin", "fit_poisson", "fit_zinb", "fit_zip", "negbin",
     "poisson", "rootogram",
 ]  # fmt: skip
+
+MAX_DISPERSION = 1.25
+"""Pearson chi2/df above which Poisson residuals of unequal means are not exchangeable."""
 
 
 def poisson(problem: Problem) -> Result:
@@ -49,6 +53,12 @@ def _screen(problem: Problem, model: str) -> Result:
     else:
         null = described(y, B, offset, *coefficients(y, B, offset, 0.0), 0.0)
     mu, alpha = null["mu"], null["alpha"]
+    rearranged = problem.scheme is not None and problem.scheme.arrange is not None
+    if rearranged and model == "poisson" and np.ptp(mu) > 0 and null["pearson_chi2_df"] > MAX_DISPERSION:
+        raise StatisticsError(
+            f"counts vary {null['pearson_chi2_df']:.3g} times more than Poisson's, so residuals of units with unequal "
+            f"means may not be rearranged (permute={problem.permute!r}); use method='negbin'"
+        )
     score = score_test(
         problem, residual=(y - mu) / (1.0 + alpha * mu), weight=mu / (1.0 + alpha * mu), robust=model == "poisson"
     )

@@ -90,10 +90,12 @@ class Arranged:
 
 
 def arranged(V: Columns, Q: np.ndarray, scheme: Scheme) -> Arranged:
-    """Columns V (n, m) within the parts of a scheme, adjusted for the columns of Q (n, 1 + k) beyond the first."""
+    """Columns V (n, m) within the parts of a scheme, adjusted for the columns of Q (n, 1 + k)."""
     out = Arranged(V, np.empty((V.shape[0], 0)), np.empty((0, V.shape[1])), np.zeros(V.shape[1]), scheme)
-    if Q.shape[1] > 1:
-        q, r, _ = linalg.qr(out.centred(Q[:, 1:]), mode="economic", pivoting=True)
+    inside = out.centred(Q)
+    inside = inside[:, np.sqrt((inside**2).sum(axis=0)) > 1e-8]  # an unweighted intercept is constant in every part
+    if inside.shape[1]:
+        q, r, _ = linalg.qr(inside, mode="economic", pivoting=True)
         out.Q = q[:, np.abs(np.diag(r)) > 1e-8]
         out.coefficient = dot(V, out.Q).T
     size = np.maximum(np.bincount(scheme.parts, minlength=scheme.n_parts), 1)

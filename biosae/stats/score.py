@@ -126,7 +126,7 @@ def score_test(
         if problem.groups.codes is not None:
             se = np.fmax(se, inference.se * np.sqrt(b.e @ b.e / b.ss))
             return Score(b, inference, step, se, inference.df)
-        if robust:
+        if robust and problem.scheme is None:  # a named scheme needs no variance
             spread = np.sqrt(robust_variance(b) * n / df)
             se = np.fmax(se, spread / b.ss)
             if n >= FEW or b.k:
