@@ -29,9 +29,11 @@ from biosae.stats import (
     meta,
     mixed,
     ordinal,
+    posthoc,
     regression,
     robust,
     survival,
+    tables,
     zeros,
 )
 from biosae.stats.correlation import as_columns
@@ -232,6 +234,29 @@ def test_fisher(latent: str) -> None:
     close([row["ci_low"], row["ci_high"]], r["or_ci"])
 
 
+@pytest.mark.parametrize("name", ["spec", "zero", "small", "wide"])
+def test_exact_odds_ratio(name: str) -> None:
+    """fisher.test stops at 1e-4 of the ratio or its inverse; ``fine`` and mid-p are the same equations solved to the end."""
+    r = R["tables"][name]
+    cells = [np.array([c]) for c in r["cells"]]
+    ratio, low, high = (float(v[0]) for v in tables.odds_ratio_exact(*cells))
+    close([ratio, low, high], [r["fine_or"], *r["fine_ci"]])
+    ours, theirs = (np.array(v) for v in ([ratio, low, high], [r["conditional_or"], *r["exact_ci"]]))
+    close(np.minimum(ours, 1 / ours), np.minimum(theirs, 1 / theirs), rtol=0, atol=2e-4)
+    close([float(v[0]) for v in tables.odds_ratio_exact(*cells, mid_p=True)][1:], r["mid_ci"])
+    a, b, c, d = r["cells"]
+    close(effects.fisher_pvalue(np.array([a]), a + c, np.array([a + b]), a + b + c + d)[0], r["p"])
+
+
+@pytest.mark.parametrize("pair", R["paired_delong"], ids=lambda r: f"{r['a']}-{r['b']}")
+def test_paired_delong(pair: dict) -> None:
+    found = posthoc.compare_auroc(
+        samples("patients"), "arm", pair["a"], pair["b"], unit="sample", assume_independent=True
+    )
+    close(found[["auroc_a", "auroc_b"]], pair["auc"])
+    close(found[["statistic", "p"]], [pair["z"], pair["p"]])
+
+
 # ---- several groups --------------------------------------------------------------------------------------------------
 
 
@@ -251,6 +276,15 @@ def test_eta_and_omega_squared(latent: str) -> None:
     j, r = LATENTS.index(latent), R["several_groups"][latent]
     close(effects.eta_squared(V, codes)[j], r["eta2"])
     close(effects.omega_squared(V, codes)[j], r["omega2"])
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_dunn(latent: str) -> None:
+    found = posthoc.dunn(samples("patients"), "site", latents=[latent], unit="sample", assume_independent=True)
+    r = R["dunn"][latent]
+    assert list(found["class_a"]) == r["first"] and list(found["class_b"]) == r["second"]
+    close(-found["statistic"], r["z"])
+    assert (found["p"] >= np.array(r["p"]) * (1 - 1e-8)).all()  # corrected for skewness
 
 
 def test_eta_and_omega_squared_of_the_worked_example() -> None:

@@ -106,14 +106,17 @@ out$tables <- lapply(tables, function(cells) {
   n1 <- sum(f[, 1]); n0 <- sum(f[, 2]); k <- sum(f[1, ]); a <- f[1, 1]
   support <- max(0, k - n0):min(k, n1); pr <- dhyper(support, n1, n0, k); own <- dhyper(a, n1, n0, k)
   tie <- abs(pr - own) <= 1e-7 * own
-  # mid-p bounds of the odds ratio: the noncentral hypergeometric tail with half the observed value is alpha/2
+  # bounds of the odds ratio: the noncentral hypergeometric tail, with `own` times the observed value, is alpha/2;
+  # fisher.test finds the same bounds and the conditional estimate to 1e-4
   weight <- function(l) { w <- log(pr) + support * l; w <- exp(w - max(w)); w / sum(w) }
-  upper <- function(l) { w <- weight(l); sum(w[support > a]) + 0.5 * w[support == a] - 0.025 }
-  lower <- function(l) { w <- weight(l); sum(w[support < a]) + 0.5 * w[support == a] - 0.025 }
   root <- function(g) exp(uniroot(g, c(-25, 25), tol = 1e-14)$root)
+  bounds <- function(own) c(
+    if (a > min(support)) root(function(l) { w <- weight(l); sum(w[support > a]) + own * w[support == a] - 0.025 }) else 0,
+    if (a < max(support)) root(function(l) { w <- weight(l); sum(w[support < a]) + own * w[support == a] - 0.025 }) else Inf)
   list(cells = cells, p = e$p.value, conditional_or = num(e$estimate), exact_ci = num(e$conf.int),
-       mid_p = sum(pr[pr < own & !tie]) + 0.5 * sum(pr[tie]),
-       mid_ci = c(if (a > min(support)) root(upper) else 0, if (a < max(support)) root(lower) else Inf))
+       mid_p = sum(pr[pr < own & !tie]) + 0.5 * sum(pr[tie]), mid_ci = bounds(0.5), fine_ci = bounds(1),
+       fine_or = if (a == max(support)) Inf else if (a == min(support)) 0 else
+         root(function(l) sum(weight(l) * support) - a))
 })
 
 # ---- several groups -------------------------------------------------------------------------------------------
