@@ -371,6 +371,13 @@ def test_what_a_cohort_must_have():
     assert (found["status"] == "one_class").all() and found["p"].isna().all()
 
 
+def test_two_events_are_too_few_to_test():
+    adata = patients()
+    adata.obs["died"] = (np.arange(180) < 6).astype(int)
+    found = associate(adata, "time", method="cox", event="died", unit="patient", controls=False)
+    assert found["p"].isna().all() and (found["status"] == "too_sparse").all() and found["estimate"].notna().all()
+
+
 def null_cohort(rng, n, *, censored, active, design, m=200):
     """No latent acts on the hazard; times have ties, latents are zero-inflated and skewed."""
     x = rng.lognormal(size=(n, m)) * (rng.random((n, m)) < active)

@@ -9,6 +9,7 @@ from biosae.stats.audit import audit_confounders
 from biosae.stats.bootstrap import cluster_bootstrap
 from biosae.stats.confounding import confounders
 from biosae.stats.correlation import correlate
+from biosae.stats.cox import fit_cox
 from biosae.stats.curse import winners_curse
 from biosae.stats.drop import average_drop, performance_drop
 from biosae.stats.features import ablate
@@ -28,14 +29,16 @@ from biosae.stats.shortlist import fit
 from biosae.stats.sites import by_site, leave_one_site_out
 from biosae.stats.status import STATUS
 from biosae.stats.strata import within_strata
+from biosae.stats.survival import aalen_johansen, concordance, kaplan_meier, schoenfeld, uno_c
 from biosae.stats.tables import odds_ratio_exact
 from biosae.stats.training import sae_training
 
 __all__ = [
-    "STATUS", "ablate", "aggregate", "associate", "audit_confounders", "average_drop", "bh", "bonferroni", "by",
-    "by_site", "cluster_bootstrap", "clustering_score", "combine", "compare_auroc", "confounders", "correlate", "dunn",
-    "fcr_intervals", "fit", "hierarchical", "holm", "icc", "kendall_tau", "leave_one_site_out", "null_share",
-    "odds_ratio_exact", "overlap", "partial_correlation", "performance_drop", "pvca", "ranked", "readout", "replicate",
-    "replication_rate", "robustness", "robustness_index", "sae_training", "spurious_removal", "storey", "summary",
+    "STATUS", "aalen_johansen", "ablate", "aggregate", "associate", "audit_confounders", "average_drop", "bh",
+    "bonferroni", "by", "by_site", "cluster_bootstrap", "clustering_score", "combine", "compare_auroc", "concordance",
+    "confounders", "correlate", "dunn", "fcr_intervals", "fit", "fit_cox", "hierarchical", "holm", "icc",
+    "kaplan_meier", "kendall_tau", "leave_one_site_out", "null_share", "odds_ratio_exact", "overlap",
+    "partial_correlation", "performance_drop", "pvca", "ranked", "readout", "replicate", "replication_rate",
+    "robustness", "robustness_index", "sae_training", "schoenfeld", "spurious_removal", "storey", "summary", "uno_c",
     "variance_explained", "winners_curse", "within_strata",
 ]  # fmt: skip

@@ -28,6 +28,8 @@ from biosae.stats.inference import Block, Groups, Inference, block, linear, skew
 from biosae.stats.problem import Problem, Result
 from biosae.stats.score import Score, finish
 
+MIN_EVENTS = 3
+"""With fewer events (groups with events) there is an estimate and no p."""
 CHUNK = 64
 """Dense columns that are worked through at a time."""
 
@@ -47,6 +49,10 @@ def cox(problem: Problem) -> Result:
     """
     n = len(problem.y)
     sets = risk_sets(problem.y, problem.event, strata=problem.strata)
+    codes = problem.groups.codes
+    ended = np.flatnonzero(problem.event) if codes is None else np.unique(codes[np.asarray(problem.event) == 1])
+    if len(ended) < MIN_EVENTS:
+        problem = replace(problem, testable=np.zeros_like(problem.testable))
     Z = within(problem.C, problem.strata, n)
     U, info, martingale, skew = score_and_information(sets, problem.V, Z)
     S = stratum_columns(problem.strata, n)

@@ -14,7 +14,7 @@ STATUS: dict[str, str] = {
     "too_few_groups": "fewer than 3 independent groups: estimate only, no interval or p",
     "no_groups": "nothing says which samples are independent: estimate only",
     "undefined": "no neighbour tells biology from site: the index has no value",
-    "too_sparse": "the latent fires in too few rows or groups: estimate shown, p withheld",
+    "too_sparse": "the latent fires in too few rows or groups, or fewer than 3 events: estimate shown, p withheld",
     "separated": "the latent (with the covariates) tells the classes or events apart without a fault, so that the "
     "model's estimate is infinite: see its AUROC or exact test",
     "not_converged": "the model's equations have no solution on these rows: nothing to show",
