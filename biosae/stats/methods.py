@@ -87,7 +87,7 @@ def _each(blocks: list[Block], groups: Groups, *, rank: bool) -> tuple[np.ndarra
     """Fisher's z of every stratum and its variance (k, m): of free rows, or by groups where that is wider."""
     r = np.clip(np.stack([b.r for b in blocks]), -_most(blocks), _most(blocks))
     n = np.array([b.n - 3 - b.k for b in blocks], float)[:, None]
-    variance = np.where(n > 0, (1 + r**2 / 2 if rank else 1.0) / np.where(n > 0, n, 1.0), np.nan)
+    variance = np.where(n > 0, (1 + r**2 / 2 if rank else np.ones_like(r)) / np.where(n > 0, n, 1.0), np.nan)
     if groups.codes is not None:
         for s, b in enumerate(blocks):
             G = len(np.unique(groups.codes[b.rows]))
