@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 STATUS: dict[str, str] = {
     "ok": "tested",
     "few_groups": "tested; 3 to 19 independent groups, so permutation or t with groups - 1 df was forced",
@@ -23,3 +25,33 @@ STATUS: dict[str, str] = {
 
 TESTED = ("ok", "few_groups")
 """Statuses whose rows carry a p-value and are counted in the multiplicity family."""
+
+
+def evidence(result: pd.DataFrame) -> pd.DataFrame:
+    """How many of the planned tests were made, and why the others were not.
+
+    Parameters
+    ----------
+    result
+        Table of :func:`biosae.stats.associate`.
+
+    Returns
+    -------
+    DataFrame
+        One row a (target, source, status), the tested first: ``target, source, status, n, share`` (of the target and
+        source), ``tested, reason``. What determines an unidentifiable target is named.
+    """
+    facts = result.attrs.get("biosae", {}).get("targets", {})
+    count = result.groupby(["target", "source", "status"], sort=False).size().rename("n").reset_index()
+    count["share"] = count["n"] / count.groupby(["target", "source"])["n"].transform("sum")
+    count["tested"] = count["status"].isin(TESTED)
+    count["reason"] = [
+        (status == "unidentifiable" and facts.get(target, {}).get("unidentifiable")) or STATUS.get(status, "")
+        for target, status in zip(count["target"], count["status"])
+    ]
+    place = {name: i for i, name in enumerate(dict.fromkeys(result["target"]))}
+    source = {name: i for i, name in enumerate(dict.fromkeys(result["source"]))}
+    order = pd.DataFrame(
+        {"t": count["target"].map(place), "s": count["source"].map(source), "no": ~count["tested"], "n": -count["n"]}
+    )
+    return count.loc[order.sort_values(["t", "s", "no", "n"], kind="stable").index].reset_index(drop=True)
