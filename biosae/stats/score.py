@@ -126,17 +126,16 @@ def score_test(
         if problem.groups.codes is not None:
             se = np.fmax(se, inference.se * np.sqrt(b.e @ b.e / b.ss))
             return Score(b, inference, step, se, inference.df)
-        if robust and problem.scheme is None:  # a named scheme needs no variance
-            spread = np.sqrt(robust_variance(b) * n / df)
-            se = np.fmax(se, spread / b.ss)
-            if n >= FEW or b.k:
-                t = np.where(spread > 0, U / spread, np.nan)
-                p = np.where(problem.testable, 2.0 * stats.t.sf(np.abs(t), df), np.nan)
-                inference.statistic = np.where(p > inference.p, t, inference.statistic)
-                inference.p = np.fmax(inference.p, p)
-                inference.p_side = np.fmax(inference.p_side, p / 2)
-                inference.p_maxt = np.maximum(inference.p_maxt, inference.p)
-                inference.how += ", wider of two standard errors"
+        spread = np.sqrt(robust_variance(b) * n / df)
+        se = np.fmax(se, spread / b.ss)
+        if robust and problem.scheme is None and (n >= FEW or b.k):  # rearrangement needs no variance
+            t = np.where(spread > 0, U / spread, np.nan)
+            p = np.where(problem.testable, 2.0 * stats.t.sf(np.abs(t), df), np.nan)
+            inference.statistic = np.where(p > inference.p, t, inference.statistic)
+            inference.p = np.fmax(inference.p, p)
+            inference.p_side = np.fmax(inference.p_side, p / 2)
+            inference.p_maxt = np.maximum(inference.p_maxt, inference.p)
+            inference.how += ", wider of two standard errors"
     return Score(b, inference, step, se, df)
 
 
