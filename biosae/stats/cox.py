@@ -154,12 +154,13 @@ def evaluate(sets: RiskSets, X: np.ndarray, beta: np.ndarray) -> State:
     f = sets.fraction[:, None]
     sums = sets.at_risk(F)[sets.step_of] - f * sets.of_events(F)[sets.step_of]
     denominator = sums[:, 0]
-    mean = sums[:, 1:] / denominator[:, None]
-    loglik = eta[sets.event].sum() - np.log(denominator).sum()
-    score = X[sets.event].sum(axis=0) - mean.sum(axis=0)
-    rate, spared = sets.by_time(1.0 / denominator), sets.by_time(sets.fraction / denominator)
-    hazard = w * (sets.lived(rate) - sets.own(spared))
-    info = (X * hazard[:, None]).T @ X - mean.T @ mean
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # steps too far are taken back
+        mean = sums[:, 1:] / denominator[:, None]
+        loglik = eta[sets.event].sum() - np.log(denominator).sum()
+        score = X[sets.event].sum(axis=0) - mean.sum(axis=0)
+        rate, spared = sets.by_time(1.0 / denominator), sets.by_time(sets.fraction / denominator)
+        hazard = w * (sets.lived(rate) - sets.own(spared))
+        info = (X * hazard[:, None]).T @ X - mean.T @ mean
     return State(float(loglik), score, info, w, hazard, denominator, mean)
 
 
@@ -235,7 +236,11 @@ def maximise(
             trial = beta.copy()
             trial[free] += step / 2**halving
             there = evaluate(sets, X, trial)
-            if np.isfinite(there.loglik) and value(there) >= best - 1e-12 * max(1.0, abs(best)):
+            if (
+                np.isfinite(there.loglik)
+                and np.isfinite(there.info).all()
+                and value(there) >= best - 1e-12 * max(1.0, abs(best))
+            ):
                 break
         beta, state = trial, there
         if decrement < (1e-18 if firth else 1e-20) * max(1.0, abs(best)):

@@ -59,9 +59,10 @@ def cox(problem: Problem) -> Result:
     b = block(np.arange(n), problem.V, martingale, S if problem.C is None else np.hstack([S, problem.C]))
     inference = _inference(problem, b, U, info, skew)
     with np.errstate(divide="ignore", invalid="ignore"):
-        step, se, df = np.where(info > 0, U / info, np.nan), 1.0 / np.sqrt(info), np.inf
+        possible = np.where(info > 0, info, np.nan)
+        step, se, df = U / possible, 1.0 / np.sqrt(possible), np.inf
         if problem.groups.codes is not None:
-            se, df = np.fmax(se, inference.se * b.scale / info), inference.df
+            se, df = np.fmax(se, inference.se * b.scale / possible), inference.df
 
     def full(x: np.ndarray) -> dict:
         X = np.column_stack([Z, x])
@@ -106,7 +107,9 @@ def score_and_information(
     """
     order, f = sets.order, sets.fraction
     own = Z[order]
-    state = maximise(sets, own)[1]
+    _, state, note = maximise(sets, own)
+    if note:  # covariates that separate the events: Firth's estimate, and the score of the columns beyond theirs
+        state = maximise(sets, own, firth=True)[1]
     n = len(order)
     martingale, hazard = np.empty(n), np.empty(n)
     martingale[order], hazard[order] = sets.event - state.hazard, state.hazard
@@ -138,14 +141,17 @@ def score_and_information(
     info = lived - spent
     with np.errstate(divide="ignore", invalid="ignore"):
         skew = np.where(info > 1e-10 * lived, (dot(cube, cubed) + third) / info**1.5, 0.0)
+    score = dot(V, martingale)
     if Z.shape[1]:
         S, D = sets.at_risk(state.w[:, None] * own), sets.of_events(state.w[:, None] * own)
         before = sets.lived(c[0][:, None] * S - c[1][:, None] * D) - sets.own(c[1][:, None] * S - c[2][:, None] * D)
         linear_part = np.empty_like(Z)
         linear_part[order] = state.hazard[:, None] * own - state.w[:, None] * before
         cross = dot(V, linear_part)
-        info = info - np.einsum("mk,kl,ml->m", cross, np.linalg.pinv(state.info, hermitian=True), cross, optimize=True)
-    return dot(V, martingale), np.where(info > 1e-10 * lived, info, 0.0), martingale, skew
+        known = cross @ np.linalg.pinv(state.info, hermitian=True)
+        info = info - (known * cross).sum(axis=1)
+        score = score - known @ state.score
+    return score, np.where(info > 1e-10 * lived, info, 0.0), martingale, skew
 
 
 def _prefix(sets: RiskSets, c: np.ndarray) -> np.ndarray:
