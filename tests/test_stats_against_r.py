@@ -38,6 +38,7 @@ from biosae.stats import (
 )
 from biosae.stats.correlation import as_columns
 from biosae.stats.permutation import max_t
+from biosae.stats.power import _detectable_epsilon, detectable, sample_size
 
 FOLDER = Path(__file__).parent / "reference" / "stats"
 LATENTS = ["z_sparse", "z_tied", "z_signed", "z_rare", "z_dense", "z_halves"]
@@ -236,7 +237,7 @@ def test_fisher(latent: str) -> None:
 
 @pytest.mark.parametrize("name", ["spec", "zero", "small", "wide"])
 def test_exact_odds_ratio(name: str) -> None:
-    """fisher.test stops at 1e-4 of the ratio or its inverse; ``fine`` and mid-p are the same equations solved to the end."""
+    """fisher.test stops at 1e-4 of the ratio or its inverse; ``fine`` and mid-p: the same equations to the end."""
     r = R["tables"][name]
     cells = [np.array([c]) for c in r["cells"]]
     ratio, low, high = (float(v[0]) for v in tables.odds_ratio_exact(*cells))
@@ -732,6 +733,27 @@ def test_fit_of_a_mixed_model(subgroups: str | None, latent: str) -> None:
     close(row["p"], r["p"][-1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("latent", LATENTS)
+def test_mixed_model_of_associate(latent: str) -> None:
+    """The slope is lmer's; its interval and p are never narrower or smaller than lmerTest's."""
+    row, r = screen("cohort", "score", method="lmm", covariates=("age",)).loc[latent], R["lmer"][latent]
+    half = stats.t.ppf(0.975, r["df"][-1]) * r["se"][-1]
+    close(row["estimate"], r["coef"][-1], rtol=1e-6)
+    assert row["p"] >= r["p"][-1] * (1 - 1e-5)
+    assert row["ci_high"] - row["ci_low"] >= 2 * half * (1 - 1e-5)
+
+
+@pytest.mark.parametrize(("family", "target"), [("binomial", "region"), ("poisson", "count")])
+def test_fit_of_a_generalised_mixed_model(family: str, target: str) -> None:
+    """15 nodes here, 25 in glmer."""
+    options = {"exposure": "area"} if family == "poisson" else {}
+    name = f"glmer_{family}_25"
+    found = shortlist("cohort", target, f"glmm_{family}", tuple(R[name]), covariates=("age",), **options)
+    for latent, r in R[name].items():
+        close(found.loc[latent, ["estimate", "se"]], [r["coef"][-1], r["se"][-1]], rtol=3e-5)
+        close(found.loc[latent, "tau2"], r["sd"] ** 2, rtol=3e-5)
+
+
 @pytest.mark.parametrize(
     ("model", "target", "options"),
     [
@@ -788,6 +810,36 @@ def test_combine(data: str, name: str) -> None:
         theirs_t = stats.t.ppf(0.975, 7) if name.endswith("knha") else stats.norm.ppf(0.975)
         spread = (np.array(r["prediction"]) - r["estimate"]) / theirs_t * stats.t.ppf(0.975, 6)
         close([found["prediction_low"][0], found["prediction_high"][0]], r["estimate"] + spread)
+
+
+@pytest.mark.parametrize("pooling", ["fixed", "random"])
+def test_pearson_within_strata(pooling: str) -> None:
+    """metafor's rma of Fisher's z of each site, FE and DL."""
+    found = screen("patients", "score", method="pearson", strata="site", pooling=pooling)
+    for latent in LATENTS:
+        row, r = found.loc[latent], R["strata"][latent][pooling]
+        close(np.arctanh(row[["estimate", "ci_low", "ci_high"]].to_numpy(float)), [r["estimate"], *r["ci"]])
+        close(row[["q_heterogeneity", "p_heterogeneity", "i2"]], [r["q"], r["q_p"], r["i2"] / 100])
+
+
+def test_auroc_within_strata() -> None:
+    """metafor's rma of the logit of each site's AUROC, DeLong's variance."""
+    found = screen("patients", "arm", method="auroc", strata="site", pooling="random")
+    for latent in LATENTS:
+        row, r = found.loc[latent], R["strata"][latent]["auroc"]
+        area = row[["estimate", "ci_low", "ci_high"]].to_numpy(float)
+        close(np.log(area / (1 - area)), [r["estimate"], *r["ci"]])
+        close(row[["q_heterogeneity", "p_heterogeneity", "i2"]], [r["q"], r["q_p"], r["i2"] / 100])
+
+
+# ---- power -----------------------------------------------------------------------------------------------------------
+
+
+def test_power() -> None:
+    r = R["power"]
+    close([sample_size(0.3), sample_size(0.3, m=10_000)], [r["pearson_n"], r["pearson_n_family"]])
+    close(detectable(40), r["pearson_r"])
+    close(_detectable_epsilon(120, 3, 0.05, 0.8, 1), r["kruskal"])  # R's noncentral chi-squared
 
 
 # ---- multiplicity ----------------------------------------------------------------------------------------------------

@@ -385,16 +385,29 @@ out$meta <- lapply(list(varied = studies$yi, alike = studies$alike), function(y)
   found
 })
 
+# strata of one study: Fisher's z of each site, logit of each site's AUROC with DeLong's variance
+sites <- levels(pat$site)
+pooled_by <- function(y, v, method) {
+  m <- rma(y, v, method = method, control = list(threshold = 1e-14, maxiter = 10000))
+  list(estimate = num(m$beta), ci = c(m$ci.lb, m$ci.ub), q = m$QE, q_p = m$QEp, tau2 = m$tau2, i2 = m$I2)
+}
+out$strata <- each(latents, function(z) {
+  parts <- split(pat, pat$site)
+  r <- sapply(parts, function(d) cor(d[[z]], d$score)); n <- sapply(parts, nrow)
+  a <- sapply(parts, function(d) num(auc(roc(d$case, d[[z]], direction = "<", quiet = TRUE))))
+  v <- sapply(parts, function(d) num(var(roc(d$case, d[[z]], direction = "<", quiet = TRUE), method = "delong")))
+  list(fixed = pooled_by(atanh(r), 1 / (n - 3), "FE"), random = pooled_by(atanh(r), 1 / (n - 3), "DL"),
+       auroc = pooled_by(qlogis(a), v / (a * (1 - a))^2, "DL"))
+})
+
 # ---- multiplicity, power --------------------------------------------------------------------------------------
 out$adjust <- each(c("BH", "BY", "holm", "bonferroni"), function(m) p.adjust(pv, m))
 out$power <- list(
-  t_n = power.t.test(delta = 0.5, sd = 1, power = 0.8, tol = 1e-12)$n,
-  t_delta = power.t.test(n = 40, sd = 1, power = 0.8, tol = 1e-12)$delta,
-  t_power = power.t.test(n = 40, delta = 0.5, sd = 1)$power,
-  t_power_strict = power.t.test(n = 40, delta = 0.5, sd = 1, strict = TRUE)$power,
   pearson_n = ((qnorm(0.975) + qnorm(0.8)) / atanh(0.3))^2 + 3,
   pearson_n_family = ((qnorm(1 - 0.05 / 2 / 10000) + qnorm(0.8)) / atanh(0.3))^2 + 3,
-  pearson_r = tanh((qnorm(0.975) + qnorm(0.8)) / sqrt(40 - 3)))
+  pearson_r = tanh((qnorm(0.975) + qnorm(0.8)) / sqrt(40 - 3)),
+  kruskal = { load <- uniroot(function(x) pchisq(qchisq(0.95, 2), 2, x, lower.tail = FALSE) - 0.8, c(1e-6, 1e3), tol = 1e-14)$root
+    load / (load + 120) })
 
 # ---- patients from tiles --------------------------------------------------------------------------------------
 pooled <- aggregate(coh[, c(latents, "score")], list(patient = coh$patient), mean)
