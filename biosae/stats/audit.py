@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from biosae.stats.adjust import is_categorical
-from biosae.stats.confounding import column_of, confounders, factor_columns
+from biosae.stats.adjust import column_of, is_categorical
+from biosae.stats.confounding import confounders, factor_columns
 from biosae.stats.drop import performance_drop
 from biosae.stats.nested import in_memory
 from biosae.stats.pvca import pvca

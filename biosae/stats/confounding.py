@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import scipy.sparse as sp
 from scipy import stats
 
 from biosae.errors import InputError
-from biosae.stats.adjust import basis, design, is_categorical, overlap, residual
+from biosae.stats.adjust import basis, column_of, design, is_categorical, overlap, residual
 from biosae.stats.correlation import Columns, as_columns, dot, moments, skewness
 from biosae.stats.inference import times_skewness
 from biosae.stats.multiplicity import bh
@@ -44,7 +43,7 @@ def confounders(
     adata
         Latents.
     biology, technical
-        Columns of ``obs``; numbers enter linearly (or as the covariates' ``spline(age)``), labels as dummies. All of
+        Columns of ``obs``; numbers enter linearly, ``"spline(age)"`` as a cubic spline, labels as dummies. All of
         ``biology`` is one side; each technical factor is judged on its own. A factor may be several columns:
         ``technical={"acquisition": ["scanner", "stain"], "site": ["site"]}``.
     groups
@@ -99,12 +98,6 @@ def factor_columns(technical: str | Sequence[str] | Mapping[str, Sequence[str]])
     if isinstance(technical, Mapping):
         return {str(k): [v] if isinstance(v, str) else list(v) for k, v in technical.items()}
     return {name: [name] for name in technical}
-
-
-def column_of(term: str) -> str:
-    """Column of ``obs`` that a term of a design names: ``spline(age)`` and ``spline(age, 4)`` name ``age``."""
-    found = re.fullmatch(r"spline\(\s*([^,)]+?)\s*(,.*)?\)", term)
-    return found.group(1) if found else term
 
 
 def overlaps(
