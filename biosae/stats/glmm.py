@@ -15,7 +15,7 @@ from scipy import special
 
 from biosae.errors import InputError, nearest
 from biosae.stats.nested import indicator
-from biosae.stats.regression import RUNAWAY, fit_logistic
+from biosae.stats.regression import RUNAWAY, fit_logistic, separable
 
 FAMILIES = ("binomial", "poisson")
 MAX_SD = 20.0
@@ -163,7 +163,8 @@ def fit_glmm(
     k, tau = X.shape[1], abs(float(theta[-1]))
     theta[-1] = tau
     note = ""
-    if family == "binomial" and (tau > MAX_SD or not converged and np.abs(X @ theta[:-1]).max() > RUNAWAY):
+    far = not converged or np.abs(X @ theta[:-1]).max() > RUNAWAY
+    if family == "binomial" and (tau > MAX_SD or (far and separable(y, X))):
         note, converged = "separated", False
     elif tau < 1e-4:
         note, theta[-1] = "boundary", 0.0

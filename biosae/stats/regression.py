@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
 RUNAWAY = 15.0
-"""A linear predictor (logit) beyond this at the end of a fit that did not settle means separated classes."""
+"""A linear predictor (logit) beyond this raises the question whether the classes are separated."""
 
 
 def fit_ols(y: np.ndarray, X: np.ndarray) -> dict[str, Any]:
@@ -45,8 +45,8 @@ def fit_logistic(
 ) -> dict[str, Any]:
     """Logistic regression by maximum likelihood (Newton-Raphson with halving).
 
-    Where a plane separates the classes the likelihood rises for ever: coefficients that still move when the
-    probabilities have settled at 0 and 1 are reported as ``"separated"``, and are not estimates.
+    Where a plane separates the classes the likelihood rises for ever: the note is ``"separated"``, and coefficients
+    are where the steps stopped, not estimates.
 
     Parameters
     ----------
@@ -84,10 +84,22 @@ def fit_logistic(
             converged = True
             break
     mu = special.expit(eta)
-    separated = np.abs(eta - offset).max() > RUNAWAY and not converged
+    separated = (np.abs(eta - offset).max() > RUNAWAY or not converged) and separable(y, X)
     bread = np.linalg.pinv((X * (mu * (1.0 - mu))[:, None]).T @ X, hermitian=True)
     return {
         "coef": coef, "cov": bread, "scores": X * (y - mu)[:, None], "bread": bread, "loglik": loglik,
         "converged": converged, "note": "separated" if separated else "", "weights": mu * (1.0 - mu),
         "residuals": y - mu, "aic": 2.0 * (k - loglik),
     }  # fmt: skip
+
+
+def separable(y: np.ndarray, X: np.ndarray) -> bool:
+    """True if some ``d`` has ``X d >= 0`` wherever y is 1, ``X d <= 0`` wherever it is 0, and not 0 everywhere.
+
+    Then, and only then, logistic regression has no finite estimate (Albert and Anderson, Biometrika 71, 1, 1984).
+    Linear programme.
+    """
+    D = np.unique(np.where(y[:, None] > 0, X, -X), axis=0)
+    D = D / np.maximum(np.abs(D).max(axis=0), 1e-300)
+    found = optimize.linprog(-D.sum(axis=0), A_ub=-D, b_ub=np.zeros(len(D)), bounds=(-1, 1), method="highs")
+    return bool(found.status == 0 and -found.fun > 1e-7)
