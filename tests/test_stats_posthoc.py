@@ -140,6 +140,19 @@ def test_dunn_counts_patients():
         dunn(adata, "label", latents=["x"], unit="sample")
 
 
+def test_dunn_does_not_take_the_number_of_samples_for_a_difference():
+    """Class c has 3 samples a patient, the others 40; maxima of 40 are higher than maxima of 3."""
+    rng = np.random.default_rng(9)
+    counts = np.where(np.arange(60) % 3 == 2, rng.integers(2, 6, 60), rng.integers(3, 60, 60))
+    patient = np.repeat(np.arange(60), counts)
+    label = np.array(list("abc"))[patient % 3]
+    X = np.maximum(0, rng.normal(size=(len(patient), 30)))
+    adata = samples(X, patient, label=label)
+    table = dunn(adata, "label", latents=list(adata.var_names), unit="patient", aggregate="max")
+    z = table["statistic"].abs()
+    assert (z > 3).mean() > 0.3 and (table["p"] < 0.01).mean() < 0.05
+
+
 # paired DeLong
 
 

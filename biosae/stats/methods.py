@@ -359,6 +359,11 @@ def kruskal_wallis(problem: Problem) -> Result:
     return Result(effects.eta_squared(ranks, problem.y.astype(int)), none, none, inference)
 
 
+def size_columns(sizes: np.ndarray) -> np.ndarray:
+    """What stands for the number of samples that a unit holds: its logarithm and, from 10 units on, ``sizes^-1/2``."""
+    return np.log(sizes)[:, None] if len(sizes) < 10 else np.column_stack([np.log(sizes), sizes**-0.5])
+
+
 def by_size(problem: Problem, method: str, sizes: np.ndarray) -> Inference:
     """The test of a method, adjusted for the number of samples that a unit holds.
 
@@ -366,7 +371,7 @@ def by_size(problem: Problem, method: str, sizes: np.ndarray) -> Inference:
     maxima of pooled units go with ``sizes`` (n_units,) even where the codes do not go with the target. No p where the
     numbers of samples explain more than :data:`MAX_SIZE_R2` of the target.
     """
-    size = np.log(sizes)[:, None] if len(sizes) < 10 else np.column_stack([np.log(sizes), sizes**-0.5])
+    size = size_columns(sizes)
     y = problem.y if problem.offset is None else problem.y / np.exp(problem.offset)
     sides = np.eye(problem.n_classes)[y.astype(int)].T if problem.n_classes > 2 else [y]
     if max(share_explained(side, basis(size, len(sizes))) for side in sides) > MAX_SIZE_R2:

@@ -18,7 +18,8 @@ from biosae.stats import effects
 from biosae.stats.association import associate
 from biosae.stats.correlation import Columns, as_columns, moments, rank_columns
 from biosae.stats.frame import Frame, Source, Target
-from biosae.stats.inference import Groups, block, linear
+from biosae.stats.inference import Inference, block, linear
+from biosae.stats.methods import size_columns
 from biosae.stats.multiplicity import holm
 from biosae.stats.nested import in_memory
 from biosae.stats.status import TESTED
@@ -54,7 +55,7 @@ def dunn(
     The ranks of all classes together give ``z = (R_b - R_a) / sqrt(s2 (1/n_a + 1/n_b))``, ``R`` mean ranks and ``s2``
     the variance of the ranks, ties corrected (Dunn, Technometrics 6, 241, 1964). As a linear score of the contrast it
     is tested as everything else is: normal with skewness corrected for independent units, permutation below 20, the
-    wider of two errors for units of the same patient.
+    wider of two errors for units of the same patient, and not below the p adjusted for the samples that a unit holds.
 
     Parameters
     ----------
@@ -95,11 +96,11 @@ def dunn(
     for a, b in itertools.combinations(range(len(found.classes)), 2):
         in_a, in_b = y == a, y == b
         contrast = in_b / in_b.sum() - in_a / in_a.sum()
-        own = Groups(found.groups.codes, found.groups.n, found.groups.constant)
-        inference = linear(
-            [block(np.arange(n), ranks, contrast, None)], own, rank_sum=True, units_blocks=None, n_permutations=0,
-            random_state=random_state, testable=testable,
-        )  # fmt: skip
+        inference = _contrast(ranks, contrast, None, found, testable, random_state)
+        if found.sizes is not None and n > 3:
+            again = _contrast(ranks, contrast, size_columns(found.sizes), found, testable, random_state)
+            inference.p = np.maximum(inference.p, again.p)
+            inference.how += "; not below the p adjusted for samples a unit"
         pair = in_a | in_b
         delta = 2 * effects.auroc(rank_columns(effects.rows_of(V, pair)), in_b[pair]) - 1
         rows.append(pd.DataFrame({
@@ -112,6 +113,16 @@ def dunn(
     out["p_holm"] = out.groupby("latent")["p"].transform(holm)
     place = {name: i for i, name in enumerate(screen["latent"])}
     return out.sort_values("latent", key=lambda s: s.map(place), kind="stable", ignore_index=True)
+
+
+def _contrast(
+    ranks: Columns, contrast: np.ndarray, C: np.ndarray | None, found: Target, testable: np.ndarray, random_state: int
+) -> Inference:
+    """Test of the score ``sum_i rank_i contrast_i``; a contrast of classes is constant in groups where the class is."""
+    return linear(
+        [block(np.arange(len(contrast)), ranks, contrast, C)], found.groups, rank_sum=C is None, units_blocks=None,
+        n_permutations=0, random_state=random_state, testable=testable,
+    )  # fmt: skip
 
 
 def paired_delong(X: Any, positive: np.ndarray, *, codes: np.ndarray | None = None) -> dict[str, float]:

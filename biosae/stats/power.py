@@ -303,8 +303,7 @@ def _smallest_p(found: Target, size: Sequence[int]) -> float:
 def _sentence(
     found: Target, unit: str, groups: str, m: int, effect: str, value: float, floor: float, alpha: float, power: float
 ) -> str:
-    what = "samples" if unit == "sample" else f"{unit}s"
-    who = f"{found.n_units:,} {what}"
+    who = f"{found.n_units:,} {unit}s"
     if found.groups.codes is not None:
         who += f" of {found.groups.n:,} {groups}s"
     tests = f"{m:,} tests" if m > 1 else "one test"
@@ -317,7 +316,8 @@ def _sentence(
         "auroc": f"an AUROC above {value:.2f} or below {1 - value:.2f}",
         "epsilon_squared": f"a share of rank variance above {value:.2f}",
     }[effect]
-    return f"With {who} and {tests} only {shown} can be confirmed ({100 * power:.0f} % power, level {alpha:g} over all tests)."
+    how = f"{100 * power:.0f} % power, level {alpha:g} over all tests"
+    return f"With {who} and {tests} only {shown} can be confirmed ({how})."
 
 
 def power_by_thinning(
