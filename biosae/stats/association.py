@@ -69,7 +69,8 @@ def associate(
         by mean; a label must be constant within the unit. Units of the same patient are never taken as independent.
     method
         ``"auto"`` (numbers: Spearman; two classes: AUROC; more: Kruskal-Wallis; with covariates: Spearman, two classes
-        coded 0/1), ``pearson``, ``spearman``, ``auroc``, ``wilcoxon``, ``welch``, ``fisher``, ``kruskal`` or ``ols``.
+        coded 0/1), ``pearson``, ``spearman``, ``auroc``, ``wilcoxon``, ``welch``, ``fisher``, ``kruskal``, ``ols``,
+        ``poisson``, ``negbin``, ``ordinal`` or ``cox``.
     covariates
         Columns to adjust for (partial correlation, or regression with ``ols``): numbers, labels (dummies), and
         ``"spline(age)"`` or ``"spline(age, df=4)"`` for a natural cubic spline of a number.
@@ -134,7 +135,9 @@ def associate(
     Formulas, defaults and their measured error rates: docs/statistics.md. Intervals are 95 %.
     """
     options = {k: v for k, v in locals().items() if k not in ("adata", "targets")}
-    return directed(adata, targets, **options).drop(columns="p_side")
+    result = directed(adata, targets, **options)
+    result.pop("p_side")
+    return result
 
 
 def directed(
@@ -218,17 +221,17 @@ def directed(
             for nth, place in enumerate(together):
                 part = screen(source, columns, cache, units[place], how, options, peers, nth)
                 parts[place, at] = part | {"target": targets[place]}
-    result = table_of([parts[place, at] for place in range(len(targets)) for at in range(len(features))])
-    result["q"] = np.nan
-    for source in features:
-        here = (result["source"] == source.name).to_numpy() if len(features) > 1 else slice(None)
-        p = result["p"].to_numpy()[here]
-        families = result["target"].to_numpy()[here] if correction == "hierarchical" else None
-        result.loc[here, "q"] = multiplicity.correct(p, correction=correction, families=families)
+    rows = [parts[place, at] for place in range(len(targets)) for at in range(len(features))]
     extra = ["n_groups", "contrast", "inference"] + (["p_maxt"] if n_permutations else [])
-    extra += [name for name in ("fit", "n_events") if name in result]
+    extra += [column for column in ("fit", "n_events") if any(column in part for part in rows)]
     extra += ["n_strata", "n_same_sign", "q_heterogeneity", "p_heterogeneity", "i2", "tau2"] if strata else []
-    result = result.reindex(columns=[*COLUMNS, *extra, "p_side"])
+    result = table_of(rows, [*COLUMNS, *extra, "p_side"])
+    q = np.full(len(result), np.nan)
+    for source in features:
+        here = np.flatnonzero(result["source"].to_numpy() == source.name) if len(features) > 1 else slice(None)
+        families = result["target"].to_numpy()[here] if correction == "hierarchical" else None
+        q[here] = multiplicity.correct(result["p"].to_numpy()[here], correction=correction, families=families)
+    result["q"] = q
     tested = result["source"].to_numpy()[result["p"].notna().to_numpy()]
     result.attrs["biosae"] = {
         "unit": unit, "groups": None if frame.group_of is None else groups, "aggregate": aggregate, "method": method,

@@ -82,8 +82,7 @@ def block(rows: np.ndarray, V: Columns, y: np.ndarray, C: np.ndarray | None) -> 
 def member(rows: np.ndarray, of: Batch, place: int) -> Block:
     """The block of one target of a batch."""
     p = of.projection
-    e = np.ascontiguousarray(of.E[:, place])
-    return Block(rows, p.V, e, p.Q, p.coefficient, p.ss, of.r[:, place], of.r2_target[place], p.r2, of, place)
+    return Block(rows, p.V, of.rows[place], p.Q, p.coefficient, p.ss, of.r[:, place], of.r2_target[place], p.r2, of, place)
 
 
 @dataclass
@@ -226,13 +225,14 @@ def rearrangement_skew(blocks: list[Block]) -> np.ndarray:
     """
     third, second = 0.0, 0.0
     for b in blocks:
-        e = b.e / np.sqrt(b.e @ b.e) if b.e.any() else b.e
-        factor = b.n / ((b.n - 1) * (b.n - 2)) if b.n > 2 else 0.0
+        norm = np.sqrt(b.e @ b.e)
+        factor = b.n / ((b.n - 1) * (b.n - 2)) if b.n > 2 and norm > 0 else 0.0
+        cubes = np.einsum("i,i,i->", b.e, b.e, b.e) if b.batch is None else b.batch.cubes[b.place]
         skew = skewness(b.V) if b.batch is None else b.batch.projection.skew
-        third = third + b.weight**3 * factor * np.nan_to_num(skew) * (e**3).sum()
+        third = third + b.weight**3 * factor * np.nan_to_num(skew) * (cubes / norm**3 if norm > 0 else 0.0)
         second = second + b.weight
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(second > 0, third / second**1.5, 0.0)
+        return np.where(second > 0, third / (second * np.sqrt(second)), 0.0)
 
 
 def effective_groups(load: np.ndarray) -> float:

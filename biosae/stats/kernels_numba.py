@@ -21,7 +21,7 @@ ROWS = 8000
 def _order(indptr, data, out):
     for j in range(len(indptr) - 1):
         a, b = indptr[j], indptr[j + 1]
-        out[a:b] = a + np.argsort(data[a:b], kind="mergesort")
+        out[a:b] = a + np.argsort(data[a:b])
 
 
 def order(V: sp.csc_matrix) -> np.ndarray:
@@ -219,6 +219,20 @@ def _delong(indptr, indices, data, order, labels, n1, n0, s1, q1, s0, q0):
         above1[:] = 0.0
         above, e, zero_done = 0, b - 1, False
         while e >= a or not zero_done:
+            if e > a and data[order[e - 1]] != data[order[e]] and (zero_done or data[order[e]] > 0):
+                row = labels[indices[order[e]]]  # most often: a value without a tie
+                for t in range(T):
+                    own = np.float64(row[t])
+                    v1 = n0[t] / 2.0 - above + above1[t]
+                    v0 = above1[t] - n1[t] / 2.0
+                    t1[t] += own * v1
+                    u1[t] += own * v1 * v1
+                    t0[t] += (1.0 - own) * v0
+                    u0[t] += (1.0 - own) * v0 * v0
+                    above1[t] += own
+                above += 1
+                e -= 1
+                continue
             a1[:] = 0.0
             if not zero_done and (e < a or data[order[e]] < 0):
                 size = n - (b - a)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.sparse as sp
 
-from biosae.stats.adjust import basis, residual, share_explained
+from biosae.stats.adjust import basis
 from biosae.stats.correlation import Columns, dot, moments3, ratio
 from biosae.stats.kernels import kernels
 from biosae.stats.nested import group_scores
@@ -55,6 +55,10 @@ class Batch:
 
     projection: Projection
     E: np.ndarray
+    rows: np.ndarray
+    """E transposed, so that one target lies in one piece (T, n)."""
+    cubes: np.ndarray = field(init=False)
+    """Sums of cubed residuals (T,)."""
     product: np.ndarray = field(init=False)
     r: np.ndarray = field(init=False)
     r2_target: np.ndarray = field(init=False)
@@ -72,13 +76,21 @@ class Batch:
 def batch(projection: Projection, ys: Sequence[np.ndarray]) -> Batch:
     """Residuals of the targets ``ys``, 0 throughout where the covariates determine one, and their products."""
     Q = projection.Q
-    Y = np.column_stack([np.asarray(y, np.float64) for y in ys])
-    E = residual(Y, Q)
-    centred = ((Y - Y.mean(axis=0)) ** 2).sum(axis=0)
-    left = (E**2).sum(axis=0)
-    E[:, (left <= 1e-20 * centred) | (np.ptp(Y, axis=0) == 0)] = 0.0
-    out = Batch(projection, E)
-    out.r2_target = np.array([share_explained(y, Q) if Q.shape[1] > 1 else 0.0 for y in Y.T])
+    rows = np.stack([np.asarray(y, np.float64) for y in ys])
+    constant = np.ptp(rows, axis=1) == 0
+    rows -= rows.mean(axis=1, keepdims=True)
+    total = np.einsum("ti,ti->t", rows, rows)
+    inside = rows @ Q[:, 1:]
+    r2 = np.array([(c @ c) / s if s > 0 else np.nan for c, s in zip(inside, total)])
+    rows -= inside @ Q[:, 1:].T if Q.shape[1] > 1 else 0.0
+    for _ in range(2):  # once more for what rounding has left
+        rows -= (rows @ Q) @ Q.T
+    left = np.einsum("ti,ti->t", rows, rows)
+    rows[(left <= 1e-20 * total) | constant] = 0.0
+    out = Batch(projection, np.ascontiguousarray(rows.T), rows)
+    E = out.E
+    out.r2_target = r2 if Q.shape[1] > 1 else np.zeros(len(rows))
+    out.cubes = np.einsum("ti,ti,ti->t", rows, rows, rows)
     out.product = kernels().product(projection.V, E) if sp.issparse(projection.V) else dot(projection.V, E)
-    out.r = ratio(out.product, np.sqrt(projection.ss[:, None] * (E**2).sum(axis=0)))
+    out.r = ratio(out.product, np.sqrt(projection.ss[:, None] * np.einsum("ti,ti->t", rows, rows)))
     return out

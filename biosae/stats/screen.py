@@ -94,7 +94,7 @@ def screen(
         maxt = options.n_permutations and found.inference.how_maxt
         inference = how + (f"; max-T: {found.inference.how_maxt}" if maxt else "") + options.remark
     out |= {
-        "latent": source.names, "method": method, "status": _NAMES[status], "n_samples": len(target.samples),
+        "latent": _labels(cache, source), "method": method, "status": _NAMES[status], "n_samples": len(target.samples),
         "n_groups": target.groups.n, "effect": METHODS[method].effect, "source": source.name, "unit": options.unit,
     }  # fmt: skip
     if "n_units" not in out:
@@ -119,15 +119,21 @@ def _scheme(cache: dict, target: Target, options: Options) -> Scheme:
     return cache["scheme"][1]
 
 
-def table_of(parts: list[dict[str, Any]]) -> pd.DataFrame:
-    """One table of all parts, in their order; what a part does not have is NaN there."""
+def _labels(cache: dict, source: Source) -> np.ndarray:
+    if "names" not in cache:
+        cache["names"] = np.array(source.names, dtype=object)
+    return cache["names"]
+
+
+def table_of(parts: list[dict[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+    """One table of all parts, in their order, with the columns ``names``; what a part does not have is NaN there."""
     sizes = [len(part["latent"]) for part in parts]
     ends = np.cumsum(sizes)
     columns: dict[str, np.ndarray] = {}
-    for name in dict.fromkeys(name for part in parts for name in part):
-        values = [np.asarray(part[name]) if not isinstance(part[name], str) else None for part in parts if name in part]
-        whole = len(values) == len(parts)
-        if any(v is None or v.dtype.kind in "OU" for v in values):
+    for name in names:
+        values = [np.asarray(part[name]).dtype for part in parts if name in part]
+        whole = len(values) == len(parts) and len(parts) > 0
+        if any(v.kind in "OU" for v in values):
             kind: Any = object
         else:
             kind = np.result_type(*values) if whole else np.float64
