@@ -418,11 +418,22 @@ def test_site_left_out_in_which_the_sign_flips():
     assert sites["sign_agrees"].tolist() == [True, True, True, False] and sites.loc["A", "p"] < 0.05
     combined = found[found["site"] == "combined"].iloc[0]
     assert (combined["n_sites"], combined["n_same_sign"], combined["n_opposite"]) == (4, 3, 1)
+    assert combined["p"] == pytest.approx(min(1, 2 * sites["p"].astype(float).mean()))
     assert combined["p_heterogeneity"] < 1e-4 and combined["i2"] > 0.7 and combined["n_units"] == 120
     steady = leave_one_site_out(cohort(n_patients=120, effect=2.0, sites=4), "label", unit="patient", controls=False)
     combined = steady[steady["site"] == "combined"].iloc[0]
     assert combined["n_same_sign"] == 4 and combined["n_opposite"] == 0 and combined["p"] < 1e-3
     assert combined["ci_low"] > 0.5 and (steady["groups_shared"].dropna() == 0).all()
+
+
+@pytest.mark.slow
+def test_sites_together_hold_their_level_where_there_is_nothing():
+    found = [
+        leave_one_site_out(cohort(80, 2, 30, true=0, seed=500 + s, sites=4), "label", unit="patient", controls=False)
+        for s in range(60)
+    ]
+    p = np.array([t.loc[t["site"] == "combined", "p"].iloc[0] for t in found], dtype=float)
+    assert (p <= 0.05).mean() <= 0.05 and (p <= 0.2).mean() <= 0.25
 
 
 def test_left_out_site_is_the_replication_of_the_others():
