@@ -319,6 +319,7 @@ def test_hazard_ratio_of_a_planted_latent():
 def test_adjusted_and_stratified_screens(options):
     found = associate(patients(), "time", method="cox", event="died", unit="patient", **options)
     assert found.sort_values("p")["latent"].iloc[0] == "0" and found["p"].min() < 0.001
+    assert "strata" not in options or (found["n_strata"] == 2).all()
 
 
 def test_repeated_rows_do_not_multiply_patients():

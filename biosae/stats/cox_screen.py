@@ -74,6 +74,8 @@ def cox(problem: Problem) -> Result:
         return found
 
     result = finish(problem, Score(None, inference, step, se, df), full, k=Z.shape[1] + 1)
+    if problem.strata is not None:
+        result.extra["n_strata"] = np.full(len(U), len(sets.bounds) - 1)
     result.extra["n_events"] = np.full(len(U), int(sets.event.sum()))
     return result
 
