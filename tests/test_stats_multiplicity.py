@@ -177,8 +177,7 @@ def correlated_p(rng, shift, *, rho, block):
 def test_false_discovery_rates_under_correlation():
     """2,000 screens of 6 targets x 200 latents; latents correlated 0.5 in blocks of 20; 2 targets hold effects.
 
-    BH holds 5 %. Storey's rate is within a few tenths of its level here and is the price of more power; hierarchical
-    holds the rate over targets and the average rate within the selected ones.
+    BH and Storey hold 5 %; hierarchical holds the rate over targets and the average rate within the selected ones.
     """
     rng = np.random.default_rng(0)
     T, m, draws = 6, 200, 2000
@@ -205,7 +204,24 @@ def test_false_discovery_rates_under_correlation():
     print(rate)
     assert rate["by"] < 0.02 and rate["bh"] < 0.055
     assert rate["families"] < 0.055 and rate["within"] < 0.055
-    assert rate["storey"] < 0.07
+    assert rate["bh"] < rate["storey"] < 0.055
+
+
+@pytest.mark.slow
+def test_storey_exceeds_its_level_where_half_of_all_latents_go_together():
+    """1,000 tests in two blocks correlated 0.9, 100 true effects: BH holds, Storey does not (said in its docstring)."""
+    rng = np.random.default_rng(1)
+    shift = np.zeros(1000)
+    shift[::10] = 3.0
+    fdp = {"bh": [], "storey": []}
+    for _ in range(1500):
+        p = correlated_p(rng, shift, rho=0.9, block=500)
+        for name, values in fdp.items():
+            found = correct(p, correction=name) <= 0.05
+            values.append((found & (shift == 0)).sum() / max(found.sum(), 1))
+    print({name: np.mean(values) for name, values in fdp.items()})
+    assert np.mean(fdp["bh"]) < 0.04
+    assert 0.06 < np.mean(fdp["storey"]) < 0.15
 
 
 @pytest.mark.slow

@@ -116,8 +116,9 @@ def _smooth(values: np.ndarray, step: float, *, df: float) -> np.ndarray:
 def storey(p: ArrayLike, *, pi0: float | str = 0.5) -> np.ndarray:
     """Storey's q-values: BH times the estimated share of true nulls (:func:`null_share`).
 
-    Holds the false discovery rate for independent tests. Where latents fire together the share of nulls is itself
-    uncertain, and the rate may be exceeded somewhat (docs/statistics.md, Families).
+    Holds the false discovery rate for independent tests and for many small groups of correlated ones. Where a large
+    part of all latents goes together the share of nulls is itself uncertain and the rate is exceeded: 10 % at a nominal
+    5 % for two halves of 1,000 tests correlated 0.9 (``"spline"``: 21 %), where BH has 2 %.
     """
     return _over_tested(p, lambda q: _step_up(q, null_share(q, pi0=pi0)))
 
