@@ -37,7 +37,7 @@ def test_worked_number():
         assert found["p"][0] == pytest.approx(reference.pvalue, rel=1e-12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.integers(-3, 4), st.integers(0, 5)), min_size=0, max_size=60))
 def test_scores_of_rows_are_those_of_all_pairs(rows):
     x, y = (np.array([r[k] for r in rows], float) for k in (0, 1))
@@ -45,7 +45,7 @@ def test_scores_of_rows_are_those_of_all_pairs(rows):
     np.testing.assert_array_equal(concordance(x, y), pairs.sum(axis=1))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(3, 50), st.integers(0, 10**6), st.floats(0, 1))
 def test_agrees_with_scipy_on_sparse_columns(n, seed, density):
     rng = np.random.default_rng(seed)

@@ -87,7 +87,7 @@ def test_one_stratum_is_itself():
     assert np.isnan(one([0.4], [0.04], hartung_knapp=True)["p"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(-3, 3), st.floats(0.01, 2)), min_size=2, max_size=8),
     st.sampled_from(["dl", "reml", "pm"]),

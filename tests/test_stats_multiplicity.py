@@ -44,7 +44,7 @@ def test_spline_with_all_degrees_of_freedom_is_a_line_or_the_points():
     np.testing.assert_allclose(_smooth(y, 0.05, df=19 - 1e-9), y, atol=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(probabilities)
 def test_order_of_corrections(p):
     p = np.array(p)
@@ -68,7 +68,7 @@ def two_stages(p, families, alpha):
     return np.isin(families, chosen), rejected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.one_of(st.floats(1e-6, 1), st.floats(1e-6, 0.05), st.just(float("nan"))),
                           st.integers(0, 4)), min_size=1, max_size=40), st.floats(0.01, 0.3))  # fmt: skip
 def test_hierarchical_is_the_two_stage_procedure(rows, alpha):

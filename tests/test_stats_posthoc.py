@@ -32,7 +32,7 @@ def samples(X, patient=None, **columns):
 # odds ratios
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 25), min_size=4, max_size=4).filter(lambda t: min(t[0] + t[1], t[2] + t[3], t[0] + t[2],
                                                                                   t[1] + t[3]) > 0))  # fmt: skip
 def test_exact_interval_agrees_with_scipy(cells):

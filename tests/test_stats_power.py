@@ -71,8 +71,8 @@ def test_auroc_sizes_are_inverse_and_hold_in_simulation():
     rng = np.random.default_rng(1)
     n = int(np.ceil(sample_size_auroc(0.7))) // 2
     shift = np.sqrt(2) * stats.norm.ppf(0.7)
-    p = [stats.mannwhitneyu(rng.normal(size=n) + shift, rng.normal(size=n)).pvalue for _ in range(1500)]
-    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.8, abs=0.04)
+    p = [stats.mannwhitneyu(rng.normal(size=n) + shift, rng.normal(size=n)).pvalue for _ in range(800)]
+    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.8, abs=0.05)
     assert np.isnan(detectable_auroc(2, 2))  # not even a perfect separation of 2 and 2
     with pytest.raises(InputError, match="other than"):
         sample_size_auroc(0.5)
@@ -185,7 +185,7 @@ def test_power_by_thinning_rises_with_patients_and_is_the_power():
     X = np.column_stack([2 + 0.2 * y + rng.normal(size=n), 2 + rng.normal(size=n)])
     adata = samples(np.maximum(X, 0), np.arange(n), marker=y)
     names = list(adata.var_names)
-    how = {"unit": "patient", "method": "pearson", "n_draws": 60}
+    how = {"unit": "patient", "method": "pearson", "n_draws": 40}
     table = power_by_thinning(adata, "marker", latents=names, shares=(0.1, 0.3, 0.9), **how)
     real = table[table["latent"] == names[0]].set_index("share")
     assert real["power"].is_monotonic_increasing and real.loc[0.9, "power"] > 0.9
