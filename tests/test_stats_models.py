@@ -141,7 +141,7 @@ def test_hazard_ratio_of_statsmodels(cohort: ad.AnnData) -> None:
     ],
 )
 def test_mixed_models_over_samples(cohort: ad.AnnData, model: str, target: str, own) -> None:
-    row = fit(cohort, target, latents=["l0"], model=model, unit="sample").iloc[0]
+    row = fit(cohort, target, latents=["l0"], model=model, unit="sample", errors="model").iloc[0]
     x, _, codes = _x(cohort)
     y = cohort.obs[target]
     y = (y == "yes").to_numpy(float) if target == "tumour" else y.to_numpy(float)
@@ -150,7 +150,7 @@ def test_mixed_models_over_samples(cohort: ad.AnnData, model: str, target: str, 
     assert row["se"] == pytest.approx(np.sqrt(found["cov"][-1, -1]), rel=1e-5)
     assert row["tau2"] == pytest.approx(found["tau2"], rel=1e-5) and row["tau2"] > 0.1
     assert row["df"] == pytest.approx(found["df"][-1] if model == "lmm" else 23, rel=1e-5)
-    again = fit(cohort, target, latents=["l0"], model=model, unit="patient", nested="cluster").iloc[0]
+    again = fit(cohort, target, latents=["l0"], model=model, unit="patient", nested="cluster", errors="model").iloc[0]
     assert again["p"] == row["p"]
 
 

@@ -18,6 +18,8 @@ from biosae.stats.nested import indicator
 from biosae.stats.regression import RUNAWAY, fit_logistic, separable
 
 FAMILIES = ("binomial", "poisson")
+WIDE = 3.0
+"""Above this standard deviation of intercepts four times as many nodes are taken."""
 MAX_SD = 20.0
 """A standard deviation of intercepts on the logit or log scale above this says that groups hold one value each."""
 
@@ -99,7 +101,7 @@ def fit_glmm(
     codes: np.ndarray,
     family: str = "binomial",
     offset: np.ndarray | None = None,
-    n_points: int = 15,
+    n_points: int = 25,
 ) -> dict[str, Any]:
     """Logistic or Poisson regression with a random intercept of the group, by maximum likelihood.
 
@@ -139,27 +141,10 @@ def fit_glmm(
     y, X = np.asarray(y, np.float64), np.asarray(X, np.float64)
     offset = np.zeros(len(y)) if offset is None else offset
     integral = _Integral(y, X, offset, codes, family, n_points)
-    theta = np.r_[_start(y, X, offset, family), 0.5]
-    found = integral(theta)
-    converged = False
-    for _ in range(100):
-        values, vectors = np.linalg.eigh(found["information"])
-        values = np.maximum(np.abs(values), 1e-8 * np.abs(values).max())  # uphill even where it is not concave
-        step = vectors @ ((vectors.T @ found["gradient"]) / values)
-        decrement = step @ found["gradient"]
-        if decrement < 1e-16 * (1.0 + abs(found["loglik"])):
-            converged = True
-            break
-        size = min(1.0, 5.0 / max(np.abs(X @ step[:-1]).max(), abs(step[-1]), 1e-300))
-        while decrement > 1e-2 and size > 1e-4:  # nearer than that, quadrature's error would decide; the score is exact
-            new = integral(theta + size * step, derivatives=False)["loglik"]
-            if new >= found["loglik"] - 1e-12 * abs(new):
-                break
-            size /= 2.0
-        theta = theta + size * step
-        found = integral(theta)
-        if np.abs(X @ theta[:-1]).max() > 4 * RUNAWAY or abs(theta[-1]) > MAX_SD:
-            break
+    theta, converged = _newton(integral, np.r_[_start(y, X, offset, family), 0.5])
+    if abs(theta[-1]) > WIDE:
+        integral = _Integral(y, X, offset, codes, family, 4 * n_points + 1)
+        theta, converged = _newton(integral, theta)
     k, tau = X.shape[1], abs(float(theta[-1]))
     theta[-1] = tau
     note = ""
@@ -179,6 +164,29 @@ def fit_glmm(
         "loglik": float(found["loglik"]), "converged": converged, "note": note, "tau2": tau**2,
         "icc": tau**2 / (tau**2 + np.pi**2 / 3) if family == "binomial" else float("nan"),
     }  # fmt: skip
+
+
+def _newton(integral: _Integral, theta: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Parameters where the score is 0, and whether the steps came to rest."""
+    found = integral(theta)
+    for _ in range(40):
+        values, vectors = np.linalg.eigh(found["information"])
+        values = np.maximum(np.abs(values), 1e-8 * np.abs(values).max())  # uphill even where it is not concave
+        step = vectors @ ((vectors.T @ found["gradient"]) / values)
+        decrement = step @ found["gradient"]
+        if decrement < 1e-16 * (1.0 + abs(found["loglik"])):
+            return theta, True
+        size = min(1.0, 5.0 / max(np.abs(integral.X @ step[:-1]).max(), abs(step[-1]), 1e-300))
+        while decrement > 1e-2 and size > 1e-4:  # nearer than that, quadrature's error would decide; the score is exact
+            new = integral(theta + size * step, derivatives=False)["loglik"]
+            if new >= found["loglik"] - 1e-12 * abs(new):
+                break
+            size /= 2.0
+        theta = theta + size * step
+        found = integral(theta)
+        if np.abs(integral.X @ theta[:-1]).max() > 4 * RUNAWAY or abs(theta[-1]) > MAX_SD:
+            break
+    return theta, bool(decrement < 1e-8)
 
 
 def _start(y: np.ndarray, X: np.ndarray, offset: np.ndarray, family: str) -> np.ndarray:

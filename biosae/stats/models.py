@@ -175,7 +175,7 @@ def inference(
             }  # fmt: skip
         df = G - 1.0
     elif how == "model":
-        se = float(np.sqrt(found["cov"][at, at]))
+        se = float(np.sqrt(max(found["cov"][at, at], 0.0)))
         df, words = _model_df(rows, found, at), "errors of the model"
     elif how == "cr2":
         V, dfs = cr2(*chosen.working(rows, found), codes=rows.codes)

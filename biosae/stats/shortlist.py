@@ -85,7 +85,8 @@ def fit(
     errors
         ``"auto"``: units independent: those of the model (``poisson``: HC2, ``zip``: HC1); dependent: CR2 with
         Satterthwaite degrees of freedom for ``ols``, ``logistic``, ``poisson``, ``negbin``, leaving out one group at a
-        time for ``zip``, ``zinb``, ``ordinal``, ``cox`` (beyond 200 groups CR1), the model's for mixed models. Or
+        time for ``zip``, ``zinb``, ``ordinal``, ``cox`` (beyond 200 groups CR1), the model's for mixed models
+        (``glmm``: below 40 groups the jackknife). Or
         ``"model"``, ``"cr2"``, ``"jackknife"`` (one group left out at a time; t, groups - 1), ``"wild"`` (``ols``;
         null imposed), and with 40 groups or more ``"cr1"`` (t, groups - 1) and ``"bootstrap"`` (of groups). A latent
         that fires in fewer than 40 groups gets the jackknife in place of these two; ``errors`` of its row says so.
@@ -272,6 +273,8 @@ def _errors(errors: str, chosen: Model, rows: Rows, model: str, groups: str) -> 
         errors = chosen.independent if rows.codes is None else chosen.dependent
         if errors == "jackknife" and rows.groups > MAX_JACKKNIFE:
             errors = "cr1"
+        if chosen.random and chosen.ratio and rows.groups < LEAST_GROUPS:
+            errors = "jackknife"
     if errors == "model" and rows.codes is not None and not chosen.random:
         raise StatisticsError(
             f"errors='model' takes all {len(rows.y)} units as independent, but they lie in {rows.groups} groups; use "
