@@ -136,6 +136,8 @@ class ReplicateConfig(_Section):
     discovery: str = "train"
     replication: str = "test"
     n_permutations: int = Field(999, ge=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments, such as ``carry`` or ``near_duplicates``."""
 
 
 class ConfoundersConfig(_Section):

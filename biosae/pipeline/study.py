@@ -233,7 +233,7 @@ class Study:
         return read_h5ad(self.folder / path)
 
     def _associate(self, view: View) -> None:
-        from biosae.stats import associate, summary
+        from biosae.stats import associate, power, summary
 
         c = self.config.associate
         adata = self._latents(view.place("latents.h5ad"))
@@ -248,6 +248,8 @@ class Study:
             self._write(view.place("tables/unadjusted.csv"), before)
         self._write(view.place("associations.csv"), result)
         self._write(view.place("tables/summary.csv"), summary(result))
+        same = {name: how[name] for name in ("unit", "groups", "aggregate", "assume_independent")}
+        self._write(view.place("tables/power.csv"), power(adata, c.targets, **same))
         write_json(self.folder / view.place("tables/associate.json"), result.attrs.get("biosae", {}))
 
     def _replicate(self, view: View) -> None:
@@ -260,7 +262,7 @@ class Study:
             discovery=c.replicate.discovery,
             replication=c.replicate.replication,
             n_permutations=c.replicate.n_permutations,
-            **self._how(),
+            **{**self._how(), **c.replicate.options},
         )
         self._write(view.place("tables/replication.csv"), result)
 

@@ -167,6 +167,7 @@ def associations(run: Run, figures: Figures) -> dict[str, Any]:
     out: dict[str, Any] = {
         "best": None,
         "sentences": [results.sentence(latents)] if len(latents := result[result["source"] == "latent"]) else [],
+        "power": _power(run),
         "overview": [],
         "targets": [],
     }
@@ -218,6 +219,25 @@ def associations(run: Run, figures: Figures) -> dict[str, Any]:
         ]  # fmt: skip
         out["targets"].append({"target": target, "pictures": [p for p in pictures if p], "note": ""})
     return out
+
+
+_POWER = {
+    "target": "target", "classes": "classes", "n_units": "units", "n_groups": "independent groups", "m": "tests",
+    "icc_median": "ICC", "design_effect": "design effect", "n_effective": "effective n", "effect": "effect",
+    "detectable": "smallest detectable",
+}  # fmt: skip
+
+
+def _power(run: Run) -> dict[str, Any] | None:
+    """What this cohort can confirm at best, and the table behind it."""
+    frame = run.tables.get("power")
+    if frame is None or frame.empty:
+        return None
+    shown, same = without_constants(frame[[c for c in _POWER if c in frame]])
+    caption = f"Smallest effect that these patients can confirm with power 0.8 after correction for all tests.{same}"
+    return {
+        "sentences": list(dict.fromkeys(frame["sentence"].astype(str))), "table": table(shown, _POWER, caption=caption)
+    }  # fmt: skip
 
 
 def file_name(name: str) -> str:
