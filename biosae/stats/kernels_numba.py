@@ -116,6 +116,44 @@ def product(V: sp.csc_matrix, Y: np.ndarray) -> np.ndarray:
     return out
 
 
+@njit(cache=True, fastmath=FUSED)
+def _rearranged(indptr, indices, data, e, index, step, out):
+    m, n, width = len(indptr) - 1, index.shape[0], index.shape[1]
+    at = indptr[:-1].copy()
+    Y = np.empty((step, width), out.dtype)
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        for i in range(start, stop):
+            row, own = Y[i - start], index[i]
+            for t in range(width):
+                row[t] = e[own[t]]
+        for j in range(m):
+            a, b, end = at[j], at[j], indptr[j + 1]
+            while b < end and indices[b] < stop:
+                b += 1
+            at[j] = b
+            o = out[j]
+            while a + 3 < b:
+                x0, x1, x2, x3 = data[a], data[a + 1], data[a + 2], data[a + 3]
+                y0, y1 = Y[indices[a] - start], Y[indices[a + 1] - start]
+                y2, y3 = Y[indices[a + 2] - start], Y[indices[a + 3] - start]
+                for t in range(width):
+                    o[t] += x0 * y0[t] + x1 * y1[t] + x2 * y2[t] + x3 * y3[t]
+                a += 4
+            while a < b:
+                x0, y0 = data[a], Y[indices[a] - start]
+                for t in range(width):
+                    o[t] += x0 * y0[t]
+                a += 1
+
+
+def rearranged(V: sp.csc_matrix, e: np.ndarray, index: np.ndarray) -> np.ndarray:
+    out = np.zeros((V.shape[1], index.shape[1]), e.dtype)
+    step = min(ROWS, max(V.shape[0], 1))
+    _rearranged(V.indptr, V.indices, V.data.astype(e.dtype, copy=False), e, index, step, out)
+    return out
+
+
 @njit(cache=True)
 def _group_sums(indptr, indices, data, weight, codes, out):
     for j in range(len(indptr) - 1):

@@ -63,6 +63,11 @@ def product(V: sp.csc_matrix, Y: np.ndarray) -> np.ndarray:
     return np.asarray(V.T.astype(Y.dtype, copy=False) @ Y)
 
 
+def rearranged(V: sp.csc_matrix, e: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """``V'Y`` (m, b) of the rearranged target ``Y_it = e[index_it]``, ``index`` (n, b), in the type of e (n,)."""
+    return product(V, e[index])
+
+
 def group_sums(V: sp.csc_matrix, weight: np.ndarray, codes: np.ndarray, n_groups: int) -> np.ndarray:
     """``sum_{i in g} w_i x_ij`` (G, m)."""
     n = len(codes)

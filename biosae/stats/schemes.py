@@ -14,10 +14,12 @@ from biosae.stats.adjust import residual
 from biosae.stats.correlation import Columns, dot
 from biosae.stats.kernels import kernels
 from biosae.stats.kernels_numpy import members
-from biosae.stats.permutation import CHUNK, Draws, null_counts
+from biosae.stats.permutation import Draws, null_counts
 
 KEPT = 2**29
 """Bytes of rearranged row numbers that are kept for the next target instead of being drawn again."""
+AT_ONCE = 128
+"""Draws whose products are made together."""
 SINGLE = 5_000
 """From this many rows the products of permuted targets are made in single precision."""
 
@@ -37,8 +39,8 @@ class Scheme:
     _kept: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict)
 
     def draws(self, n_draws: int, random_state: int) -> Iterator[np.ndarray]:
-        for start in range(0, n_draws, CHUNK):
-            size = min(CHUNK, n_draws - start)
+        for start in range(0, n_draws, AT_ONCE):
+            size = min(AT_ONCE, n_draws - start)
             key = (random_state, start, size)
             rows = self._kept.get(key)
             if rows is None:
@@ -129,23 +131,30 @@ def permuted(
     a = setting or arranged(V, Q, scheme)
     E = residual(a.centred(targets), a.Q)
     several = E.shape[1] > 1
+    quick = sp.issparse(V) and scheme.exact and a.Q.shape[1] == 0  # neither means nor norms change
+    kind = np.float32 if sp.issparse(V) and len(E) >= SINGLE else np.float64
+    with np.errstate(divide="ignore"):
+        inverse = np.where(a.ss > 0, 1 / np.sqrt(a.ss), 0.0).astype(kind)[:, None]
 
     def statistic_of(index: np.ndarray) -> np.ndarray:
         total = 0.0
         for e in E.T:
+            if quick:
+                U = kernels().rearranged(V, e.astype(kind), index) * inverse
+                total = total + (U * U if several else U)
+                continue
             Y = e[index]
             Y = Y if scheme.exact else a.centred(Y)
             U, norm = a.products(Y)
             scale = np.where(norm > 0, np.sqrt(e @ e) / np.maximum(norm, 1e-300), 0.0)
-            with np.errstate(divide="ignore"):
-                U = U * (scale.astype(U.dtype) * np.where(a.ss > 0, 1 / np.sqrt(a.ss), 0.0).astype(U.dtype)[:, None])
+            U = U * (scale.astype(U.dtype) * inverse)
             total = total + (U * U if several else U)
         return total / float((E**2).sum() if several else np.sqrt((E**2).sum()))
 
     observed = statistic_of(np.arange(len(E), dtype=np.int32)[:, None])[:, 0].astype(np.float64)
     observed = np.where(testable & (a.ss > 0), observed, np.nan)
     draws = Draws(lambda: scheme.draws(n_draws, random_state), n_draws, False)
-    slack = 1e-5 if sp.issparse(V) and len(E) >= SINGLE else 1e-9
+    slack = 1e-5 if kind is np.float32 else 1e-9
     p, p_maxt, p_side = null_counts(observed, draws, statistic_of, slack=slack)
     return p, np.maximum(p_maxt, p), p_side, f"permutation {scheme.name}, {draws.describe}"
 
