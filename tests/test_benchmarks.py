@@ -116,6 +116,19 @@ def test_worker_trains_the_dense_loop_and_reports_an_absent_peer(tmp_path: Path)
         assert ask("overcomplete_train") == {"status": "not installed"}
 
 
+def test_statistics_measure_every_task_and_write_the_section(tmp_path: Path) -> None:
+    page, out = tmp_path / "page.md", tmp_path / "stats.json"
+    page.write_text("before\n<!-- stats:begin -->\nold\n<!-- stats:end -->\nafter\n")
+    command = [sys.executable, str(BENCHMARKS / "stats.py"), "--smoke", "--repeats", "1", "--out", str(out)]
+    subprocess.run([*command, "--docs", str(page)], check=True, capture_output=True, text=True)
+    found = json.loads(out.read_text())["tasks"]
+    assert len(found) == 7 and all(row["cpu_s"] > 0 for row in found.values())
+    assert found["Pearson"]["dense_cpu_s"] > 0 and found["Wilcoxon"]["loop_cpu_s"] > found["Wilcoxon"]["cpu_s"]
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert all(f"| {name} |" in text for name in found)
+
+
 def _installed(name: str) -> bool:
     import importlib.util
 
