@@ -220,7 +220,8 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         f"{size['n']:,} samples, {size['m']:,} latents, {size['k']} active a sample, {size['targets']} targets, "
         f"{size['covariates']} covariates, {size['patients']} patients; CPU-seconds. Baselines in "
-        f"brackets as multiples, scaled from a part. Peak memory {results['peak_gib']:.2f} GiB; kernels: {results['kernels']}.",
+        f"brackets as multiples, scaled from a part. Peak memory {results['peak_gib']:.2f} GiB, "
+        f"kernels in {results['kernels']}.",
         "",
         "| task | `associate` | goal | kernels alone | dense products | scanpy | scipy / statsmodels loop |",
         "| --- | --- | --- | --- | --- | --- | --- |",

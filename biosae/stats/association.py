@@ -87,14 +87,16 @@ def associate(
         Column within which units or groups may be exchanged (site); it must be constant within a group.
     permute
         What is rearranged for permutation p: ``"auto"`` (groups where the target is constant in them, else the signs of
-        their scores), ``"between"`` (groups), ``"within"`` (samples within their group, taken as exchangeable there) or
-        ``"spatial"`` (tiles of a slide shifted as a whole, by ``obsm["spatial"]``).
+        their scores), or a scheme by name, which needs ``n_permutations`` and whose p then is ``p``: ``"between"``
+        (groups as wholes), ``"within"`` (samples within their group, taken as exchangeable there) or ``"spatial"``
+        (the tiles of each slide shifted as a whole, by ``obsm["spatial"]`` and the column ``slide``, else ``groups``).
     groups
         Column of independent groups.
     nested
         ``"aggregate"`` pools samples to ``unit``; ``"cluster"`` keeps samples as rows and takes ``unit`` as groups.
     pooling
-        Strata are combined with ``"fixed"`` or ``"random"`` effects.
+        Strata are combined with ``"fixed"`` or ``"random"`` effects (DerSimonian and Laird; p not below that of the
+        mean effect).
     exposure
         Column of areas, hours or the like in which counts were made, for ``poisson`` and ``negbin``; counts and
         exposures of a unit are added up.
@@ -119,7 +121,7 @@ def associate(
     DataFrame
         One row a (source, feature, target): ``latent, target, method, unit, estimate, ci_low, ci_high, statistic, p,
         q, n_units, n_samples, status, effect, source, n_groups, contrast, inference``, with ``p_maxt`` if asked for
-        and, with strata, ``n_strata, n_same_sign, q_heterogeneity, p_heterogeneity, i2``. ``contrast`` says which
+        and, with strata, ``n_strata, n_same_sign, q_heterogeneity, p_heterogeneity, i2, tau2``. ``contrast`` says which
         class is higher when the effect is positive. What is not tested has its ``status``
         (:data:`biosae.stats.STATUS`) and NaN. Choices and family sizes are in ``attrs["biosae"]``.
 

@@ -82,7 +82,9 @@ def block(rows: np.ndarray, V: Columns, y: np.ndarray, C: np.ndarray | None) -> 
 def member(rows: np.ndarray, of: Batch, place: int) -> Block:
     """The block of one target of a batch."""
     p = of.projection
-    return Block(rows, p.V, of.rows[place], p.Q, p.coefficient, p.ss, of.r[:, place], of.r2_target[place], p.r2, of, place)
+    return Block(
+        rows, p.V, of.rows[place], p.Q, p.coefficient, p.ss, of.r[:, place], of.r2_target[place], p.r2, of, place
+    )
 
 
 @dataclass

@@ -427,16 +427,24 @@ def exceed(
 
 @njit(cache=True)
 def _shuffle(rows, starts, uniform, out):
-    width = out.shape[1]
-    for b in range(width):
-        for g in range(len(starts) - 1):
-            first = starts[g]
-            for i in range(starts[g + 1] - 1, first, -1):
-                k = first + int(uniform[b, i] * (i - first + 1))
-                out[rows[i], b], out[rows[k], b] = out[rows[k], b], out[rows[i], b]
+    width, n = uniform.shape
+    place = np.empty((8, n), np.int32)
+    for first_draw in range(0, width, 8):
+        many = min(8, width - first_draw)
+        for b in range(many):
+            own, u = place[b], uniform[first_draw + b]
+            own[:] = rows
+            for g in range(len(starts) - 1):
+                first = starts[g]
+                for i in range(starts[g + 1] - 1, first, -1):
+                    k = first + int(u[i] * (i - first + 1))
+                    own[i], own[k] = own[k], own[i]
+        for i in range(n):
+            for b in range(many):
+                out[rows[i], first_draw + b] = place[b, i]
 
 
 def shuffle(rows: np.ndarray, starts: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    out = np.ascontiguousarray(np.repeat(np.arange(len(rows), dtype=np.int32)[None], len(uniform), axis=0).T)
-    _shuffle(rows, starts, uniform, out)
+    out = np.empty((len(rows), len(uniform)), np.int32)
+    _shuffle(rows.astype(np.int32), starts, uniform, out)
     return out
