@@ -160,7 +160,7 @@ def inference(
         if how == "jackknife":
             left_out = np.array([coefficient(np.flatnonzero(codes != g)) for g in range(G)])
             se = float(np.sqrt((G - 1) / G * ((left_out - estimate) ** 2).sum()))  # NaN if one fit does not exist
-            words = f"{kind} left out one at a time"
+            df, words = _group_df(rows), f"{kind} left out one at a time"
         else:
             classes = rows.y if chosen.target == "two" else rows.event
             with warnings.catch_warnings():
@@ -173,7 +173,6 @@ def inference(
                 "se": drawn.se, "low": drawn.low, "high": drawn.high, "statistic": estimate / drawn.se, "df": G - 1,
                 "p": p, "how": f"{drawn.how}, percentile interval; p the larger of percentile and t",
             }  # fmt: skip
-        df = G - 1.0
     elif how == "model":
         se = float(np.sqrt(max(found["cov"][at, at], 0.0)))
         df, words = _model_df(rows, found, at), "errors of the model"
@@ -191,14 +190,19 @@ def inference(
 
 
 def _model_df(rows: Rows, found: dict[str, Any], at: int) -> float:
-    """Satterthwaite (``lmm``), residual (``ols``), groups less what is constant in them (``glmm``), or infinite."""
+    """Satterthwaite (``lmm``), residual (``ols``), those of groups (``glmm``), or infinite."""
     df = found.get("df", np.inf)
     if rows.codes is not None and "sigma2" not in found:
-        mean = (
-            np.column_stack([np.bincount(rows.codes, weights=c) for c in rows.X.T]) / np.bincount(rows.codes)[:, None]
-        )
-        constant = (np.abs(rows.X - mean[rows.codes]) <= 1e-9).all(axis=0)
-        return float(max(rows.groups - constant.sum(), 1))
+        return _group_df(rows)
     if np.ndim(df):
         return float(df[at])
     return float(df) if "sigma2" in found else np.inf
+
+
+def _group_df(rows: Rows) -> float:
+    """Groups less the columns that are constant in them, the intercept among these."""
+    if rows.codes is None:
+        return rows.groups - 1.0
+    first = np.unique(rows.codes, return_index=True)[1]
+    constant = int((np.abs(rows.X - rows.X[first][rows.codes]) <= 1e-9).all(axis=0).sum())
+    return float(max(rows.groups - max(constant, 1), 1))
