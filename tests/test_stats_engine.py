@@ -12,9 +12,9 @@ from scipy import stats
 from biosae.errors import InputError, StatisticsError
 from biosae.stats import associate, kernels_numpy
 from biosae.stats.correlation import as_columns
-from biosae.stats.inference import TOLERATED, skewed_pvalue
 from biosae.stats.meta import combine
 from biosae.stats.schemes import within
+from biosae.stats.skewed import TOLERATED, skewed_pvalue
 from biosae.stats.spatial import shifts
 
 FREE = {"unit": "sample", "assume_independent": True, "controls": False}
@@ -70,7 +70,8 @@ def test_kernels_in_numba_and_numpy_give_the_same_numbers():
     starts = np.r_[0, np.cumsum(np.bincount(g, minlength=12))]
     calls = {
         "ranks": (V, order), "moments": (V,), "product": (V, E), "group_sums": (V, E[:, 0], g, 12),
-        "groups_firing": (V, g, 12), "rearranged": (V, E[:, 0].copy(), index), "scores": (V, E, g, 12, Q, (V.T @ Q).T), "delong": (V, order, T),
+        "groups_firing": (V, g, 12), "rearranged": (V, E[:, 0].copy(), index),
+        "scores": (V, E, g, 12, Q, (V.T @ Q).T), "delong": (V, order, T),
         "delong_groups": (V, order, T, g, 12), "shuffle": (rows, starts, rng.random((6, n))),
     }  # fmt: skip
     for name, args in calls.items():

@@ -13,10 +13,10 @@ from scipy import stats
 from biosae.errors import InputError
 from biosae.stats.adjust import basis, column_of, design, is_categorical, overlap, residual
 from biosae.stats.correlation import Columns, as_columns, dot, moments, skewness
-from biosae.stats.inference import times_skewness
 from biosae.stats.multiplicity import bh
 from biosae.stats.nested import codes_of, hotelling_pvalue, in_memory, indicator
 from biosae.stats.permutation import Draws, null_counts, permutations, sign_flips
+from biosae.stats.skewed import times_skewness
 
 DOMINANCE = 2.0
 """A latent is called after a factor whose unique variance share is at least this many times that of the other."""

@@ -218,7 +218,8 @@ class Frame:
         if len(self._known) > 3:
             self._known.clear()
         self._known[key] = _Units(
-            key, part, table, unit_codes, n_units, None if singletons else codes, n_units if singletons else len(levels),
+            key, part, table, unit_codes, n_units, None if singletons else codes,
+            n_units if singletons else len(levels),
             design(table, self.covariates) if self.covariates else None,
             codes_of(table, self.strata)[0] if self.strata else None,
             codes_of(table, self.blocks)[0] if self.blocks else None,

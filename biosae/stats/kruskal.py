@@ -6,10 +6,11 @@ import numpy as np
 from scipy import stats
 
 from biosae.stats.correlation import Columns, dot, moments, skewness, t_pvalue
-from biosae.stats.inference import FEW, MIN_DRAWS, VERY_FEW, Groups, Inference, times_skewness, unequal_sizes
+from biosae.stats.inference import FEW, MIN_DRAWS, VERY_FEW, Groups, Inference, unequal_sizes
 from biosae.stats.nested import group_scores, hotelling_pvalue, indicator, score_t
 from biosae.stats.permutation import null_counts, permutations, sign_flips
 from biosae.stats.schemes import Scheme, permuted
+from biosae.stats.skewed import times_skewness
 
 
 def kruskal(
