@@ -298,7 +298,7 @@ def _null(rng: np.random.Generator, G: int, icc: float, kind: str) -> Rows:
 @pytest.mark.parametrize("kind", ["patient", "tile", "sparse"])
 def test_true_nulls_are_rejected_in_five_percent(G: int, icc: float, kind: str) -> None:
     """CR2, jackknife, Satterthwaite and wild p; binomial limits of 400 cohorts around 5 %, above only."""
-    rng = np.random.default_rng([G, int(10 * icc), len(kind)])
+    rng = np.random.default_rng([G, int(10 * icc), len(kind), 1])
     draws, hits = 400, dict.fromkeys(("cr2", "jackknife", "lmm", "wild", "logistic"), 0)
     for _ in range(draws):
         rows = _null(rng, G, icc, kind)

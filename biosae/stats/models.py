@@ -160,7 +160,7 @@ def inference(
         if how == "jackknife":
             left_out = np.array([coefficient(np.flatnonzero(codes != g)) for g in range(G)])
             se = float(np.sqrt((G - 1) / G * ((left_out - estimate) ** 2).sum()))  # NaN if one fit does not exist
-            df, words = _group_df(rows), f"{kind} left out one at a time"
+            df, words = min(_group_df(rows), _design_df(rows, chosen)), f"{kind} left out one at a time"
         else:
             classes = rows.y if chosen.target == "two" else rows.event
             with warnings.catch_warnings():
@@ -206,3 +206,9 @@ def _group_df(rows: Rows) -> float:
     first = np.unique(rows.codes, return_index=True)[1]
     constant = int((np.abs(rows.X - rows.X[first][rows.codes]) <= 1e-9).all(axis=0).sum())
     return float(max(rows.groups - max(constant, 1), 1))
+
+
+def _design_df(rows: Rows, chosen: Model) -> float:
+    """Satterthwaite degrees of freedom that the design gives least squares: few where few groups carry the latent."""
+    X = rows.X if chosen.intercept else np.column_stack([np.ones(len(rows.y)), rows.X])
+    return float(cr2(X, np.zeros(len(X)), codes=rows.codes)[1][-1])
