@@ -415,3 +415,9 @@ def test_null_latents_are_not_rejected_more_often_than_said(n, design):
                     rates.append((p <= 0.05).mean())
             error = np.std(rates) / np.sqrt(len(rates))  # latents of a cohort share its times
             assert np.mean(rates) <= 0.05 + 2.5 * error + 0.002, (n, design, censored, active, np.mean(rates))
+
+
+def test_proportional_hazards_cannot_be_tested_at_a_single_time():
+    x = np.array([0.3, 1.0, -0.4, 0.2, -1.1, 0.6])[:, None]
+    found = schoenfeld(np.array([2.0, 2.0, 2.0, 3.0, 4.0, 5.0]), np.array([1, 1, 0, 0, 0, 0]), x)
+    assert found["p"].isna().all()

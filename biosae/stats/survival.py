@@ -126,7 +126,8 @@ def schoenfeld(
     Returns
     -------
     DataFrame
-        Rows 0 .. k-1 and ``"global"``: ``chi2, df, p``. NaN where the likelihood has no maximum or no events.
+        Rows 0 .. k-1 and ``"global"``: ``chi2, df, p``. NaN where the likelihood has no maximum, or the events fall on fewer
+        than two times.
 
     Raises
     ------
@@ -155,8 +156,9 @@ def schoenfeld(
             V = second / state.denominator[:, None] - state.mean[:, [a]] * state.mean
             cross[0, a], cross[1, a] = (g[:, None] * V).sum(axis=0), (g[:, None] ** 2 * V).sum(axis=0)
         left = cross[1] - cross[0] @ np.linalg.solve(state.info, cross[0])
-        chi2[:k] = score**2 / np.diag(left)
-        chi2[k] = score @ np.linalg.solve(left, score)
+        if np.linalg.matrix_rank(left, hermitian=True) == k:  # not so where all events fall on one time
+            chi2[:k] = score**2 / np.diag(left)
+            chi2[k] = score @ np.linalg.solve(left, score)
     df = np.r_[np.ones(k, int), k]
     return pd.DataFrame({"chi2": chi2, "df": df, "p": stats.chi2.sf(chi2, df)}, index=[*range(k), "global"])
 
