@@ -126,8 +126,8 @@ def schoenfeld(
     Returns
     -------
     DataFrame
-        Rows 0 .. k-1 and ``"global"``: ``chi2, df, p``. NaN where the likelihood has no maximum, or the events fall on fewer
-        than two times.
+        Rows 0 .. k-1 and ``"global"``: ``chi2, df, p``. NaN where the likelihood has no maximum, or all
+        events fall on one time.
 
     Raises
     ------
