@@ -151,7 +151,8 @@ def inference(
 
         def coefficient(chosen_rows: np.ndarray) -> float:
             taken = rows.take(chosen_rows)
-            if np.linalg.matrix_rank(taken.X) < taken.X.shape[1]:
+            X = taken.X if chosen.intercept else np.column_stack([np.ones(len(taken.y)), taken.X])
+            if np.linalg.matrix_rank(X) < X.shape[1]:
                 return np.nan
             again = fitted(chosen, taken)
             settled = again is not None and again["converged"] and again["note"] not in ("separated", "one_class")
