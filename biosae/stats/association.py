@@ -15,7 +15,6 @@ from biosae.stats.adjust import MAX_R2, basis, column_of, design, determined, sh
 from biosae.stats.correlation import rank_target
 from biosae.stats.frame import Frame, Target, sources
 from biosae.stats.methods import METHODS
-from biosae.stats.nested import in_memory
 from biosae.stats.screen import Options, screen, table_of
 from biosae.stats.training import sae_training
 
@@ -60,7 +59,8 @@ def associate(
     Parameters
     ----------
     adata
-        Latents of :func:`biosae.encode`: ``X`` (n_samples, m) sparse codes, ``obs`` the samples.
+        Latents of :func:`biosae.encode`: ``X`` (n_samples, m) sparse codes, ``obs`` the samples. ``X`` may be backed by
+        its file or a dask array of rows: it is then read block by block (see docs/how-to/larger-than-memory.md).
     targets
         Columns of ``obs``: numbers, or labels (text, category, boolean; numbers that are all 0 or 1 count as a label).
         Rows without a value are left out for that target alone.
@@ -177,7 +177,6 @@ def directed(
         raise InputError(f"{sorted(overlapping)[0]!r} is both a target and a covariate or stratum")
     if not adata.n_obs or not adata.n_vars:
         raise InputError(f"there are {adata.n_obs} samples and {adata.n_vars} latents: nothing to test")
-    adata = in_memory(adata)
     rows_are, groups = ("sample", unit) if nested == "cluster" else (unit, groups)
     frame = Frame(
         adata, rows_are, groups, covariates, strata, blocks, assume_independent, aggregate, exposure, event,
@@ -185,7 +184,13 @@ def directed(
     )  # fmt: skip
     if permute != "auto":
         schemes.check(permute, n_permutations=n_permutations, strata=strata)
-    features = [s for s in sources(adata, controls=controls) if s.names]
+    features = [s for s in sources(adata, controls=controls, pooled=rows_are != "sample") if s.names]
+    kinds = list(dict.fromkeys(source.name for source in features))
+    if n_permutations and len(features) > len(kinds):
+        raise InputError(
+            "p_maxt needs all latents at once, and the codes are larger than memory: pool them to patients "
+            "(unit='patient'), or take fewer latents (adata[:, names].to_memory())"
+        )
     units = [frame.target(name) for name in targets]
     chosen = [
         _choose(method, target, name, covariates, strata, exposure, event) for name, target in zip(targets, units)
@@ -223,14 +228,15 @@ def directed(
             for nth, place in enumerate(together):
                 part = screen(source, columns, cache, units[place], how, options, peers, nth)
                 parts[place, at] = part | {"target": targets[place]}
+            del columns, cache  # or two parts of codes larger than memory are held at once
     rows = [parts[place, at] for place in range(len(targets)) for at in range(len(features))]
     extra = ["n_groups", "contrast", "inference"] + (["p_maxt"] if n_permutations else [])
     extra += [column for column in ("fit", "n_events") if any(column in part for part in rows)]
     extra += ["n_strata", "n_same_sign", "q_heterogeneity", "p_heterogeneity", "i2", "tau2"] if strata else []
     result = table_of(rows, [*COLUMNS, *extra, "p_side"])
     q = np.full(len(result), np.nan)
-    for source in features:
-        here = np.flatnonzero(result["source"].to_numpy() == source.name) if len(features) > 1 else slice(None)
+    for kind in kinds:
+        here = np.flatnonzero(result["source"].to_numpy() == kind) if len(kinds) > 1 else slice(None)
         families = result["target"].to_numpy()[here] if correction == "hierarchical" else None
         q[here] = multiplicity.correct(result["p"].to_numpy()[here], correction=correction, families=families)
     result["q"] = q
@@ -241,7 +247,7 @@ def directed(
         "n_permutations": n_permutations, "permute": permute, "nested": nested, "pooling": pooling,
         "exposure": exposure, "event": event, "random_state": random_state, "min_active": min_active,
         "min_active_groups": min_active_groups, "assume_independent": assume_independent, "targets": facts,
-        "m_tested": {s.name: int((tested == s.name).sum()) for s in features}, "n_samples": int(adata.n_obs),
+        "m_tested": {kind: int((tested == kind).sum()) for kind in kinds}, "n_samples": int(adata.n_obs),
         "sae_training": sae_training(adata, groups),
     }  # fmt: skip
     return result

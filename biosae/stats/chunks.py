@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from biosae.stats.nested import indicator, per_unit, pool
+from biosae.stats.nested import indicator, is_chunked, per_unit, pool
 
 BUDGET = 2**29
 """Bytes of codes that may be held at once."""
@@ -20,16 +20,11 @@ _HELD = 5
 """Copies of a block that the tests make (columns, ranks, order)."""
 
 
-def is_chunked(X: Any) -> bool:
-    """True for codes that are not in memory: a backed AnnData's, or a dask array."""
-    return not (sp.issparse(X) or isinstance(X, np.ndarray)) and (hasattr(X, "blocks") or hasattr(X, "shape"))
-
-
 def row_blocks(X: Any, *, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
     """Blocks of rows of X (n, m) as CSR float64 without stored zeros, with their places among ``rows`` (all by
     default).
 
-    ``rows`` must ascend. Dask arrays come by their own chunks; files in steps of :data:`BUDGET` bytes at most.
+    ``rows`` must ascend. Dask arrays come by their own chunks; files in steps far smaller than :data:`BUDGET`.
     """
     n = X.shape[0]
     wanted = None if rows is None else np.asarray(rows)
@@ -54,7 +49,7 @@ def _dask_rows(X: Any) -> Iterator[tuple[int, int, Any]]:
 
 def _file_rows(X: Any) -> Iterator[tuple[int, int, Any]]:
     n, m = X.shape
-    step = max(1, min(n, 65_536, BUDGET // 8 // max(m // 8, 1)))
+    step = max(1, min(n, BUDGET // 8 // (12 * max(m // 8, 1))))  # as if an eighth of the latents were active
     for start in range(0, n, step):
         yield start, min(start + step, n), lambda a=start: X[a : min(a + step, n)]
 
@@ -112,3 +107,15 @@ def pool_rows(X: Any, codes: np.ndarray, n_groups: int, *, how: str, rows: np.nd
             block.data = np.ones_like(block.data)
         total = total + indicator(codes[places], n_groups) @ block
     return per_unit(sp.csr_matrix(total), np.bincount(codes, minlength=n_groups))
+
+
+def column_tables(adata: Any) -> Iterator[Any]:
+    """The table a range of latents at a time, each in memory; a table in memory as it is."""
+    import anndata
+
+    if not is_chunked(adata.X):
+        yield adata
+        return
+    for columns in column_blocks(n_active(adata.X)):
+        X = sp.csr_matrix(columns_of(adata.X, columns))
+        yield anndata.AnnData(X=X, obs=adata.obs.copy(), var=adata.var.iloc[columns].copy())

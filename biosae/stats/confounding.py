@@ -12,9 +12,10 @@ from scipy import stats
 
 from biosae.errors import InputError
 from biosae.stats.adjust import basis, column_of, design, is_categorical, overlap, residual
+from biosae.stats.chunks import column_tables
 from biosae.stats.correlation import Columns, as_columns, dot, moments, skewness
 from biosae.stats.multiplicity import bh
-from biosae.stats.nested import codes_of, hotelling_pvalue, in_memory, indicator
+from biosae.stats.nested import codes_of, hotelling_pvalue, indicator
 from biosae.stats.permutation import Draws, null_counts, permutations, sign_flips
 from biosae.stats.skewed import times_skewness
 
@@ -74,7 +75,6 @@ def confounders(
     InputError
         If a column is absent or no row has all of them.
     """
-    adata = in_memory(adata)
     biology = [biology] if isinstance(biology, str) else list(biology)
     factors = factor_columns(technical)
     for name in [*biology, *(c for columns in factors.values() for c in columns)]:
@@ -83,8 +83,9 @@ def confounders(
     tables = []
     for name, columns in factors.items():
         others = [c for other, held in factors.items() if other != name for c in held] if jointly else []
-        how = (groups, assume_independent, n_permutations, n_bootstrap, alpha, random_state)
-        tables.append(_one_factor(adata, biology, name, columns, others, *how))
+        how = (groups, assume_independent, n_permutations, n_bootstrap, random_state)
+        parts = [_one_factor(part, biology, name, columns, others, *how) for part in column_tables(adata)]
+        tables.append(_flagged(pd.concat(parts, ignore_index=True), alpha))
     out = pd.concat(tables, ignore_index=True)
     unit = groups if groups in adata.obs and not assume_independent else None
     out.attrs["overlap"] = {name: overlaps(adata.obs, biology, columns, unit=unit) for name, columns in factors.items()}
@@ -123,8 +124,7 @@ def overlaps(
 
 
 def _one_factor(
-    adata, biology, factor, columns, others, groups, assume_independent, n_permutations, n_bootstrap, alpha,
-    random_state,
+    adata, biology, factor, columns, others, groups, assume_independent, n_permutations, n_bootstrap, random_state,
 ) -> pd.DataFrame:  # fmt: skip
     obs = adata.obs
     needed = [column_of(c) for c in [*biology, *columns, *others]]
@@ -174,8 +174,8 @@ def _one_factor(
         p = np.full(len(out), np.nan)
         if testable.any() and D.shape[1]:
             p = _pvalue(V, D, other, ss, codes, G, testable, n_permutations, random_state)
-        out[f"p_{side}"], out[f"q_{side}"] = p, bh(p)
-    out["flag"] = _flags(out, alpha) if separable or one_class else "not_separable"
+        out[f"p_{side}"] = out[f"q_{side}"] = p
+    out["flag"] = "" if separable or one_class else "not_separable"
     out["n_units"], out["n_groups"], out["n_samples"] = n, G if declared else 0, int(known.sum())
     out["status"] = status if separable or one_class else "unidentifiable"
     out.loc[active == 0, "status"] = "dead"
@@ -183,6 +183,15 @@ def _one_factor(
     out.loc[(active > 0) & np.isfinite(ss) & ~testable & out["status"].isin(["ok", "few_groups"]), "status"] = (
         "too_sparse"
     )
+    return out
+
+
+def _flagged(out: pd.DataFrame, alpha: float) -> pd.DataFrame:
+    """q over all latents of a factor, and the flags that follow from them."""
+    for side in ("biology", "technical"):
+        out[f"q_{side}"] = bh(out[f"p_{side}"])
+    if (out["flag"] == "").all():
+        out["flag"] = _flags(out, alpha)
     return out
 
 

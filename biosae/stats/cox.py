@@ -19,6 +19,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from biosae.errors import InputError, nearest
+from biosae.stats.monotone import monotone
 
 TIES = ("efron", "breslow")
 PENALTY = ("auto", "none", "firth")
@@ -26,6 +27,8 @@ EVENTS_PER_COLUMN = 10
 FLAT = 1e-8
 """Information an event, in units of the column's variance, below which the likelihood is monotone: no maximum."""
 MAX_STEPS = 60
+RUNAWAY = 15.0
+"""A linear predictor that spans more than this raises the question whether the likelihood has a maximum."""
 
 
 @dataclass
@@ -213,14 +216,16 @@ def maximise(
     Returns
     -------
     tuple
-        Coefficients, the state there, and ``""``, ``"separated"`` (monotone likelihood: the information has run to 0,
-        the coefficients are those of the last step and mean nothing), ``"singular"`` or ``"not converged"``.
+        Coefficients, the state there, and ``""``, ``"separated"`` (monotone likelihood, because the information has run
+        to 0 or by :func:`biosae.stats.monotone.monotone`; the coefficients are those of the last step and mean
+        nothing), ``"singular"`` or ``"not converged"``.
     """
     k = X.shape[1]
     beta = np.zeros(k) if start is None else start.astype(np.float64).copy()
     free = slice(0, k - fixed)
     value = penalised if firth else (lambda s: s.loglik)
     state = evaluate(sets, X, beta)
+    asked = firth or fixed > 0
     for _ in range(MAX_STEPS * (3 if firth else 1)):
         if k - fixed == 0:
             return beta, state, ""
@@ -243,6 +248,10 @@ def maximise(
             ):
                 break
         beta, state = trial, there
+        if not asked and np.ptp(X @ beta) > RUNAWAY:
+            asked = True
+            if monotone(sets, X, evaluate(sets, X, np.zeros(k)).score):
+                return beta, state, "separated"
         if decrement < (1e-18 if firth else 1e-20) * max(1.0, abs(best)):
             return beta, state, ""
     return beta, state, "" if decrement < 1e-10 else "not converged"

@@ -11,10 +11,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from biosae.errors import InputError, StatisticsError
+from biosae.stats import chunks
 from biosae.stats.adjust import column_of, design, is_categorical
 from biosae.stats.correlation import Columns, as_columns
 from biosae.stats.inference import Groups
-from biosae.stats.nested import codes_of, pool, unit_values
+from biosae.stats.nested import codes_of, is_chunked, pool, unit_values
 from biosae.stats.schemes import needs_variation
 
 SCORES = "embedding_pca"
@@ -31,12 +32,23 @@ class Source:
     name: str
     X: Any
     names: list[str]
+    columns: slice | None = None
+    """Range of the latents that this part holds, where ``X`` is not in memory."""
 
 
-def sources(adata: Any, *, controls: bool, pca: int = 50) -> list[Source]:
-    """Latents, and as controls the raw embedding dimensions and its principal components where they are there."""
-    X = adata.X if sp.issparse(adata.X) else sp.csr_matrix(adata.X)
-    out = [Source("latent", X, [str(v) for v in adata.var_names])]
+def sources(adata: Any, *, controls: bool, pooled: bool = True, pca: int = 50) -> list[Source]:
+    """Latents, and as controls the raw embedding dimensions and its principal components where they are there.
+
+    Latents that are not in memory come in several parts, unless they are ``pooled`` to units.
+    """
+    names = [str(v) for v in adata.var_names]
+    if not is_chunked(adata.X):
+        out = [Source("latent", adata.X if sp.issparse(adata.X) else sp.csr_matrix(adata.X), names)]
+    elif pooled:
+        out = [Source("latent", adata.X, names)]
+    else:
+        ranges = chunks.column_blocks(chunks.n_active(adata.X))
+        out = [Source("latent", adata.X, names[columns], columns) for columns in ranges]
     if controls and "embedding" in adata.obsm:
         raw = np.asarray(adata.obsm["embedding"], dtype=np.float64)
         components = adata.obsm[SCORES] if SCORES in adata.obsm else principal_components(raw, n=pca)[0]
@@ -346,15 +358,21 @@ class Frame:
         """Features of a source on the target's units, pooled if units are not samples; kept for targets with equal
         rows.
         """
-        key = (source.name, target.key)
+        key = (source.name, source.columns and source.columns.start, target.key)
         if key not in self._pooled:
             self._pooled = {k: v for k, v in self._pooled.items() if k[0] != source.name}
-            X = source.X if len(target.samples) == self.adata.n_obs else source.X[target.samples]
-            if target.unit_codes is not None:
-                how = self.aggregate if source.name == "latent" or self.aggregate == "max" else "mean"
-                X = pool(X, target.unit_codes, target.n_units, how=how)
-            self._pooled[key] = (as_columns(X), {})
+            self._pooled[key] = (as_columns(self._rows(source, target)), {})
         return self._pooled[key]
+
+    def _rows(self, source: Source, target: Target) -> Any:
+        how = self.aggregate if source.name == "latent" or self.aggregate == "max" else "mean"
+        rows = None if len(target.samples) == self.adata.n_obs else target.samples
+        if is_chunked(source.X):
+            if target.unit_codes is None:
+                return chunks.columns_of(source.X, source.columns, rows=rows)
+            return chunks.pool_rows(source.X, target.unit_codes, target.n_units, how=how, rows=rows)
+        X = source.X if rows is None else source.X[rows]
+        return X if target.unit_codes is None else pool(X, target.unit_codes, target.n_units, how=how)
 
 
 def positive(obs: pd.DataFrame, name: str) -> np.ndarray:

@@ -8,6 +8,7 @@ for latents that fire in few groups (see docs/statistics.md) and is used for int
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,30 @@ from biosae.stats.kernels import kernels
 HOW = ("mean", "fraction_active", "max")
 
 
-def in_memory(adata: Any) -> Any:
-    """The table itself, or a copy in memory of one that is backed by its file."""
-    return adata.to_memory() if getattr(adata, "isbacked", False) else adata
+def is_chunked(X: Any) -> bool:
+    """True for codes that are not in memory: those of a backed AnnData, or a dask array."""
+    return not sp.issparse(X) and not isinstance(X, np.ndarray)
+
+
+def in_memory(adata: Any, latents: Sequence[str] | None = None) -> Any:
+    """The table with its codes in memory, all of them or those of some latents; itself where they are.
+
+    What is read from a backed file or a dask array is read block by block, so that only the wanted latents are held.
+    """
+    wanted = None if latents is None else adata.var_names.get_indexer(list(latents))
+    if not is_chunked(adata.X):
+        return adata if wanted is None else adata[:, wanted]
+    import anndata
+
+    from biosae.stats.chunks import row_blocks
+
+    keep = slice(None) if wanted is None else wanted
+    X = sp.csr_matrix(sp.vstack([block[:, keep] for _, block in row_blocks(adata.X)], format="csr"), dtype=np.float32)
+    out = anndata.AnnData(X=X, obs=adata.obs.copy(), var=adata.var.iloc[keep].copy())
+    out.obsm.update({name: np.asarray(values) for name, values in adata.obsm.items()})
+    out.varm.update({name: np.asarray(values)[keep] for name, values in adata.varm.items()})
+    out.uns.update(adata.uns)
+    return out
 
 
 def indicator(codes: np.ndarray, n_groups: int) -> sp.csr_matrix:
@@ -44,6 +66,10 @@ def pool(X: Any, codes: np.ndarray, n_groups: int, *, how: str = "mean") -> Any:
     """
     if how not in HOW:
         raise InputError(f"unknown aggregation {how!r}; {nearest(how, HOW)}")
+    if is_chunked(X):
+        from biosae.stats.chunks import pool_rows
+
+        return pool_rows(X, codes, n_groups, how=how)
     size = np.bincount(codes, minlength=n_groups).astype(np.float64)
     if how == "max":
         return _pool_max(X, codes, n_groups)
@@ -134,7 +160,6 @@ def aggregate(adata: Any, by: str = "patient", how: str = "mean") -> Any:
     """
     import anndata
 
-    adata = in_memory(adata)
     codes, levels = codes_of(adata.obs, by)
     obs = pd.DataFrame({"n_samples": np.bincount(codes, minlength=len(levels))}, index=pd.Index(levels, name=by))
     for name in adata.obs.columns:

@@ -39,7 +39,7 @@ def _chosen(
             f"no latent {unknown[0]!r}; latents are {adata.var_names[0]} to {adata.var_names[-1]}"
             if unknown else "latents is empty; name at least one"
         )  # fmt: skip
-    adata = in_memory(adata)[:, latents]
+    adata = in_memory(adata, latents)
     frame = Frame(adata, unit, groups, assume_independent=assume_independent, aggregate=aggregate)
     found = frame.target(target)
     X = adata.X if sp.issparse(adata.X) else sp.csr_matrix(adata.X)

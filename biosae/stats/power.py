@@ -371,7 +371,7 @@ def power_by_thinning(
     if any(not 0 < share <= 1 for share in shares):
         raise InputError(f"shares={list(shares)}; give shares of patients in (0, 1]")
     latents = [latents] if isinstance(latents, str) else list(latents)
-    part = in_memory(adata)[:, latents]
+    part = in_memory(adata, latents)
     part = part[part.obs[target].notna().to_numpy()]
     codes, names = pd.factorize(part.obs[groups])
     per = part.obs.groupby(codes, observed=True)[target]

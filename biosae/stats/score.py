@@ -150,7 +150,8 @@ def finish(problem: Problem, score: Score, full: Callable[[np.ndarray], dict[str
     """
     V, n = problem.V, len(problem.y)
     sd = np.sqrt(moments(V)[1] / max(n - 1, 1))
-    log, se = score.step * sd, score.se * sd
+    with np.errstate(invalid="ignore"):  # a dead latent has a spread of 0 and an infinite step
+        log, se = score.step * sd, score.se * sd
     kind = np.full(len(log), "one step", dtype=object)
     p = np.where(problem.testable, score.inference.p, np.nan)
     ends: dict[int, tuple[float, float]] = {}

@@ -138,7 +138,7 @@ def fit(
     covariates = [covariates] if isinstance(covariates, str) else list(covariates)
     if target in {*covariates, strata}:
         raise InputError(f"{target!r} is both the target and a covariate or stratum")
-    part = in_memory(adata[:, names])
+    part = in_memory(adata, names)
     rows_are, groups = ("sample", unit) if nested == "cluster" else (unit, groups)
     frame = Frame(
         part, rows_are, groups, covariates, strata, None, assume_independent, aggregate, exposure, event,
