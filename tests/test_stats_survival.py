@@ -15,6 +15,7 @@ from biosae.errors import InputError, StatisticsError
 from biosae.stats import associate, cox_screen
 from biosae.stats.correlation import as_columns
 from biosae.stats.cox import evaluate, fit_cox, maximise, penalised, profile_interval, risk_sets, standardised
+from biosae.stats.monotone import monotone
 from biosae.stats.survival import aalen_johansen, concordance, kaplan_meier, schoenfeld, uno_c
 
 T = np.array([5.0, 8, 12, 3, 9, 15, 7, 11, 4, 10])
@@ -116,6 +117,35 @@ def test_score_test_of_two_groups_is_the_logrank_test():
         *(stats.CensoredData.right_censored(t[part], e[part] == 0) for part in (X[:, 0] > 0, X[:, 0] <= 0))
     )
     assert fit_cox(t, e, (X[:, [0]] > 0).astype(float))["p_score"] == pytest.approx(theirs.pvalue)
+
+
+def test_many_ordered_events_are_separated_and_a_strong_effect_is_not():
+    """Close values keep the information up while the coefficient runs away; a linear programme decides."""
+    x = np.exp(np.random.default_rng(2).normal(size=60))
+    x[:30] = 0.0
+    fit = fit_cox(1000.0 - x, np.ones(60, int), x[:, None])
+    assert fit["note"] == "separated" and not 0 <= fit["coef"][0] * x.std() < 1
+    assert np.isnan(fit["coef"][0]) or fit["cov"][0, 0] > 0
+    x = np.exp(2 * np.random.default_rng(1).normal(size=500))
+    t = np.maximum(np.random.default_rng(3).exponential(np.exp(-np.minimum(0.5 * x, 300))), 1e-300)
+    fit = fit_cox(t, np.ones(500, int), x[:, None])
+    assert fit["note"] == "" and np.ptp(x) * fit["coef"][0] > 50
+    assert fit["coef"][0] == pytest.approx(0.5, abs=4 * np.sqrt(fit["cov"][0, 0]))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_monotone_likelihood_by_all_pairs(seed):
+    """Against the definition: a direction in which no event is below a row of its risk set, and one is above."""
+    rng = np.random.default_rng(seed)
+    n, k = rng.integers(4, 9), rng.integers(1, 4)
+    X = rng.integers(0, 3, (n, k)).astype(float) if seed % 2 else rng.normal(size=(n, k))
+    t, e, s = rng.integers(1, 6, n).astype(float), np.r_[1, rng.integers(0, 2, n - 1)], rng.integers(0, 2, n)
+    pairs = [X[i] - X[j] for i in range(n) for j in range(n) if e[i] and t[j] >= t[i] and s[i] == s[j]]
+    D = np.array(pairs)
+    found = optimize.linprog(-D.sum(axis=0), A_ub=-D, b_ub=np.zeros(len(D)), bounds=(-1, 1))
+    sets = risk_sets(t, e, strata=s)
+    own = X[sets.order]
+    assert monotone(sets, own, evaluate(sets, own, np.zeros(k)).score) == (-found.fun > 1e-7)
 
 
 def test_separated_columns_never_give_the_runaway_number():

@@ -225,14 +225,15 @@ def maximise(
     free = slice(0, k - fixed)
     value = penalised if firth else (lambda s: s.loglik)
     state = evaluate(sets, X, beta)
-    asked = firth or fixed > 0
+    at_zero, asked = state if start is None else evaluate(sets, X, np.zeros(k)), firth or fixed > 0
     for _ in range(MAX_STEPS * (3 if firth else 1)):
         if k - fixed == 0:
             return beta, state, ""
         info, score = state.info[free, free], state.score + (firth_score(sets, X, state) if firth else 0.0)
         lowest = np.linalg.eigvalsh(info)[0] / len(sets.step_of)
         if not lowest > FLAT:
-            return beta, state, "separated" if np.abs(beta).max() > 1.0 else "singular"
+            known = np.abs(beta).max() > 1.0 or (not asked and monotone(sets, X, at_zero.score))
+            return beta, state, "separated" if known else "singular"
         step = np.linalg.solve(info, score[free])
         decrement = float(score[free] @ step)
         step *= min(1.0, 5.0 / max(np.abs(step).max(), 1e-300))
@@ -247,10 +248,12 @@ def maximise(
                 and value(there) >= best - 1e-12 * max(1.0, abs(best))
             ):
                 break
+        else:
+            return beta, state, "not converged"
         beta, state = trial, there
         if not asked and np.ptp(X @ beta) > RUNAWAY:
             asked = True
-            if monotone(sets, X, evaluate(sets, X, np.zeros(k)).score):
+            if monotone(sets, X, at_zero.score):
                 return beta, state, "separated"
         if decrement < (1e-18 if firth else 1e-20) * max(1.0, abs(best)):
             return beta, state, ""
@@ -293,8 +296,9 @@ def fit_cox(
         ``martingale`` (n,), ``loglik``, ``loglik_null``, ``penalised`` (the likelihoods include Firth's
         penalty), ``chi2_lr``, ``chi2_score``, ``chi2_wald`` with ``df`` and ``p_lr``, ``p_score``, ``p_wald``,
         ``n_events``, ``converged``, ``note``: ``""``, ``"separated"``, ``"few_events"``, ``"no_events"`` or
-        ``"singular"`` (collinear columns; coefficients are NaN in the last two). Coefficients are logarithms of
-        hazard ratios for a unit of the column.
+        ``"singular"`` (collinear columns). Coefficients are logarithms of hazard ratios for a unit of the column; NaN
+        with the last two, and with ``"separated"`` where events are ordered so finely that Firth's maximum is out of
+        the reach of floating point.
 
     Raises
     ------
@@ -324,7 +328,8 @@ def fit_cox(
     if note == "separated" and not firth:
         firth = True
         beta, state, found = maximise(sets, own, firth=True)
-        note = note if found == "" else found
+        if found:
+            return _empty(n, k, note, n_events)
     elif firth and note == "" and maximise(sets, own)[2] == "separated":
         note = "separated"
     value = penalised if firth else (lambda s: s.loglik)
