@@ -48,6 +48,30 @@ def test_ten_lines_of_the_readme(tiles: Path) -> None:
     assert {"p_maxt", "status", "ci_low"} <= set(found["r"])
 
 
+@pytest.fixture(scope="module")
+def demo_latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``runs/demo/latents.h5ad``, smaller than that of ``biosae demo``."""
+    folder = tmp_path_factory.mktemp("questions")
+    samples = bs.data.phantom(n_patients=24, n_tiles=5, random_state=0)
+    emb = bs.encoders.embed(samples, "tiny-histology", out=folder / "emb")
+    sae = bs.sae.SAE("topk", n_latents=24, k=4, n_steps=60, random_state=0).fit(emb)
+    (folder / "runs/demo").mkdir(parents=True)
+    bs.encode(sae, emb).write_h5ad(folder / "runs/demo/latents.h5ad")
+    return folder
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/questions").glob("*.md")), ids=lambda p: p.stem)
+def test_snippets_of_the_questions(page: Path, demo_latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(demo_latents)
+    found: dict = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few patients: what is refused is said
+        for code in snippets(str(page.relative_to(ROOT))):
+            exec(code.replace("=999", "=19").replace("=199", "=19"), found)
+    tables = [value for value in found.values() if isinstance(value, pd.DataFrame)]
+    assert tables and all(len(table) for table in tables)
+
+
 def test_snippets_of_the_data_model(tiles: Path) -> None:
     first, second = snippets("docs/data-model.md")
     found: dict = {}

@@ -54,6 +54,7 @@ def factor_map(table: pd.DataFrame, *, n: int = 30, ax: Axes | None = None) -> A
         lambda found: min(found, key=lambda flag: severity.index(flag) if flag in severity else len(severity))
     )  # fmt: skip
     biology = ", ".join(dict.fromkeys(table["biology"].astype(str))) if "biology" in table else "biology"
+    biology = biology.replace(", ", ",\n")
     with style.paper():
         ax = style.axes(ax, (1.9 + 0.55 * (len(factors) + 1), 0.9 + 0.15 * len(wide)))
         values = wide.to_numpy(float)
@@ -64,7 +65,7 @@ def factor_map(table: pd.DataFrame, *, n: int = 30, ax: Axes | None = None) -> A
                 color=style.FLAG_COLOURS.get(str(flags[latent]), style.MUTED),
             )  # fmt: skip
         ax.set_yticks(range(len(wide)), wide.index, fontsize=6.5)
-        ax.set_xticks(range(len(factors) + 1), [style.wrap(biology, width=12), *factors], rotation=35, ha="right")
+        ax.set_xticks(range(len(factors) + 1), [biology, *factors], rotation=35, ha="right")
         ax.axvline(0.5, color="white", linewidth=2)
         ax.tick_params(length=0)
         ax.set_xlim(-0.5, len(factors) + 0.5)

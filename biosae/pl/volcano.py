@@ -138,9 +138,12 @@ def _arrows(ax: Axes, adjusted: pd.DataFrame, before: pd.DataFrame, y: str, n: i
             "", (c, d), xytext=(a, b),
             arrowprops={"arrowstyle": "-|>", "color": style.INK, "linewidth": 0.7, "shrinkA": 2, "shrinkB": 1},
         )  # fmt: skip
-    middle = float(np.mean(ax.get_xlim()))
+    low, high = ax.get_xlim()
+    beyond = start_x >= (low + high) / 2
+    if not beyond.all():
+        ax.set_xlim(low - 0.3 * (high - low), high)  # room for names on the left, inside the axes
     for right in (True, False):
-        side = (start_x >= middle) == right
+        side = beyond == right
         items = [(a, b, str(name)) for a, b, name in zip(start_x[side], start_y[side], both["latent"][side])]
         style.name_beside(ax, items, x=start_x[side], y=start_y[side], rightward=right)
 
