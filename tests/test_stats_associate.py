@@ -347,6 +347,32 @@ def test_aggregate_slots():
 # -------------------------------------------------------------------------------------------- families, permutations
 
 
+def test_aggregated_columns_keep_their_kind(tmp_path):
+    adata = cohort(n_patients=6, per=5)
+    adata.obs["seen"] = np.repeat([True, False], 15)
+    grades = ["low", "mid", "high"]
+    adata.obs["grade"] = pd.Categorical(np.repeat(grades, 10), categories=grades, ordered=True)
+    adata.obs["known"] = pd.array(np.repeat([True, None, False], 10), dtype="boolean")
+    units = aggregate(adata, by="patient")
+    for name in ("seen", "grade", "known"):
+        assert units.obs[name].dtype == adata.obs[name].dtype
+    assert units.obs["seen"].tolist() == [True] * 3 + [False] * 3
+    units.write_h5ad(tmp_path / "units.h5ad")
+    assert anndata.read_h5ad(tmp_path / "units.h5ad").obs["grade"].tolist() == ["low"] * 2 + ["mid"] * 2 + ["high"] * 2
+
+
+def test_means_of_units_tie_whatever_the_order_of_rows():
+    rows = [[0.1, 0.2, -0.3], [-0.3, 0.2, 0.1], [0.0, 0.0, 0.0], [0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.2, 0.2, 0.2]]
+    per, n = 3, 24
+    patient = np.repeat([f"P{i:02d}" for i in range(n)], per)
+    score = np.concatenate([rows[i % 6] for i in range(n)])
+    z = np.repeat(np.random.default_rng(0).permutation(n) + 1.0, per)[:, None]
+    found = associate(table(z, patient=patient, score=score), "score", unit="patient", controls=False)
+    expected = stats.spearmanr(z[::per, 0], np.arange(n) % 6 // 3)
+    assert found["estimate"][0] == pytest.approx(expected.statistic, abs=1e-12)
+    assert found["p"][0] == pytest.approx(expected.pvalue, rel=1e-10)
+
+
 def test_families_controls_and_attributes():
     adata = cohort()
     found = associate(adata, ["count", "label"], unit="sample", n_permutations=99)

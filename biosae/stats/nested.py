@@ -165,9 +165,11 @@ def aggregate(adata: Any, by: str = "patient", how: str = "mean") -> Any:
     for name in adata.obs.columns:
         if name != "n_samples":
             try:
-                obs[name] = unit_values(adata.obs[name], codes, len(levels), name=name, unit=by)
+                values = unit_values(adata.obs[name], codes, len(levels), name=name, unit=by)
             except StatisticsError:
                 continue  # a label that varies within a unit has no value for that unit
+            kind = adata.obs[name].dtype
+            obs[name] = pd.Series(values, obs.index, dtype=kind if is_categorical(adata.obs[name]) else None)
     X = pool(adata.X, codes, len(levels), how=how)
     out = anndata.AnnData(
         X=sp.csr_matrix(X, dtype=np.float32) if sp.issparse(X) else X.astype(np.float32), obs=obs, var=adata.var.copy()
@@ -193,12 +195,15 @@ def unit_values(column: pd.Series, codes: np.ndarray, n_units: int, *, name: str
         values = column.to_numpy(np.float64, na_value=np.nan)
         known = ~np.isnan(values)
         n = np.bincount(codes[known], minlength=n_units)
-        total = np.bincount(codes[known], weights=values[known], minlength=n_units)
+        own = np.flatnonzero(known)[np.argsort(values[known])]  # one order of adding up, whatever that of the rows
+        total, size = (np.bincount(codes[own], weights=v[own], minlength=n_units) for v in (values, np.abs(values)))
+        total[np.abs(total) < 1e-13 * size] = 0.0  # -0.3 + 0.1 + 0.2
         mean = np.where(n > 0, total / np.maximum(n, 1), np.nan)
         first = np.full(n_units, np.nan)
         first[codes[known][::-1]] = values[known][::-1]
         varies = np.bincount(codes[known], weights=values[known] != first[codes[known]], minlength=n_units) > 0
-        return np.where(varies, mean, first)  # a constant stays exactly itself
+        # constants stay exactly themselves, unless there are means that may equal them
+        return _settled(np.where(varies, mean, first)) if varies.any() else first
     frame = pd.DataFrame({"unit": codes, "value": column.astype(object).to_numpy()}).dropna()
     per_unit = frame.groupby("unit")["value"].agg(["nunique", "first"])
     varying = per_unit.index[per_unit["nunique"] > 1]
