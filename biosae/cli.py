@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import shutil
 import sys
@@ -14,7 +15,7 @@ import typer
 
 from biosae.cli_data import data_app
 from biosae.cli_encoders import encoders_app
-from biosae.errors import BiosaeError, InputError
+from biosae.errors import BiosaeError, InputError, nearest
 from biosae.settings import settings
 
 app = typer.Typer(
@@ -239,6 +240,10 @@ def associate(
     assume_independent: Annotated[
         bool, typer.Option("--assume-independent", help="Say aloud that samples are independent.")
     ] = False,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="Further argument of bs.stats.associate, e.g. --option correction=storey."),
+    ] = None,
     random_state: Seed = 0,
 ) -> None:
     """Test every latent against every target; raw dimensions and principal components as controls."""
@@ -246,17 +251,11 @@ def associate(
     from biosae.stats import associate as run_associate
     from biosae.stats import summary
 
-    result = run_associate(
-        read_h5ad(latents),
-        targets,
-        unit=unit,
-        method=method,
-        covariates=covariate or [],
-        strata=strata,
-        n_permutations=n_permutations,
-        assume_independent=assume_independent,
-        random_state=random_state,
-    )
+    named = {
+        "unit": unit, "method": method, "covariates": covariate or [], "strata": strata,
+        "n_permutations": n_permutations, "assume_independent": assume_independent, "random_state": random_state,
+    }  # fmt: skip
+    result = run_associate(read_h5ad(latents), targets, **named, **_further(option, run_associate, named))
     write_table(out, result)
     _say(summary(result).to_string(index=False))
 
@@ -335,6 +334,16 @@ def _assignment(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except json.JSONDecodeError:
         return key, value
+
+
+def _further(option: list[str] | None, function: Any, named: dict[str, Any]) -> dict[str, Any]:
+    """Arguments given as ``--option key=value``: those of the function that have no option of their own."""
+    further = dict(_assignment(text) for text in option or [])
+    known = [name for name in inspect.signature(function).parameters if name not in {"adata", "targets", *named}]
+    for name in further:
+        if name not in known:
+            raise InputError(f"--option {name}: no such argument; {nearest(name, known)}")
+    return further
 
 
 def _say(text: str) -> None:

@@ -63,6 +63,9 @@ def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
 
 def test_a_table_of_results_comes_out(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "associations.csv"
+    with_option = ("associate", study / "latents.h5ad", "count_plasma", "--unit", "patient", "--out", out, "--option")
+    assert run(*with_option, "correction=storey") == 0
+    assert run(*with_option, "corection=storey") == 2
     assert run("associate", study / "latents.h5ad", "count_plasma", "--unit", "patient", "--out", out) == 0
     table = pd.read_csv(out)
     assert set(table["source"]) == {"latent", "raw", "pca"} and (table["target"] == "count_plasma").all()
