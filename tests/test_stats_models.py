@@ -226,6 +226,40 @@ def test_status_of_every_kind(cohort: ad.AnnData) -> None:
     assert row["status"] == "separated" and np.isnan(row["estimate"]) and np.isnan(row["p"])
 
 
+def test_fewer_than_three_events_or_two_groups(cohort: ad.AnnData) -> None:
+    patients = cohort[~cohort.obs["patient"].duplicated()].copy()
+    patients.obs["end"] = np.arange(1.0, patients.n_obs + 1)
+    for n_events, status in ((2, "too_sparse"), (3, "ok")):
+        patients.obs["died"] = (np.arange(patients.n_obs) % 7 == 3).cumsum() <= n_events
+        patients.obs["died"] = (patients.obs["died"] & (np.arange(patients.n_obs) % 7 == 3)).astype(int)
+        row = fit(patients, "end", latents=["l0"], model="cox", event="died", unit="patient", min_active=1).iloc[0]
+        assert row["n_events"] == n_events and row["status"] == status
+        assert np.isfinite(row["estimate"]) and np.isnan(row["p"]) == (n_events < 3)
+    alone = cohort[cohort.obs["patient"] == "p00"].copy()
+    with pytest.raises(StatisticsError, match="several patients"):
+        fit(alone, "score", latents=["l0"], model="lmm", unit="sample")
+
+
+def test_restricted_likelihood_is_that_of_the_design_as_given(cohort: ad.AnnData) -> None:
+    """``log |X'V^-1 X|`` depends on the units of X: written out with V."""
+    codes = pd.factorize(cohort.obs["patient"])[0]
+    for standardise in (True, False):
+        row = fit(
+            cohort, "score", latents=["l0"], model="lmm", unit="sample", covariates=["area", "site"],
+            standardise=standardise,
+        ).iloc[0]  # fmt: skip
+        raw = cohort.X[:, [0]].toarray().ravel() / row["scale"]
+        dummies = pd.get_dummies(cohort.obs["site"], drop_first=True).to_numpy(np.float64)
+        X = np.column_stack([np.ones(len(raw)), cohort.obs["area"], dummies, raw])
+        y, (n, k) = cohort.obs["score"].to_numpy(), X.shape
+        V = row["sigma2"] * np.eye(n) + row["tau2"] * (codes[:, None] == codes)
+        inverse = np.linalg.inv(V)
+        A = X.T @ inverse @ X
+        e = y - X @ np.linalg.solve(A, X.T @ inverse @ y)
+        parts = (n - k) * np.log(2 * np.pi) + np.linalg.slogdet(V)[1] + np.linalg.slogdet(A)[1] + e @ inverse @ e
+        assert row["loglik"] == pytest.approx(-parts / 2, rel=1e-9)
+
+
 def test_best_rows_of_a_screen_are_a_shortlist(cohort: ad.AnnData) -> None:
     screen = associate(cohort, "score", unit="sample", controls=False)
     best = screen.sort_values("p").head(2)
@@ -258,6 +292,7 @@ def test_best_rows_of_a_screen_are_a_shortlist(cohort: ad.AnnData) -> None:
         ({"model": "lmm", "unit": "patient"}, "several units"),
         ({"subgroups": "slide"}, "subgroups"),
         ({"covariates": ["score"]}, "both"),
+        ({"covariates": ["spline(score, df=4)"]}, "both"),
         ({"nested": "cluster"}, "unit="),
     ],
 )

@@ -127,6 +127,21 @@ def basis(C: np.ndarray | None, n: int) -> np.ndarray:
     return np.hstack([intercept, q[:, keep]])
 
 
+def log_volume(C: np.ndarray) -> float:
+    """``log sqrt(det D'D)`` of ``D``, the intercept and the columns of C (n, k) that :func:`basis` keeps, less that of
+    the basis times ``sqrt(n)``.
+    """  # fmt: skip
+    C = C - C.mean(axis=0)
+    norm = np.sqrt((C**2).sum(axis=0))
+    C, norm = C[:, norm > 0], norm[norm > 0]
+    if C.shape[1] == 0:
+        return 0.0
+    r, order = linalg.qr(C / norm, mode="r", pivoting=True)
+    size = np.abs(np.diag(r))
+    keep = size > 1e-10 * size[0]
+    return float(np.log(size[keep] * norm[order[: len(size)]][keep] / np.sqrt(len(C))).sum())
+
+
 def residual(y: np.ndarray, Q: np.ndarray) -> np.ndarray:
     """``y`` (n,) or (n, b) less its projection on the orthonormal columns of ``Q``, twice for accuracy."""
     for _ in range(2):

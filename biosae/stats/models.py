@@ -33,10 +33,12 @@ class Rows:
     strata: np.ndarray | None = None
     codes: np.ndarray | None = None
     subcodes: np.ndarray | None = None
+    log_volume: float = 0.0
+    """Logarithm of the volume of the covariates as they were given, over that of ``X`` without the latent."""
 
     def take(self, rows: np.ndarray) -> Rows:
         """The same for some rows, each as often as it is named."""
-        parts = {name: value[rows] for name, value in vars(self).items() if value is not None}
+        parts = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         return replace(self, **parts)
 
     @property

@@ -10,8 +10,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 from biosae.errors import InputError, StatisticsError, nearest
-from biosae.stats.adjust import MAX_R2, MAX_VIF, basis, is_categorical, residual, share_explained
+from biosae.stats.adjust import MAX_R2, MAX_VIF, basis, column_of, is_categorical, log_volume, residual, share_explained
 from biosae.stats.bootstrap import LEAST_DRAWS
+from biosae.stats.cox_screen import MIN_EVENTS
 from biosae.stats.frame import Frame, Source, Target
 from biosae.stats.inference import FEW
 from biosae.stats.models import MODELS, Model, Rows, fitted, inference
@@ -95,7 +96,8 @@ def fit(
     n_bootstrap
         Resamples, at least 2000.
     min_active, min_active_groups
-        A latent that fires in fewer samples or groups keeps its estimate and gets no p.
+        A latent that fires in fewer samples or groups keeps its estimate and gets no p, nor does any with fewer than 3
+        events (groups with events) for ``cox``.
     random_state
         Seed of the bootstrap.
 
@@ -115,7 +117,8 @@ def fit(
         * ``status`` (:data:`biosae.stats.STATUS`), ``note`` (``boundary``: a variance or inflation is 0;
           ``few_events``: Firth's penalty; ``quasi``: counts are not whole), ``errors, inference``: how p was obtained;
           ``contrast``
-        * of the model, where it has them: ``loglik, aic, r2, sigma2, tau2, tau2_sub, icc, alpha, alpha_se,
+        * of the model, where it has them: ``loglik`` (``lmm``: restricted, of the design with intercept, covariates as
+          they are, dummies, and the latent over ``scale``), ``aic, r2, sigma2, tau2, tau2_sub, icc, alpha, alpha_se,
           p_overdispersion, pearson_chi2_df, inflation, p_proportional, p_proportional_all, concordance,
           p_schoenfeld``
 
@@ -136,7 +139,7 @@ def fit(
     names = _names(adata, latents)
     chosen = _checked(target, **options)
     covariates = [covariates] if isinstance(covariates, str) else list(covariates)
-    if target in {*covariates, strata}:
+    if target in {*map(column_of, covariates), strata}:
         raise InputError(f"{target!r} is both the target and a covariate or stratum")
     part = in_memory(adata, names)
     rows_are, groups = ("sample", unit) if nested == "cluster" else (unit, groups)
@@ -254,15 +257,21 @@ def _rows(frame: Frame, found: Target, y: np.ndarray, chosen: Model, subgroups: 
     sized = found.sizes is not None and frame.aggregate == "max"
     if sized:
         parts.append(np.log(found.sizes)[:, None])
-    Q = basis(np.hstack(parts) if parts else None, n) * np.sqrt(max(n, 1))
+    C = np.hstack(parts) if parts else np.empty((n, 0))
+    Q = basis(C, n) * np.sqrt(max(n, 1))
     subcodes = None
     if subgroups:
         subcodes = codes_of(frame.adata.obs.iloc[found.samples], subgroups)[0]
     strata = found.strata if chosen.target == "time" else None
-    return Rows(y, Q, found.offset, found.event, strata, found.groups.codes, subcodes), sized
+    rows = Rows(y, Q, found.offset, found.event, strata, found.groups.codes, subcodes, log_volume(C) if n else 0.0)
+    return rows, sized
 
 
 def _errors(errors: str, chosen: Model, rows: Rows, model: str, groups: str) -> str:
+    if chosen.random and rows.groups == 1:
+        raise StatisticsError(
+            f"model {model!r} needs several {groups}s, and all units lie in one; use 'ols' or 'logistic'"
+        )
     if chosen.random and rows.codes is None:
         raise StatisticsError(
             f"model {model!r} needs several units in a {groups}, and here every unit is a group of its own; take "
@@ -316,6 +325,8 @@ def _one(
     tested = row["status"] in TESTED
     row |= {k: float(v) for k, v in found.items() if k in _EXTRAS and np.isscalar(v)}
     row |= chosen.extras(own, found) if chosen.extras else {}
+    if chosen.random and not chosen.ratio:  # restricted likelihoods depend on the units of the design
+        row["loglik"] -= rows.log_volume - np.log(by)
     row |= {"estimate": estimate * by, "note": found["note"]}
     if rows.groups >= 3:
         firing = len(np.unique(rows.codes[x != 0])) if rows.codes is not None else row["n_active"]
@@ -367,6 +378,10 @@ def _status(x: np.ndarray, rows: Rows, chosen: Model, gate: tuple[int, int, str]
     if G < 3:
         return "too_few_groups"
     firing = active if rows.codes is None else len(np.unique(rows.codes[fired]))
+    if rows.event is not None:
+        ended = rows.event > 0
+        if (ended.sum() if rows.codes is None else len(np.unique(rows.codes[ended]))) < MIN_EVENTS:
+            return "too_sparse"
     if firing < min(min_groups, G) or ((unit == "sample" or rows.codes is not None) and active < min_active):
         return "too_sparse"
     return "few_groups" if G < FEW else "ok"
