@@ -70,6 +70,13 @@ def test_one_row_a_group_is_least_squares() -> None:
     assert np.allclose(found["df"], ols["df"])
     with pytest.raises(StatisticsError, match="several rows"):
         icc(y, np.arange(len(y)))
+    for values, kind in (
+        ([1.0, np.nan, 2, 3], InputError),
+        ([2.0] * 4, StatisticsError),
+        ([1.0, 1, 2, 2], StatisticsError),
+    ):
+        with pytest.raises(kind):
+            icc(values, [0, 0, 1, 1])
 
 
 def test_pairs_are_the_paired_t_test() -> None:

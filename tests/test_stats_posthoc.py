@@ -42,6 +42,12 @@ def test_exact_interval_agrees_with_scipy(cells):
     np.testing.assert_allclose(found, [expected.statistic, interval.low, interval.high], rtol=1e-8)
 
 
+@pytest.mark.parametrize("a", [1.5, -1.0, np.nan])
+def test_cells_are_whole_counts(a):
+    with pytest.raises(InputError, match="whole counts"):
+        odds_ratio_exact([a], [1], [1], [1])
+
+
 def test_bounds_have_the_tail_that_they_promise():
     a, b, c, d = 12, 3, 5, 20
     for mid_p in (False, True):

@@ -132,6 +132,8 @@ def test_split_is_made_of_patients_repeated_and_recorded():
     del adata.obs["patient"]
     with pytest.raises(StatisticsError, match="no 'patient' column"):
         replicate(adata, "label", **(RUN | {"unit": "sample"}))
+    with pytest.raises(InputError, match="alpha"):
+        replicate(cohort(), "label", **RUN, alpha=5)
     with pytest.raises(InputError, match="repeats"):
         replicate(cohort(), "label", repeats=2, **(RUN | {"split": "split"}))
 
@@ -373,6 +375,11 @@ def test_rate_counts_and_expected_power():
     assert (rates["rate_low"].iloc[0], rates["rate_high"].iloc[0]) == pytest.approx(tuple(exact))
     assert abs(rates["rate_expected"].mean() - rates["rate"].mean()) < 0.3
     assert (rates["slope_corrected"] > rates["slope"]).all() and rates["correlation"].between(-1, 1).all()
+    mixed = found.astype({"sign_agrees": object})
+    mixed.loc[0, "sign_agrees"] = pd.NA
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replication_rate(mixed)
     with pytest.raises(InputError, match="replicate"):
         replication_rate(found.drop(columns="power_expected"))
 

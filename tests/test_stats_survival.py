@@ -388,6 +388,10 @@ def test_what_a_cohort_must_have():
     adata = patients()
     with pytest.raises(InputError, match="needs event="):
         associate(adata, "time", method="cox", unit="patient")
+    words = adata.copy()
+    words.obs["died"] = "yes"
+    with pytest.raises(InputError, match="must be 1"):
+        associate(words, "time", method="cox", event="died", unit="patient")
     late = adata.copy()
     late.obs["time"] = late.obs["time"] - late.obs["time"].max() / 2
     with pytest.raises(InputError, match="not above 0"):

@@ -52,7 +52,7 @@ def replication(
         raise InputError(f"no effect of source {source!r} was estimated in both parts; the status columns say why")
     x, y = (rows[f"estimate_{part}"].to_numpy(float) for part in ("discovery", "replication"))
     known = rows["replicated"] if "replicated" in rows else pd.Series(pd.NA, index=rows.index)
-    replicated = known.fillna(False).to_numpy(bool)
+    replicated = known.astype("boolean").fillna(False).to_numpy(bool)
     with style.paper():
         ax = style.axes(ax, (3.3, 3.2))
         colours = [style.SOURCE_COLOURS.get(str(s), style.INK) for s in rows["source"]]

@@ -148,14 +148,14 @@ def replication_rate(result: pd.DataFrame) -> pd.DataFrame:
     for key, part in result.groupby(keys, sort=False):
         carried = part[part["latent"] != ""]
         tested = carried[carried["p_replication"].notna()]
-        n, k = len(tested), int(tested["replicated"].fillna(False).astype(bool).sum())
+        n, k = len(tested), int(tested["replicated"].astype("boolean").sum())
         row = dict(zip(keys, key)) | {"n_carried": len(carried), "n_tested": n, "n_replicated": k}
         row["rate"] = k / n if n else np.nan
         row["rate_low"] = (stats.beta.ppf(0.025, k, n - k + 1) if k else 0.0) if n else np.nan
         row["rate_high"] = (stats.beta.ppf(0.975, k + 1, n - k) if k < n else 1.0) if n else np.nan
         row["rate_expected"] = tested["power_expected"].astype(float).mean() if n else np.nan
-        row["n_same_sign"] = int(tested["sign_agrees"].fillna(False).astype(bool).sum())
-        row["n_consistent"] = int(tested["consistent"].fillna(False).astype(bool).sum())
+        row["n_same_sign"] = int(tested["sign_agrees"].astype("boolean").sum())
+        row["n_consistent"] = int(tested["consistent"].astype("boolean").sum())
         rows.append(row | _slopes(tested))
     return pd.DataFrame(rows)
 

@@ -383,7 +383,7 @@ def positive(obs: pd.DataFrame, name: str) -> np.ndarray:
     InputError
         For missing, infinite or non-positive values.
     """
-    values = obs[name].to_numpy(np.float64, na_value=np.nan)
+    values = pd.to_numeric(obs[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
     bad = ~(np.isfinite(values) & (values > 0))
     if bad.any():
         raise InputError(
@@ -410,7 +410,7 @@ def _ordered(y: np.ndarray, column: pd.Series) -> bool:
 
 
 def _event(obs: pd.DataFrame, name: str) -> np.ndarray:
-    values = obs[name].to_numpy(np.float64, na_value=np.nan)
+    values = pd.to_numeric(obs[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
     if not np.isin(values, (0.0, 1.0)).all():
         raise InputError(f"event {name!r} must be 1 (event) or 0 (censored) in every row that has the time")
     return values

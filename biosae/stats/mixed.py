@@ -286,19 +286,26 @@ def icc(
     Raises
     ------
     InputError
-        For an unknown estimator, or covariates with ``anova``.
+        For an unknown estimator, values that are not finite, or covariates with ``anova``.
     StatisticsError
-        With fewer than 2 groups, or one row a group throughout.
+        With fewer than 2 groups, one row a group throughout, or values that do not vary (``reml``: within groups).
     """
     if estimator not in ESTIMATORS:
         raise InputError(f"unknown estimator {estimator!r}; {nearest(estimator, ESTIMATORS)}")
     if X is not None and estimator == "anova":
         raise InputError("estimator='anova' takes no covariates; use 'reml'")
     y, codes = np.asarray(values, np.float64), np.unique(codes, return_inverse=True)[1].ravel()
+    if len(y) != len(codes) or not np.isfinite(y).all():
+        raise InputError(
+            f"{len(y)} values and {len(codes)} groups: give one finite value a row, and leave out the others"
+        )
     size = np.bincount(codes).astype(np.float64)
     G, N = len(size), len(y)
     if G < 2 or G == N:
         raise StatisticsError("the intraclass correlation needs 2 groups, one of them with several rows")
+    centred = y - (np.bincount(codes, weights=y) / size)[codes]
+    if not np.ptp(y) or (estimator == "reml" and centred @ centred <= 1e-24 * ((y - y.mean()) ** 2).sum()):
+        raise StatisticsError("the values do not vary within groups, so that their likelihood has no maximum")
     n0 = (N - (size**2).sum() / N) / (G - 1)
     if estimator == "anova":
         rho = float(intraclass_correlation(y, codes))

@@ -118,6 +118,8 @@ def replicate(
     adata = in_memory(adata)
     second = not isinstance(replication, str) and hasattr(replication, "obs")
     dealt = split is None and not second
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha={alpha}; it must lie between 0 and 1")
     if repeats < 1 or (repeats > 1 and not dealt):
         raise InputError(f"repeats={repeats}; it is 1 or more, and more than 1 only with split=None")
     how = {

@@ -204,7 +204,7 @@ def _together(own: pd.DataFrame, effects: str) -> dict[str, Any]:
     row |= {
         "direction": common, "latent": latents[0] if len(latents) == 1 else "", "n_latents": len(latents),
         "n_sites": int(use.sum()), "n_same_sign": int((side * theta[use] > 0).sum()),
-        "n_opposite": int(picked["opposite"].fillna(False).astype(bool).sum()),
+        "n_opposite": int(picked["opposite"].astype("boolean").sum()),
         "p": min(1.0, 2 * float(p.mean())) if len(p) else np.nan, "status": "ok",
         "q_heterogeneity": float(found["q"][0]), **{k: float(found[k][0]) for k in _HETEROGENEITY},
         **{k: picked[k].sum() for k in ("n_units", "n_groups", "n_samples")},

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy import special
 
+from biosae.errors import InputError
+
 MAX_STEPS = 200
 
 
@@ -35,8 +37,16 @@ def odds_ratio_exact(
     tuple
         Estimate (0 or infinite where a cell of its diagonal is 0), lower and upper bound, each (m,); NaN where a margin
         is 0.
+
+    Raises
+    ------
+    InputError
+        For counts that are negative or not whole.
     """
-    tables = np.stack([np.asarray(x, dtype=np.int64) for x in (a, b, c, d)], axis=-1)
+    counts = np.stack([np.asarray(x, dtype=np.float64) for x in (a, b, c, d)], axis=-1)
+    if not ((counts >= 0) & (counts == np.floor(counts)) & np.isfinite(counts)).all():
+        raise InputError("the cells of a table must be whole counts of 0 or more")
+    tables = counts.astype(np.int64)
     unique, place = np.unique(tables.reshape(-1, 4), axis=0, return_inverse=True)
     out = np.full((3, len(unique)), np.nan)
     margins = np.column_stack([unique[:, :2].sum(axis=1), unique[:, 2:].sum(axis=1), unique[:, [0, 2]].sum(axis=1)])
