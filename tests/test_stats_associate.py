@@ -295,6 +295,18 @@ def test_independence_must_be_known_or_claimed():
     assert found["n_groups"].unique().tolist() == [48] and found["n_units"].unique().tolist() == [240]
 
 
+def test_clusters_of_one_patient_are_not_taken_as_independent():
+    adata = cohort()
+    how = {"unit": "slide", "nested": "cluster", "controls": False}
+    with pytest.raises(StatisticsError, match="24 of the patients have several slides"):
+        associate(adata, "count", **how)
+    claimed = associate(adata, "count", assume_independent=True, **how)
+    assert claimed["n_groups"].unique().tolist() == [48] and claimed["n_units"].unique().tolist() == [240]
+    assert claimed["inference"].str.contains("48 groups.*independence assumed").all()
+    patients = associate(adata, "count", unit="patient", nested="cluster", controls=False)
+    pd.testing.assert_frame_equal(patients, associate(adata, "count", unit="sample", controls=False))
+
+
 def test_units_are_pooled_and_counted():
     adata = cohort()
     found = associate(adata, ["count", "label"], unit="patient", controls=False)
@@ -345,6 +357,19 @@ def test_aggregate_slots():
 
 
 # -------------------------------------------------------------------------------------------- families, permutations
+
+
+def test_cox_goes_on_where_the_penalised_maximum_is_out_of_reach():
+    fires = {0: 1.74, 3: 2.21, 4: 1.78, 12: 1.80, 19: 4.49}
+    x = np.array([fires.get(i, 0.0) for i in range(24)])
+    time = [0.25, 13.77, 2.86, 4.29, 0.4, 7.04, 5.54, 3.31, 3.86, 3.81, 2.18, 2.1, 6.18, 2.91, 4.9, 1.7, 13.27, 13.71,
+            2.49, 12.21, 0.65, 1.18, 4.27, 7.72]  # fmt: skip
+    event = [int(c) for c in "011001101101010100000100"]
+    adata = table(np.column_stack([x, np.arange(24.0)]), time=time, event=event, site=list("212101022012121021210001"))
+    how = {"unit": "sample", "event": "event", "strata": "site", "min_active": 1, "assume_independent": True}
+    found = associate(adata, "time", method="cox", controls=False, **how)
+    assert found["p"].between(0.05, 1).all() and found["fit"].tolist() == ["one step", "full"]
+    assert (found["ci_low"] < found["estimate"]).all() and (found["estimate"] < found["ci_high"]).all()
 
 
 def test_aggregated_columns_keep_their_kind(tmp_path):

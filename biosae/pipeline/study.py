@@ -234,13 +234,18 @@ class Study:
 
     def _associate(self, view: View) -> None:
         from biosae.stats import associate, power, summary
+        from biosae.stats.null import null_table
+        from biosae.stats.permutation import watched
 
         c = self.config.associate
         adata = self._latents(view.place("latents.h5ad"))
         if c.on is not None:
             adata = adata[in_split(adata.obs, c.on).to_numpy()].copy()
         how = {**self._how(), "n_permutations": c.n_permutations}
-        result = associate(adata, c.targets, **how)
+        with watched() as watch:
+            result = associate(adata, c.targets, **how)
+        if watch.largest:
+            self._write(view.place("tables/permutations.csv"), null_table(result, watch))
         if c.covariates:
             methods = {str(m) for m in result["method"]}
             same = {"method": methods.pop()} if len(methods) == 1 else {}

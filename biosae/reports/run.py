@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 TABLES = (
-    "summary", "unadjusted", "power", "replication", "transfer", "within_strata", "confounders", "readout",
-    "readout_all", "comparison",
+    "summary", "unadjusted", "power", "permutations", "replication", "transfer", "within_strata", "confounders",
+    "readout", "readout_all", "comparison",
 )  # fmt: skip
 _ID_COLUMNS = ("patient", "slide", "sample_id", "item", "stratum", "group", "level")
 _PATH = re.compile(r"""(?<![\w.:/\\])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\:"']+)+[/\\]?""")

@@ -217,8 +217,26 @@ def associations(run: Run, figures: Figures) -> dict[str, Any]:
                 caption=f"{target}: strongest latents and the best raw dimension and component; n = {n}.",
             ),
         ]  # fmt: skip
+        pictures.append(_permutations(run, figures, target))
         out["targets"].append({"target": target, "pictures": [p for p in pictures if p], "note": ""})
     return out
+
+
+def _permutations(run: Run, figures: Figures, target: str) -> Any:
+    """The largest statistic of all latents against its permutations."""
+    frame = run.tables.get("permutations")
+    rows = None if frame is None else frame[(frame["target"].astype(str) == target) & (frame["source"] == "latent")]
+    if rows is None or rows.empty:
+        return None
+    first = rows.iloc[0]
+    n = style.count(int(first["n_groups"]), "independent group")
+    return figures.add(
+        f"permutations_{file_name(target)}", pl.null, rows["draw"].to_numpy(), observed=abs(float(first["observed"])),
+        label="largest statistic of all latents", n=n, size=(3.4, 2.7),
+        alt="Histogram of the largest statistic over permutations with the observed one.",
+        caption=f"{target}: the largest statistic of all latents over {len(rows):,} permutations ({first['scheme']}), "
+        f"and that of {first['latent']} (line); n = {n}.",
+    )  # fmt: skip
 
 
 _POWER = {

@@ -19,6 +19,7 @@ from biosae.stats.meta import combine
 from biosae.stats.mixed import icc
 from biosae.stats.multiplicity import bh, bonferroni, by, fcr_intervals, hierarchical, holm, null_share, storey
 from biosae.stats.nested import aggregate
+from biosae.stats.null import permutation_null
 from biosae.stats.ordinal import fit_ordinal
 from biosae.stats.posthoc import compare_auroc, dunn, variance_explained
 from biosae.stats.power import (
@@ -52,6 +53,7 @@ __all__ = [
     "detectable_auroc", "dunn", "evidence", "fcr_intervals", "fit", "fit_cox", "fit_negbin", "fit_ordinal",
     "fit_poisson", "fit_zinb", "fit_zip", "hierarchical", "holm", "icc", "kaplan_meier", "kendall_tau",
     "leave_one_site_out", "null_share", "odds_ratio_exact", "overlap", "partial_correlation", "performance_drop",
+    "permutation_null",
     "power", "power_by_thinning", "pvca", "ranked", "readout", "replicate", "replication_rate", "robustness",
     "robustness_index", "rootogram", "sae_training", "sample_size", "sample_size_auroc", "schoenfeld",
     "spurious_removal", "storey", "summary", "uno_c", "variance_explained", "winners_curse", "within_strata",

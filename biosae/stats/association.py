@@ -15,6 +15,8 @@ from biosae.stats.adjust import MAX_R2, basis, column_of, design, determined, sh
 from biosae.stats.correlation import rank_target
 from biosae.stats.frame import Frame, Target, sources
 from biosae.stats.methods import METHODS
+from biosae.stats.nested import roles
+from biosae.stats.permutation import now_testing
 from biosae.stats.screen import Options, screen, table_of
 from biosae.stats.training import sae_training
 
@@ -93,7 +95,8 @@ def associate(
     groups
         Column of independent groups.
     nested
-        ``"aggregate"`` pools samples to ``unit``; ``"cluster"`` keeps samples as rows and takes ``unit`` as groups.
+        ``"aggregate"`` pools samples to ``unit``; ``"cluster"`` keeps samples as rows and takes ``unit`` as groups
+        (refused where several of these, such as slides, share a value of ``groups``).
     pooling
         Strata are combined with ``"fixed"`` or ``"random"`` effects (DerSimonian and Laird; p not below that of the
         mean effect).
@@ -177,9 +180,11 @@ def directed(
         raise InputError(f"{sorted(overlapping)[0]!r} is both a target and a covariate or stratum")
     if not adata.n_obs or not adata.n_vars:
         raise InputError(f"there are {adata.n_obs} samples and {adata.n_vars} latents: nothing to test")
-    rows_are, groups = ("sample", unit) if nested == "cluster" else (unit, groups)
+    rows_are, groups, independent = roles(
+        adata.obs, unit=unit, groups=groups, nested=nested, assume_independent=assume_independent
+    )
     frame = Frame(
-        adata, rows_are, groups, covariates, strata, blocks, assume_independent, aggregate, exposure, event,
+        adata, rows_are, groups, covariates, strata, blocks, independent, aggregate, exposure, event,
         counts=method in METHODS and METHODS[method].counts,
     )  # fmt: skip
     if permute != "auto":
@@ -226,6 +231,7 @@ def directed(
             columns, cache = frame.columns(source, first)
             peers = [units[place].y for place in together]
             for nth, place in enumerate(together):
+                now_testing(targets[place], source.name)
                 part = screen(source, columns, cache, units[place], how, options, peers, nth)
                 parts[place, at] = part | {"target": targets[place]}
             del columns, cache  # or two parts of codes larger than memory are held at once

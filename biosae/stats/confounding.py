@@ -18,6 +18,7 @@ from biosae.stats.multiplicity import bh
 from biosae.stats.nested import codes_of, hotelling_pvalue, indicator
 from biosae.stats.permutation import Draws, null_counts, permutations, sign_flips
 from biosae.stats.skewed import times_skewness
+from biosae.stats.training import sae_training
 
 DOMINANCE = 2.0
 """A latent is called after a factor whose unique variance share is at least this many times that of the other."""
@@ -68,7 +69,8 @@ def confounders(
         ``log2_ratio``, of the bias-corrected cluster bootstrap (Efron 1981). ``flag``: ``biology``, ``technical``,
         ``mixed``, ``neither``, ``not_separable`` (design: one side determines the other) or ``undetermined`` (no p).
         ``attrs["overlap"]``: for every factor, counts of groups (of samples without groups) by biology and each of its
-        columns, numbers cut in thirds.
+        columns, numbers cut in thirds. ``attrs["biosae"]``: the choices made, and ``sae_training``, how many of the
+        groups behind the table the SAE was trained on (:func:`biosae.stats.sae_training`).
 
     Raises
     ------
@@ -89,7 +91,18 @@ def confounders(
     out = pd.concat(tables, ignore_index=True)
     unit = groups if groups in adata.obs and not assume_independent else None
     out.attrs["overlap"] = {name: overlaps(adata.obs, biology, columns, unit=unit) for name, columns in factors.items()}
+    used = np.any([_known(adata.obs, [*biology, *columns]) for columns in factors.values()], axis=0)
+    out.attrs["biosae"] = {
+        "biology": biology, "technical": factors, "groups": unit, "jointly": jointly,
+        "assume_independent": assume_independent, "n_permutations": n_permutations, "n_bootstrap": n_bootstrap,
+        "alpha": alpha, "random_state": random_state, "sae_training": sae_training(adata, groups, rows=used),
+    }  # fmt: skip
     return out
+
+
+def _known(obs: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Rows that have all columns (splines: the column they are made of)."""
+    return obs[list(dict.fromkeys(map(column_of, columns)))].notna().all(axis=1).to_numpy()
 
 
 def factor_columns(technical: str | Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -127,8 +140,7 @@ def _one_factor(
     adata, biology, factor, columns, others, groups, assume_independent, n_permutations, n_bootstrap, random_state,
 ) -> pd.DataFrame:  # fmt: skip
     obs = adata.obs
-    needed = [column_of(c) for c in [*biology, *columns, *others]]
-    known = obs[list(dict.fromkeys(needed))].notna().all(axis=1).to_numpy()
+    known = _known(obs, [*biology, *columns, *others])
     grouped = groups in obs and not assume_independent
     if not known.any():
         raise InputError(f"no row has a value of {factor!r} and of {', '.join(biology)}")

@@ -67,7 +67,7 @@ def cox(problem: Problem) -> Result:
     def full(x: np.ndarray) -> dict:
         X = np.column_stack([Z, x])
         found = fit_cox(problem.y, problem.event, X, strata=problem.strata, codes=problem.groups.codes)
-        if found["note"] == "separated" and problem.groups.codes is None:
+        if found["note"] == "separated" and np.isfinite(found["coef"][-1]) and problem.groups.codes is None:
             own, scale = standardised(sets, X)
             ends = profile_interval(sets, own, found["coef"] * scale, firth=True)
             found["interval"] = tuple(end / scale[-1] for end in ends)

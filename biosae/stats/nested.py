@@ -217,6 +217,32 @@ def unit_values(column: pd.Series, codes: np.ndarray, n_units: int, *, name: str
     return out
 
 
+def roles(
+    obs: pd.DataFrame, *, unit: str, groups: str, nested: str, assume_independent: bool
+) -> tuple[str, str, bool]:  # fmt: skip
+    """What a row is, which column holds independent groups, and whether every row is claimed to be independent.
+
+    With ``nested="cluster"`` rows are samples and ``unit`` names their groups; ``assume_independent`` then claims that
+    these are independent of each other, not that samples are.
+
+    Raises
+    ------
+    StatisticsError
+        If several of these share a value of ``groups`` (slides of one patient) and nothing claims them independent.
+    """
+    if nested != "cluster":
+        return unit, groups, assume_independent
+    if groups in obs and unit in obs and groups != unit and not assume_independent:
+        pairs = obs[[groups, unit]].dropna().drop_duplicates()
+        shared = int((pairs.groupby(groups, observed=True).size() > 1).sum())
+        if shared:
+            raise StatisticsError(
+                f"nested='cluster' takes every {unit} as independent, but {shared} of the {groups}s have several "
+                f"{unit}s. Use unit={groups!r}, or pass assume_independent=True, which is written into the result"
+            )
+    return "sample", unit, False
+
+
 def group_scores(
     V: Columns, e: np.ndarray, Q: np.ndarray, coefficient: np.ndarray, codes: np.ndarray, n_groups: int
 ) -> np.ndarray:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,6 +19,35 @@ from biosae.stats.kernels import kernels
 MAX_EXACT = 50_000
 """Most arrangements that are listed instead of drawn."""
 CHUNK = 64
+
+
+@dataclass
+class Watch:
+    """What the permutations of each (target, source) gave: the observed statistics and the largest of every draw."""
+
+    key: tuple[str, str] | None = None
+    observed: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    largest: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+
+
+_WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watched() -> Iterator[Watch]:
+    """Keep the null distributions of the tests inside; :func:`now_testing` says whose they are."""
+    watch = Watch()
+    token = _WATCH.set(watch)
+    try:
+        yield watch
+    finally:
+        _WATCH.reset(token)
+
+
+def now_testing(target: str, source: str) -> None:
+    """Name the test whose permutations come next."""
+    if (watch := _WATCH.get()) is not None:
+        watch.key = (target, source)
 
 
 @dataclass
@@ -130,8 +161,15 @@ def null_counts(
     order = tested[np.argsort(-observed[tested], kind="stable")]
     threshold = observed[order] * (1.0 - slack) - 1e-12
     counts = np.zeros((3, len(order)))
+    watch = _WATCH.get()
+    kept = [] if watch is not None and watch.key is not None and watch.key not in watch.observed else None
     for arrangement in draws.blocks():
-        counts += kernels().exceed(statistic(arrangement), order, threshold, sign[order], step_down)
+        drawn = statistic(arrangement)
+        counts += kernels().exceed(drawn, order, threshold, sign[order], step_down)
+        if kept is not None:
+            kept.append(np.abs(drawn[order]).max(axis=0))
+    if kept:
+        watch.observed[watch.key], watch.largest[watch.key] = sign * observed, np.concatenate(kept)
     own, joint, side = counts
     p[order] = draws.p(own)
     p_side[order] = draws.p(side)

@@ -16,7 +16,7 @@ from biosae.stats.cox_screen import MIN_EVENTS
 from biosae.stats.frame import Frame, Source, Target
 from biosae.stats.inference import FEW
 from biosae.stats.models import MODELS, Model, Rows, fitted, inference
-from biosae.stats.nested import codes_of, in_memory
+from biosae.stats.nested import codes_of, in_memory, roles
 from biosae.stats.status import TESTED
 from biosae.stats.training import sae_training
 
@@ -142,9 +142,11 @@ def fit(
     if target in {*map(column_of, covariates), strata}:
         raise InputError(f"{target!r} is both the target and a covariate or stratum")
     part = in_memory(adata, names)
-    rows_are, groups = ("sample", unit) if nested == "cluster" else (unit, groups)
+    rows_are, groups, independent = roles(
+        part.obs, unit=unit, groups=groups, nested=nested, assume_independent=assume_independent
+    )
     frame = Frame(
-        part, rows_are, groups, covariates, strata, None, assume_independent, aggregate, exposure, event,
+        part, rows_are, groups, covariates, strata, None, independent, aggregate, exposure, event,
         counts=chosen.target == "count",
     )  # fmt: skip
     found = frame.target(target)
