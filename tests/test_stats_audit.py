@@ -112,6 +112,16 @@ def test_factor_of_several_columns():
     y = adata[:, "L0003"].X.toarray().ravel()
     assert found.set_index("latent").loc["L0003", "eta2_technical"] == pytest.approx(r2(joined, y), abs=1e-10)
     assert set(found.attrs["overlap"]["both"]) == {"label x scanner", "label x stain"}
+    assert not found.attrs["biosae"]["sae_training"]["known"]
+
+
+def test_patients_of_the_sae_are_counted_among_the_rows_used():
+    adata = cohort(n_patients=20)
+    adata.obs["sae_trained_on"] = adata.obs["patient"] < "p012"
+    adata.obs.loc[adata.obs["patient"] == "p000", "label"] = None
+    facts = confounders(adata, biology="label", technical="scanner", n_permutations=9, n_bootstrap=0).attrs["biosae"]
+    assert facts["technical"] == {"scanner": ["scanner"]} and json.dumps(facts)
+    assert (facts["sae_training"]["n_groups"], facts["sae_training"]["n_groups_trained_on"]) == (19, 11)
 
 
 def test_scanner_of_a_site_has_no_share_of_its_own():
