@@ -126,6 +126,7 @@ def null(
             textcoords="offset points", va="top", fontsize=7, color=style.PALETTE["vermilion"],
         )  # fmt: skip
         ax.margins(x=0.12)
+        ax.set_ylim(0, 1.25 * ax.get_ylim()[1])  # room for the label
         ax.set_xlabel(f"{label} after permutation")
         ax.set_ylabel("permutations")
         of = f"{n}; " if n else ""

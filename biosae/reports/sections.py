@@ -230,9 +230,11 @@ def _permutations(run: Run, figures: Figures, target: str) -> Any:
         return None
     first = rows.iloc[0]
     n = style.count(int(first["n_groups"]), "independent group")
+    tested = results.choose(run.associations, source="latent", target=target).set_index("latent")
+    p = float(tested["p_maxt"].get(first["latent"], np.nan)) if "p_maxt" in tested else np.nan
     return figures.add(
         f"permutations_{file_name(target)}", pl.null, rows["draw"].to_numpy(), observed=abs(float(first["observed"])),
-        label="largest statistic of all latents", n=n, size=(3.4, 2.7),
+        p=None if np.isnan(p) else p, label="largest statistic of all latents", n=n, size=(3.4, 2.7),
         alt="Histogram of the largest statistic over permutations with the observed one.",
         caption=f"{target}: the largest statistic of all latents over {len(rows):,} permutations ({first['scheme']}), "
         f"and that of {first['latent']} (line); n = {n}.",
