@@ -83,7 +83,8 @@ def test_least_squares_over_samples_counts_patients(cohort: ad.AnnData) -> None:
 
 def test_least_squares_over_patients_is_that_of_statsmodels(cohort: ad.AnnData) -> None:
     cohort.obs["mean_score"] = cohort.obs.groupby("patient")["score"].transform("mean")
-    row = fit(cohort, "mean_score", latents=["l0"], model="ols", unit="patient", covariates=["age"]).iloc[0]
+    how = {"unit": "patient", "covariates": ["age"], "errors": "model"}
+    row = fit(cohort, "mean_score", latents=["l0"], model="ols", **how).iloc[0]
     x, y = _pooled(cohort, "mean_score")
     expected = sm.OLS(y, sm.add_constant(np.column_stack([_pooled(cohort, "age")[1], x]))).fit()
     assert row["estimate"] == pytest.approx(expected.params[-1], rel=1e-9)

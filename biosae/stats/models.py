@@ -100,7 +100,9 @@ def _survival(rows: Rows, found: dict[str, Any]) -> dict[str, float]:
 
 
 MODELS: dict[str, Model] = {
-    "ols": Model(lambda r: fit_ols(r.y, r.X), "slope", "numeric", dependent="cr2", working=_linear),
+    "ols": Model(
+        lambda r: fit_ols(r.y, r.X), "slope", "numeric", independent="cr2", dependent="cr2", working=_linear
+    ),
     "logistic": Model(
         lambda r: fit_logistic(r.y, r.X), "log_odds_ratio", "two", dependent="cr2", working=_logit
     ),
@@ -109,7 +111,8 @@ MODELS: dict[str, Model] = {
         independent="cr2", dependent="cr2", working=_log,
     ),
     "negbin": Model(
-        lambda r: fit_negbin(r.y, r.X, offset=r.offset), "log_rate_ratio", "count", dependent="cr2", working=_log
+        lambda r: fit_negbin(r.y, r.X, offset=r.offset), "log_rate_ratio", "count",
+        independent="cr2", dependent="cr2", working=_log,
     ),
     "zip": Model(lambda r: fit_zip(r.y, r.X, offset=r.offset), "log_rate_ratio", "count", independent="cr1"),
     "zinb": Model(lambda r: fit_zinb(r.y, r.X, offset=r.offset), "log_rate_ratio", "count"),

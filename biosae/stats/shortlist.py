@@ -84,10 +84,10 @@ def fit(
     subgroups
         ``lmm``: column of subgroups, each in one group (slides of a patient), with a random intercept too.
     errors
-        ``"auto"``: units independent: those of the model (``poisson``: HC2, ``zip``: HC1); dependent: CR2 with
-        Satterthwaite degrees of freedom for ``ols``, ``logistic``, ``poisson``, ``negbin``, leaving out one group at a
-        time for ``zip``, ``zinb``, ``ordinal``, ``cox`` (beyond 200 groups CR1), the model's for mixed models
-        (``glmm``: below 40 groups the jackknife). Or
+        ``"auto"``: units independent: HC2 with Satterthwaite degrees of freedom for ``ols``, ``poisson``, ``negbin``,
+        HC1 for ``zip``, else those of the model; dependent: CR2 with Satterthwaite degrees of freedom for ``ols``,
+        ``logistic``, ``poisson``, ``negbin``, leaving out one group at a time for ``zip``, ``zinb``, ``ordinal``,
+        ``cox`` (beyond 200 groups CR1), the model's for mixed models (``glmm``: below 40 groups the jackknife). Or
         ``"model"``, ``"cr2"``, ``"jackknife"`` (one group left out at a time; t), ``"wild"`` (``ols``;
         null imposed), and with 40 groups or more ``"cr1"`` (t, groups - 1) and ``"bootstrap"`` (of groups). A latent
         that fires in fewer than 40 groups gets the jackknife in place of these two; ``errors`` of its row says so.
