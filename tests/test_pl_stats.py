@@ -116,6 +116,29 @@ def test_forest_says_how_much_strata_differ_and_spans_the_combined_interval() ->
     assert sizes[0] < sizes[1], "the square of the smaller stratum is smaller"
 
 
+def test_forest_takes_the_tables_of_sites() -> None:
+    rows = pd.DataFrame(
+        {
+            "latent": "L1", "target": "y", "site": ["random", "pooled", "A", "B", "C"],
+            "estimate": [0.3, 0.3, 0.2, 0.4, np.nan], "ci_low": [0.1, 0.2, -0.1, 0.1, np.nan],
+            "ci_high": [0.5, 0.4, 0.5, 0.7, np.nan], "n_units": [40, 40, 10, 30, 2], "effect": "spearman_rho",
+        }
+    )  # fmt: skip
+    ax = pl.forest(rows)
+    names = [t.get_text().split(" (")[0] for t in ax.get_yticklabels() if t.get_text()]
+    assert names[-4:] == ["pooled", "sites, random effects", "only A", "only B"]
+    assert len(ax.patches) == 1, "the combined estimate is the diamond"
+    held = rows.assign(site=["combined", "D", "A", "B", "C"], latent=["", "L2", "L1", "L1", "L1"])
+    names = [t.get_text().split(" (")[0] for t in pl.forest(held).get_yticklabels() if t.get_text()]
+    assert names[-4:] == ["held-out sites together", "only D: L2", "only A: L1", "only B: L1"]
+
+
+def test_same_signs_are_counted_about_the_null_of_each_effect(replicated) -> None:
+    mixed = replicated.assign(effect=["spearman_rho", "auroc"][: len(replicated)] + ["auroc"] * (len(replicated) - 2))
+    mixed.loc[mixed["effect"] == "auroc", ["estimate_discovery", "estimate_replication"]] = [0.6, 0.4]
+    assert "1 of the same sign" in pl.replication(mixed).get_title(loc="left").replace("\n", " ")
+
+
 def test_map_orders_latents_from_biology_to_technical_and_shows_their_worst_flag(shares) -> None:
     ax = pl.factor_map(shares, n=5)
     names = [t.get_text() for t in ax.get_yticklabels()]

@@ -14,7 +14,11 @@ from biosae.pl.associations import finish, interval, line_positions, n_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_NAMES = {"pooled": "pooled", "within": "within strata"}
+_NAMES = {
+    "pooled": "pooled", "within": "within strata", "fixed": "sites, fixed effect", "random": "sites, random effects",
+    "combined": "held-out sites together",
+}  # fmt: skip
+_COMBINED = ("within", "fixed", "random", "combined")
 
 
 def forest(table: pd.DataFrame, *, target: str | None = None, ax: Axes | None = None) -> Axes:
@@ -28,7 +32,8 @@ def forest(table: pd.DataFrame, *, target: str | None = None, ax: Axes | None = 
     table : DataFrame
         Columns ``latent, target, stratum, estimate`` and, where known, ``ci_low, ci_high, n_units, i2,
         p_heterogeneity``, as :func:`biosae.stats.within_strata` gives them. ``stratum`` is ``"pooled"``,
-        ``"within"``, or the name of one stratum.
+        ``"within"``, or the name of one stratum. Also the tables of :func:`biosae.stats.by_site` and
+        :func:`biosae.stats.leave_one_site_out`, whose column is ``site``; rows without an estimate are left out.
     target : str, optional
         Only the rows of this target.
     ax : matplotlib.axes.Axes, optional
@@ -42,6 +47,8 @@ def forest(table: pd.DataFrame, *, target: str | None = None, ax: Axes | None = 
     InputError
         If a column is absent or no row is left.
     """
+    if "stratum" not in table and "site" in table:
+        table = table.rename(columns={"site": "stratum"}).dropna(subset="estimate")
     missing = {"latent", "target", "stratum", "estimate"} - set(table.columns)
     if missing:
         raise InputError(f"the table has no column {', '.join(map(repr, sorted(missing)))}")
@@ -49,20 +56,24 @@ def forest(table: pd.DataFrame, *, target: str | None = None, ax: Axes | None = 
     if rows.empty:
         raise InputError(f"no rows with target {target!r} in the table of strata")
     rows = rows.reset_index(drop=True)
-    rank = rows["stratum"].astype(str).map({"pooled": 0, "within": 1}).fillna(2)
+    rank = rows["stratum"].astype(str).map({name: i for i, name in enumerate(_NAMES)}).fillna(len(_NAMES))
     groups = (rows["target"].astype(str) + ": " + rows["latent"].astype(str)).rename("group")
+    chosen = bool((rows["stratum"] == "combined").any())  # each site may have a latent of its own
+    if chosen:
+        groups = rows["target"].astype(str).rename("group")
     order = pd.DataFrame({"g": pd.factorize(groups)[0], "r": rank}).sort_values(["g", "r"], kind="stable").index
     rows, groups = rows.loc[order], groups.loc[order].tolist()
     stratum = rows["stratum"].astype(str)
     names = [
-        style.wrap(_NAMES.get(s, f"only {s}") + n_of(row), width=32) for s, (_, row) in zip(stratum, rows.iterrows())
+        style.wrap((_NAMES.get(s) or f"only {s}" + f": {row['latent']}" * chosen) + n_of(row), width=32)
+        for s, (_, row) in zip(stratum, rows.iterrows())
     ]
     places, marks = line_positions(groups, header=True, heights=[0.35 + 0.65 * len(n.splitlines()) for n in names])
     most = pd.to_numeric(rows.loc[~stratum.isin(_NAMES), "n_units"]).max() if "n_units" in rows else np.nan
     with style.paper():
         ax = style.axes(ax, (3.8, 0.55 + 0.19 * (max(places) + 1)))
         for place, kind, (_, row) in zip(places, stratum, rows.iterrows()):
-            if kind == "within":
+            if kind in _COMBINED:
                 _diamond(ax, row, place)
             elif kind == "pooled":
                 interval(ax, row, place, colour=style.INK, marker="o", filled=True)
@@ -72,7 +83,7 @@ def forest(table: pd.DataFrame, *, target: str | None = None, ax: Axes | None = 
                     ax, row, place, colour=style.PALETTE["sky"], marker="s", filled=True, size=2.5 + 4 * np.sqrt(share)
                 )
         finish(ax, rows, places, names, marks)
-        if said := _heterogeneity(rows[stratum == "within"]):
+        if said := _heterogeneity(rows[stratum.isin(("within", "combined"))]):
             ax.set_title(style.wrap(said, width=56))
     return ax
 

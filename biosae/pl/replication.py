@@ -79,12 +79,12 @@ def replication(
         effect = results.effect_label(rows["effect"])
         ax.set_xlabel(f"discovery ({effect})")
         ax.set_ylabel(f"replication ({effect})")
-        ax.set_title(style.wrap(_counts(rows, x, y, replicated, null), width=52))
+        ax.set_title(style.wrap(_counts(rows, x, y, replicated), width=52))
     return ax
 
 
-def _counts(rows: pd.DataFrame, x: np.ndarray, y: np.ndarray, replicated: np.ndarray, null: set[float]) -> str:
-    zero = null.pop() if len(null) == 1 else 0.0
+def _counts(rows: pd.DataFrame, x: np.ndarray, y: np.ndarray, replicated: np.ndarray) -> str:
+    zero = rows["effect"].map(results.null_value).to_numpy(float)
     same = int((np.sign(x - zero) == np.sign(y - zero)).sum())
     text = f"{style.count(len(rows), 'effect')}, {same} of the same sign, {int(replicated.sum())} replicated"
     if {"n_units_discovery", "n_units_replication"} <= set(rows):
