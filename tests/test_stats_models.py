@@ -236,6 +236,12 @@ def test_fewer_than_three_events_or_two_groups(cohort: ad.AnnData) -> None:
         row = fit(patients, "end", latents=["l0"], model="cox", event="died", unit="patient", min_active=1).iloc[0]
         assert row["n_events"] == n_events and row["status"] == status
         assert np.isfinite(row["estimate"]) and np.isnan(row["p"]) == (n_events < 3)
+    exact = cohort.copy()
+    exact.obs["line"] = 2.0 * exact.X[:, [0]].toarray().ravel() + 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = fit(exact, "line", latents=["l0", "l1"], model="lmm", unit="sample").set_index("latent")
+    assert table.loc["l0", "status"] == "not_converged" and np.isfinite(table.loc["l1", "p"])
     alone = cohort[cohort.obs["patient"] == "p00"].copy()
     with pytest.raises(StatisticsError, match="several patients"):
         fit(alone, "score", latents=["l0"], model="lmm", unit="sample")

@@ -69,7 +69,10 @@ def lmm(problem: Problem) -> Result:
     wide = stats.t.ppf(0.975, max(problem.groups.n - 1, 1))
     for j in np.flatnonzero(ss > 0):
         spread = X[:, j].std()
-        found = fit_lmm(y, np.column_stack([B, (X[:, j] - X[:, j].mean()) / spread]), codes=codes)
+        try:
+            found = fit_lmm(y, np.column_stack([B, (X[:, j] - X[:, j].mean()) / spread]), codes=codes)
+        except np.linalg.LinAlgError:  # the column determines the target
+            continue
         slope[j], se[j], df[j] = found["coef"][-1] / spread, np.sqrt(found["cov"][-1, -1]) / spread, found["df"][-1]
         robust = sandwich(found["bread"], found["scores"], codes=codes)[-1, -1] if problem.groups.n > 1 else np.inf
         half[j] = max(se[j] * stats.t.ppf(0.975, df[j]), np.sqrt(robust) / spread * wide)

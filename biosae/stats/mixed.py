@@ -176,6 +176,8 @@ def fit_lmm(
     ------
     StatisticsError
         If subgroups cut across groups, or no variation is left within groups.
+    LinAlgError
+        If the design determines the target.
     """
     y, X = np.asarray(y, np.float64), np.asarray(X, np.float64)
     shift = y.mean()  # fewer digits are lost; the design has an intercept, so only its coefficient moves
@@ -183,6 +185,9 @@ def fit_lmm(
     sums = _sums(y - X @ level, X, codes, subcodes)
     if sums.n <= sums.k:
         raise StatisticsError(f"{sums.n} rows cannot carry {sums.k} coefficients")
+    free = y - X @ np.linalg.lstsq(X, y, rcond=None)[0]
+    if free @ free <= 1e-22 * ((y - shift) ** 2).sum():
+        raise np.linalg.LinAlgError("the design determines the target, which leaves no variance to estimate")
     ratios = np.array([_one_ratio(sums, reml), 0.0]) if subcodes is None else _two_ratios(sums, reml)
     found = _profile(ratios, sums, reml)
     sigma2 = float(found["rss"] / found["free"])
