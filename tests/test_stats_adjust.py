@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from biosae.errors import InputError
+from biosae.errors import InputError, StatisticsError
 from biosae.stats import associate, overlap
 from biosae.stats.adjust import basis, column_of, design, determined, natural_spline, partial_correlation
 
@@ -99,6 +99,14 @@ def test_spline_of_tied_numbers_keeps_lines_and_finite_values(values, df):
     assert np.isfinite(B).all() and B.shape[1] <= df
     Q = basis(B, len(x))
     np.testing.assert_allclose(Q @ (Q.T @ x), x, atol=1e-8)
+
+
+def test_knots_that_rounding_parts_are_one_knot():
+    ages = np.array([0.0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4])  # the quantile 0.6 of 11 values comes out as 1 + 1e-15
+    B = natural_spline(ages, df=5)
+    assert B.shape == (11, 3) and np.abs(B).max() < 10
+    line = np.column_stack([np.ones(11), B]) @ np.linalg.lstsq(np.column_stack([np.ones(11), B]), ages, rcond=None)[0]
+    assert line == pytest.approx(ages, abs=1e-12)
 
 
 def test_spline_takes_off_what_a_line_leaves():
@@ -187,3 +195,11 @@ def test_overlap_verdicts():
     y = (nearly["case"] == "y").to_numpy(float)
     expected = np.corrcoef(y, nearly["scanner"] == "A")[0, 1] ** 2
     assert overlap(nearly, "case", by="scanner").attrs["r2"] == pytest.approx(expected)
+
+
+def test_overlap_needs_two_columns_with_rows():
+    obs = pd.DataFrame({"label": ["a", "b"] * 3, "site": [None] * 6})
+    with pytest.raises(StatisticsError, match="cannot confound itself"):
+        overlap(obs, "label", by="label")
+    with pytest.raises(StatisticsError, match="no row has both"):
+        overlap(obs, "label", by="site")

@@ -466,6 +466,46 @@ def test_wrong_questions_say_what_to_do(how, message):
         associate(cohort(), how.pop("targets", "count"), unit="sample", **how)
 
 
+def test_dates_and_numbers_kept_as_objects_are_no_labels():
+    n = 30
+    days = pd.Timestamp("2020-01-01") + pd.to_timedelta(np.arange(n), unit="D")
+    adata = table(np.arange(1.0, n + 1)[:, None], day=days, since=days - days[0], y=np.arange(n) % 7)
+    adata.obs["kept"] = pd.Series(list(range(n)), index=adata.obs_names, dtype=object)
+    adata.obs["zero_one"] = pd.Series([0, 1, None] * 10, index=adata.obs_names, dtype=object)
+    for name in ("day", "since"):
+        with pytest.raises(InputError, match="dates or durations; give a number"):
+            associate(adata, name, **FREE)
+        with pytest.raises(InputError, match="dates or durations; give a number"):
+            associate(adata, "y", covariates=[name], **FREE)
+    with pytest.raises(InputError, match="to_numeric"):
+        associate(adata, "kept", **FREE)
+    assert associate(adata, "zero_one", **FREE)["contrast"].tolist() == ["1 over 0"]
+    adata.obs["stage"] = pd.Categorical(np.arange(n) % 3)
+    adata.obs["donor"] = [f"d{i}" for i in range(n)]
+    assert associate(adata, "y", covariates=["stage"], **{**FREE, "unit": "donor"})["p"].notna().all()
+
+
+@pytest.mark.parametrize("method", ["auroc", "fisher", "kruskal", "lmm", "negbin", "ordinal", "pearson"])
+def test_a_target_without_two_values_is_a_row_whatever_the_method(method):
+    adata = table(np.arange(1.0, 31)[:, None], zeros=np.zeros(30), missing=np.full(30, np.nan), word=["a"] * 30)
+    found = associate(adata, ["zeros", "missing", "word"], method=method, **FREE)
+    assert found["status"].tolist() == ["one_class"] * 3 and found["n_units"].tolist() == [30, 0, 30]
+    assert found[["estimate", "p", "q"]].isna().all(axis=None)
+
+
+def test_embeddings_and_seeds_that_cannot_be_used():
+    adata = table(np.arange(1.0, 31)[:, None], y=np.arange(30) % 7)
+    for how in ({"random_state": -1}, {"n_permutations": 9.5}, {"n_fits": -1}):
+        with pytest.raises(InputError, match="whole number of 0 or more"):
+            associate(adata, "y", **{**FREE, **how})
+    adata.obsm["embedding"] = np.full((30, 2), np.nan)
+    with pytest.raises(InputError, match="controls=False"):
+        associate(adata, "y", **{**FREE, "controls": True})
+    adata.X = None
+    with pytest.raises(InputError, match="no X"):
+        associate(adata, "y", **FREE)
+
+
 def test_infinite_target():
     with pytest.raises(InputError, match="infinite"):
         associate(cohort(bad=np.r_[np.inf, np.zeros(239)]), "bad", unit="sample")

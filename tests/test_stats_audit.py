@@ -81,6 +81,24 @@ def test_planted_latents_are_told_apart():
     assert found.loc["L0005", "ratio_low"] < 0 < found.loc["L0005", "ratio_high"]
 
 
+def test_questions_that_cannot_be_asked_are_refused_in_words():
+    adata = cohort(n_patients=8)
+    for how, message in (
+        ({"biology": "label", "technical": "label"}, "'label' is both biology and technical"),
+        ({"biology": "label", "technical": []}, "at least one column"),
+        ({"biology": [], "technical": "scanner"}, "at least one column"),
+    ):
+        with pytest.raises(InputError, match=message):
+            confounders(adata, **how)
+    with pytest.raises(InputError, match="factors is empty"):
+        pvca(adata, [])
+    with pytest.raises(InputError, match="every latent"):
+        readout(adata, "label", without=list(adata.var_names))
+    for k in (0, 48):
+        with pytest.raises(InputError, match="give 1 to 47"):
+            robustness(adata, biology="label", technical="scanner", exclude="patient", k=k)
+
+
 def r2(X, y):
     X = np.column_stack([np.ones(len(y)), X])
     e = y - X @ np.linalg.lstsq(X, y, rcond=None)[0]

@@ -151,6 +151,15 @@ def test_power_of_a_study():
     assert (critical < H).mean() == pytest.approx(0.8, abs=0.01)
 
 
+def test_targets_without_two_values_leave_the_others_their_power():
+    adata = study()
+    adata.obs["word"], adata.obs["zero"], adata.obs["unknown"] = "a", 0.0, np.nan
+    table = power(adata, ["marker", "word", "zero", "unknown"], unit="patient", m=10).set_index("target")
+    assert table["n_units"].tolist() == [40, 40, 40, 0]
+    assert table["detectable"].notna().tolist() == [True, False, False, False]
+    assert table["sentence"].iloc[1:].str.contains("nothing can be confirmed").all()
+
+
 def test_power_counts_patients_where_samples_are_the_unit():
     adata = study()
     table = power(adata, ["marker", "region"], unit="sample", m=100).set_index("target")

@@ -33,6 +33,21 @@ def is_categorical(column: pd.Series) -> bool:
     return not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)
 
 
+def refuse_dates(column: pd.Series, name: str, *, role: str) -> None:
+    """Dates are neither labels nor numbers, and numbers kept as objects would pass for labels.
+
+    Raises
+    ------
+    InputError
+        For dates and durations, and for more than two different numbers in a column of objects.
+    """
+    kind = pd.api.types.infer_dtype(column, skipna=True)
+    if kind in ("datetime64", "datetime", "date", "timedelta64", "timedelta", "time", "period"):
+        raise InputError(f"{role} {name!r} holds dates or durations; give a number, such as days since a start")
+    if column.dtype == object and kind in ("integer", "floating", "mixed-integer-float") and column.nunique() > 2:
+        raise InputError(f"{role} {name!r} holds numbers as objects; convert it with pandas.to_numeric")
+
+
 _SPLINE = re.compile(r"spline\(\s*(?P<name>.+?)\s*(?:,\s*df\s*=\s*(?P<df>\d+)\s*)?\)")
 SPLINE_DF = 3
 """Degrees of freedom of ``spline(age)``: 4 knots."""
@@ -103,7 +118,8 @@ def natural_spline(x: np.ndarray, *, df: int = SPLINE_DF) -> np.ndarray:
     if df < 1:
         raise InputError(f"spline with df={df}; give at least 1 (a straight line)")
     x = np.asarray(x, dtype=np.float64)
-    knots = np.unique(np.quantile(x, np.linspace(0, 1, df + 1)))
+    knots = np.quantile(x, np.linspace(0, 1, df + 1))
+    knots = knots[np.r_[True, np.diff(knots) > 1e-9 * np.ptp(knots)]]  # rounding parts quantiles of ties
     if len(knots) < 2:
         return np.zeros((len(x), 1))
     return interpolate.CubicSpline(knots, np.eye(len(knots)), bc_type="natural")(x)[:, 1:]
@@ -257,12 +273,16 @@ def overlap(obs: pd.DataFrame, label: str, *, by: str, unit: str | None = None) 
     Raises
     ------
     StatisticsError
-        If a column is absent.
+        If a column is absent, both are the same, or no row has both.
     """
     for name in [label, by] + ([unit] if unit else []):
         if name not in obs:
             raise StatisticsError(f"{name!r} is not a column of obs")
-    rows = obs[[label, by] + ([unit] if unit else [])].dropna()
+    if label == by:
+        raise StatisticsError(f"{label!r} cannot confound itself; name another column with by=")
+    rows = obs[list(dict.fromkeys([label, by] + ([unit] if unit else [])))].dropna()
+    if not len(rows):
+        raise StatisticsError(f"no row has both {label!r} and {by!r}")
     if unit:
         rows = rows.drop_duplicates([label, by, unit])
     table = pd.crosstab(rows[by].astype(str), rows[label].astype(str))

@@ -173,11 +173,14 @@ def directed(
             raise InputError(f"{name}={value!r}; {nearest(value, known)}")
     if nested == "cluster" and unit == "sample":
         raise InputError("nested='cluster' takes unit= as the groups of samples: name the column, such as 'patient'")
-    if n_permutations < 0:
-        raise InputError("n_permutations must not be negative")
+    for name, value in (("n_permutations", n_permutations), ("random_state", random_state), ("n_fits", n_fits)):
+        if not isinstance(value, (int, np.integer)) or value < 0:
+            raise InputError(f"{name}={value!r}; give a whole number of 0 or more")
     overlapping = set(targets) & {*map(column_of, covariates), strata}
     if overlapping:
         raise InputError(f"{sorted(overlapping)[0]!r} is both a target and a covariate or stratum")
+    if adata.X is None:
+        raise InputError("adata has no X: the codes of biosae.encode are missing")
     if not adata.n_obs or not adata.n_vars:
         raise InputError(f"there are {adata.n_obs} samples and {adata.n_vars} latents: nothing to test")
     rows_are, groups, independent = roles(
@@ -283,8 +286,8 @@ def _choose(
         "numeric": kind == "numeric",
         "ordered": target.ordered,
     }
-    if not fits[chosen.target]:
-        usable = [m for m, row in METHODS.items() if fits[row.target] and row.event == bool(event)]
+    if not fits[chosen.target] and len(target.y) and np.ptp(target.y):  # without two values there is nothing to fit
+        usable = [m for m, row in METHODS.items() if fits[row.target] and not row.event]
         what = "a number" if kind == "numeric" else f"a label of {len(target.classes)} classes"
         raise InputError(
             f"method {method!r} does not fit target {name!r}, {what}; methods that do: {', '.join(usable)}"

@@ -75,10 +75,15 @@ def confounders(
     Raises
     ------
     InputError
-        If a column is absent or no row has all of them.
+        If a column is absent or on both sides, or no row has all of them.
     """
     biology = [biology] if isinstance(biology, str) else list(biology)
     factors = factor_columns(technical)
+    if not biology or not factors:
+        raise InputError("name at least one column for biology and one for technical")
+    both = {*map(column_of, biology)} & {column_of(c) for columns in factors.values() for c in columns}
+    if both:
+        raise InputError(f"{min(both)!r} is both biology and technical; leave it out of one side")
     for name in [*biology, *(c for columns in factors.values() for c in columns)]:
         if column_of(name) not in adata.obs:
             raise InputError(f"{name!r} is not a column of obs; columns: {', '.join(map(str, adata.obs.columns))}")

@@ -52,6 +52,8 @@ def feature_sets(adata: Any, names: Sequence[str] | None = None, *, without: Seq
         else:
             X = sp.csr_matrix(adata.X)
             out[name] = X if name == "latents" else X[:, np.setdiff1d(np.arange(adata.n_vars), drop)]
+            if not out[name].shape[1]:
+                raise InputError("without= leaves out every latent, so that nothing is left to read from")
     return out
 
 

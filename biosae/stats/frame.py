@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from biosae.errors import InputError, StatisticsError
 from biosae.stats import chunks
-from biosae.stats.adjust import column_of, design, is_categorical
+from biosae.stats.adjust import column_of, design, is_categorical, refuse_dates
 from biosae.stats.correlation import Columns, as_columns
 from biosae.stats.inference import Groups
 from biosae.stats.nested import codes_of, is_chunked, pool, unit_values
@@ -50,7 +50,12 @@ def sources(adata: Any, *, controls: bool, pooled: bool = True, pca: int = 50) -
         ranges = chunks.column_blocks(chunks.n_active(adata.X))
         out = [Source("latent", adata.X, names[columns], columns) for columns in ranges]
     if controls and "embedding" in adata.obsm:
-        raw = np.asarray(adata.obsm["embedding"], dtype=np.float64)
+        raw = adata.obsm["embedding"]
+        raw = np.asarray(raw.toarray() if sp.issparse(raw) else raw, dtype=np.float64)
+        if not np.isfinite(raw).all():
+            raise InputError(
+                "obsm['embedding'] holds NaN or infinite values; leave those samples out, or controls=False"
+            )
         components = adata.obsm[SCORES] if SCORES in adata.obsm else principal_components(raw, n=pca)[0]
         width = max(4, len(str(raw.shape[1] - 1)))
         out.append(Source("raw", raw, [f"raw_{j:0{width}d}" for j in range(raw.shape[1])]))
@@ -151,6 +156,9 @@ class Frame:
 
     def __post_init__(self) -> None:
         obs = self.adata.obs
+        for name in map(column_of, self.covariates):
+            if name in obs:
+                refuse_dates(obs[name], name, role="covariate")
         if self.unit != "sample":
             self.unit_of = codes_of(obs, self.unit)[0]
         if self.assume_independent:
@@ -179,6 +187,7 @@ class Frame:
         if name not in obs:
             raise InputError(f"target {name!r} is not a column of obs; columns: {', '.join(map(str, obs.columns))}")
         column = obs[name]
+        refuse_dates(column, name, role="target")
         if not is_categorical(column) and np.isinf(column.to_numpy(np.float64, na_value=np.nan)).any():
             raise InputError(f"target {name!r} holds infinite values")
         target = self._target(name, np.flatnonzero(column.notna().to_numpy()))

@@ -259,14 +259,15 @@ def power(
             deff = np.nan_to_num(_quartiles(design_effect(pooled, found.groups.codes, y=y)["design_effect"]), nan=1.0)
         size = np.bincount(found.y.astype(int), minlength=len(found.classes)) if found.classes else []
         n_effective, floor = found.n_units / deff[0], _smallest_p(found, size)
+        one_value = not len(found.y) or not np.ptp(found.y)
         if not found.classes:
             effect, value = "pearson_r", float(detectable(n_effective, alpha=alpha, power=power, m=m))
-        elif len(found.classes) == 2:
-            effect = "auroc"
+        elif len(found.classes) <= 2:
+            effect, size = "auroc", [*size, 0][:2]
             value = detectable_auroc(*size[::-1], alpha=alpha, power=power, m=m, design_effect=deff[0])
         else:
             effect, value = "epsilon_squared", _detectable_epsilon(n_effective, len(found.classes), alpha, power, m)
-        if len(found.classes) == 1 or found.groups.n < 3 or floor > alpha / m:
+        if one_value or found.groups.n < 3 or floor > alpha / m:
             value = float("nan")
         rows.append({
             "target": name, "classes": ", ".join(f"{c} {k}" for c, k in zip(found.classes, size)),

@@ -65,6 +65,8 @@ def pvca(
     """
     adata = in_memory(adata)
     factors = [factors] if isinstance(factors, str) else list(factors)
+    if not factors:
+        raise InputError("factors is empty; name at least one column of obs")
     for name in factors:
         if name not in adata.obs:
             raise InputError(f"{name!r} is not a column of obs; columns: {', '.join(map(str, adata.obs.columns))}")

@@ -144,6 +144,8 @@ def _index(X: Any, design: _Design, k: int | None, n_bootstrap: int) -> dict[str
     }  # fmt: skip
     if not design.complete:
         return out
+    if k is not None and not 1 <= k < len(bio):
+        raise InputError(f"k={k}; give 1 to {len(bio) - 1}, the other rows")
     near = neighbours(unit_rows(X), slide, max(GRID) if k is None else k)
     accuracy = {j: vote(near[:, :j], bio) for j in (GRID if k is None else [k]) if j <= near.shape[1]}
     best = max(accuracy, key=accuracy.get)
