@@ -199,6 +199,20 @@ def unequal_sizes(size: np.ndarray, level: np.ndarray) -> float:
     return found
 
 
+def between_groups(blocks: list[Block], codes: np.ndarray, n_groups: int) -> float:
+    """Degrees of freedom of groups that covariates and strata take: their share between groups, the mean not counted.
+
+    A covariate that is constant in groups takes a whole one, a covariate that varies within them alone none. Without
+    this the scores, made smaller by adjustment, rejected 6 to 7 % of true nulls at 5 % (20 patients, 2 covariates).
+    """
+    size = np.maximum(np.bincount(codes, minlength=n_groups), 1)
+    share = sum(
+        float((np.bincount(codes[b.rows], weights=q, minlength=n_groups) ** 2 / size).sum())
+        for b in blocks for q in b.Q.T
+    )  # fmt: skip
+    return max(share - 1.0, 0.0)
+
+
 def _independent(blocks, R, weight, rank_sum, units_blocks, n_permutations, random_state, permute) -> Inference:
     n = sum(b.n for b in blocks)
     k = max(b.k for b in blocks)
@@ -293,7 +307,9 @@ def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_sta
         t_cluster = np.where(
             tested & (about > 0) & (G > 1), total / np.sqrt(G) / np.sqrt(about / max(G - 1, 1)), np.nan
         )
-    df_cluster = G - 1.0
+    left = max(G - 1.0 - between_groups(blocks, codes, G), 1.0)
+    t_cluster = t_cluster * np.sqrt(left / max(G - 1, 1))
+    df_cluster = left
     narrow = 1.0
     if groups.constant and G > 2:
         size = np.bincount(codes, minlength=G)
@@ -325,7 +341,7 @@ def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_sta
     p = np.where(tested, np.maximum(p_cluster, p_model), np.nan)
     how = f"score t over {G} groups, {df_cluster:.3g} df, wider of two standard errors"
     p_side, p_maxt, how_maxt = p / 2, np.full_like(p, np.nan), ""
-    wide = np.sqrt(np.maximum(squares * G / max(G - 1, 1), variance))
+    wide = np.sqrt(np.maximum(squares * G / left, variance))
     se = wide / np.where(weight > 0, weight, np.inf)
 
     plain = groups.constant and len(blocks) == 1 and (blocks[0].k == 0 or between)
@@ -334,7 +350,7 @@ def _grouped(blocks, R, weight, groups, units_blocks, n_permutations, random_sta
     if G >= 3 and (small or very_few or n_permutations):
         n_draws = max(n_permutations, MIN_DRAWS if small else 1)
         # max-T of few effective groups: the statistic that G - 1 df would have at this p
-        same_p = stats.t.isf(stats.t.sf(np.abs(t_cluster), max(df_cluster, 1.0)), G - 1)
+        same_p = stats.t.isf(stats.t.sf(np.abs(t_cluster), max(df_cluster, 1.0)), left)
         with np.errstate(divide="ignore", invalid="ignore"):
             less = np.fmin(1.0, same_p / np.abs(t_cluster))
         if plain:
