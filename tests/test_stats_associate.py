@@ -141,7 +141,7 @@ def test_small_samples_are_permuted():
     assert found["p"].to_numpy() == pytest.approx(u, abs=1e-12)
 
 
-def test_strata_are_van_elteren_and_one_stratum_changes_nothing():
+def test_strata_weigh_by_their_size_and_one_stratum_changes_nothing():
     adata = cohort(per=5, one="x")
     for target in ("count", "label"):
         plain = associate(adata, target, **FREE)
