@@ -1,9 +1,10 @@
-"""Tiles of a slide moved as a whole: shifts on a torus with random reflection, which keep spatial autocorrelation.
+"""Tiles of a slide moved as a whole: shifts of the map and its mirror images, which keep spatial autocorrelation.
 
 Neighbouring tiles resemble each other, so single tiles are not exchangeable and permuting them rejects true nulls far
-too often. Shifting the whole map of a target by a random step, wrapped at the edges, leaves each tile with its
-neighbours (but at the seam) and only changes how the map lies on the latents (Fortin and Jacquez, Bull Ecol Soc Am 81,
-201, 2000; Upton and Fingleton, Spatial Data Analysis by Example, 1985).
+too often. Shifting the whole map of a target by a random step leaves each tile with its neighbours and only changes how
+the map lies on the latents (Fortin and Jacquez, Bull Ecol Soc Am 81, 201, 2000; Upton and Fingleton, Spatial Data
+Analysis by Example, 1985). A map wrapped at its edges has a seam there that tissue does not have, and so varies too
+little; mirrored at its edges it has none.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ def step_of(xy: np.ndarray) -> np.ndarray:
 def shifts(xy: np.ndarray, rng: np.random.Generator, n_draws: int) -> np.ndarray:
     """For every tile (n,) and draw, the tile whose value it takes (n, n_draws).
 
-    The map is reflected or not along each axis and shifted by a whole number of steps, on a torus whose size is the
-    extent of the slide and one step. On a full grid every tile is taken once; where the outline is irregular a tile
-    that comes to lie beside the tissue takes the value of the nearest tile on the torus, as in spin tests on cortical
-    surfaces (Alexander-Bloch et al., NeuroImage 178, 540, 2018).
+    The map is reflected or not along each axis and shifted by a whole number of steps over the plane that it covers
+    with its mirror images, of period twice the extent of the slide and one step. What is mirrored is there twice and
+    the rest is not there, so that values repeat; a tile that comes to lie beside the tissue takes the value of the
+    nearest tile, as in spin tests on cortical surfaces (Alexander-Bloch et al., NeuroImage 178, 540, 2018).
     """
     step = step_of(xy)
     low = xy.min(axis=0)
     box = np.ptp(xy, axis=0) + step
     at = (xy - low) + step / 2
-    tree = cKDTree(at, boxsize=box)
-    counts = np.maximum(np.round(box / step).astype(np.int64), 1)
+    tree = cKDTree(at)
+    counts = np.maximum(np.round(2 * box / step).astype(np.int64), 1)
     out = np.empty((len(xy), n_draws), np.int32)
     for b in range(n_draws):
         flip, move = rng.random(2) < 0.5, rng.integers(0, counts)
-        moved = np.where(flip, box - at, at) + move * step
-        out[:, b] = tree.query(np.mod(moved, box))[1]
+        moved = np.mod(np.where(flip, box - at, at) + move * step, 2 * box)
+        out[:, b] = tree.query(np.minimum(moved, 2 * box - moved))[1]
     return out
 
 
