@@ -382,6 +382,9 @@ def test_aggregated_columns_keep_their_kind(tmp_path):
     for name in ("seen", "grade", "known"):
         assert units.obs[name].dtype == adata.obs[name].dtype
     assert units.obs["seen"].tolist() == [True] * 3 + [False] * 3
+    adata.uns["study"] = {"name": "one"}
+    aggregate(adata, by="patient").uns["study"]["name"] = "other"
+    assert adata.uns["study"]["name"] == "one"
     units.write_h5ad(tmp_path / "units.h5ad")
     assert anndata.read_h5ad(tmp_path / "units.h5ad").obs["grade"].tolist() == ["low"] * 2 + ["mid"] * 2 + ["high"] * 2
 

@@ -9,6 +9,7 @@ for latents that fire in few groups (see docs/statistics.md) and is used for int
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -178,7 +179,7 @@ def aggregate(adata: Any, by: str = "patient", how: str = "mean") -> Any:
         out.obsm[name] = pool(np.asarray(values), codes, len(levels)).astype(np.float32)
     for name, values in adata.varm.items():
         out.varm[name] = values
-    out.uns.update(adata.uns)
+    out.uns.update(deepcopy(dict(adata.uns)))
     out.uns["aggregated"] = {"by": by, "how": how}
     return out
 
