@@ -187,7 +187,8 @@ def inference(
         se, df, words = float(np.sqrt(V[at, at])), float(dfs[at]), f"CR2 over {G} {kind}, Satterthwaite df"
     else:
         V = sandwich(found["bread"], found["scores"], codes=rows.codes, kind="cr1")
-        se, df, words = float(np.sqrt(V[at, at])), G - 1.0, f"CR1 over {G} {kind}"
+        se, df = float(np.sqrt(V[at, at])), min(G - 1.0, _design_df(rows, chosen))
+        words = f"CR1 over {G} {kind}"
     t = estimate / se if se > 0 else np.nan
     half = stats.t.ppf(0.975, df) * se
     law = f"t, {df:.4g} df" if np.isfinite(df) else "normal"

@@ -89,8 +89,9 @@ def fit(
         ``logistic``, ``poisson``, ``negbin``, leaving out one group at a time for ``zip``, ``zinb``, ``ordinal``,
         ``cox`` (beyond 200 groups CR1), the model's for mixed models (``glmm``: below 40 groups the jackknife). Or
         ``"model"``, ``"cr2"``, ``"jackknife"`` (one group left out at a time; t), ``"wild"`` (``ols``;
-        null imposed), and with 40 groups or more ``"cr1"`` (t, groups - 1) and ``"bootstrap"`` (of groups). A latent
-        that fires in fewer than 40 groups gets the jackknife in place of these two; ``errors`` of its row says so.
+        null imposed), and with 40 groups or more ``"cr1"`` (t, the design's Satterthwaite degrees of freedom, at most
+        groups - 1) and ``"bootstrap"`` (of groups). A latent that fires in fewer than 40 groups, or fewer than 40
+        groups with an event, get the jackknife in place of these two; ``errors`` of the row says so.
     standardise
         True: effects for one standard deviation of the latent over the units; False: for one unit of it.
     n_bootstrap
@@ -331,7 +332,8 @@ def _one(
         row["loglik"] -= rows.log_volume - np.log(by)
     row |= {"estimate": estimate * by, "note": found["note"]}
     if rows.groups >= 3:
-        firing = len(np.unique(rows.codes[x != 0])) if rows.codes is not None else row["n_active"]
+        carry = [x != 0] + ([] if rows.event is None else [rows.event > 0])
+        firing = min(len(np.unique(rows.codes[r])) if rows.codes is not None else int(r.sum()) for r in carry)
         if how in ("cr1", "bootstrap") and firing < LEAST_GROUPS:
             row["errors"] = how = "jackknife"
         made = inference(chosen, own, found, estimate, how, n_bootstrap, random_state)
