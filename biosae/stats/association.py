@@ -13,11 +13,12 @@ from biosae.errors import InputError, nearest
 from biosae.stats import multiplicity, schemes
 from biosae.stats.adjust import MAX_R2, basis, column_of, design, determined, share_explained
 from biosae.stats.correlation import rank_target
-from biosae.stats.frame import Frame, Target, sources
+from biosae.stats.frame import Frame, Target
 from biosae.stats.methods import METHODS
 from biosae.stats.nested import roles
 from biosae.stats.permutation import now_testing
 from biosae.stats.screen import Options, screen, table_of
+from biosae.stats.sources import sources
 from biosae.stats.training import sae_training
 
 NESTED = ("aggregate", "cluster")

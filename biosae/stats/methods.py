@@ -368,7 +368,10 @@ def by_size(problem: Problem, method: str, sizes: np.ndarray) -> Inference:
     """The test of a method, adjusted for the number of samples that a unit holds.
 
     The mean of few skewed codes has another shape than that of many (more zeros, a lower median), so ranks, firing and
-    maxima of pooled units go with ``sizes`` (n_units,) even where the codes do not go with the target. No p where the
+    maxima of pooled units go with ``sizes`` (n_units,) even where the codes do not go with the target. Means of few
+    samples also vary more, latents and numbers alike, so that products of the two are larger where units are small
+    (Pearson: 8 % at 5 % with 60 patients): for numbers every unit is a group of its own, with the wider of two errors,
+    one of which allows for variances that differ. No p where the
     numbers of samples explain more than :data:`MAX_SIZE_R2` of the target.
     """
     size = size_columns(sizes)
@@ -386,7 +389,10 @@ def by_size(problem: Problem, method: str, sizes: np.ndarray) -> Inference:
     if method == "fisher":
         adjusted.V = firing(problem.V)
     blocks = adjusted.blocks(rank=method in ("spearman", "kendall", "auroc", "wilcoxon"))
-    return linear(blocks, problem.groups, rank_sum=False, **problem.options())
+    groups = problem.groups
+    if groups.codes is None and not problem.n_classes:
+        groups = Groups(np.arange(len(sizes)), len(sizes), False)
+    return linear(blocks, groups, rank_sum=False, **problem.options())
 
 
 SCORE = ("poisson", "negbin", "ordinal", "cox")

@@ -17,11 +17,12 @@ from biosae.errors import InputError, StatisticsError
 from biosae.stats import effects
 from biosae.stats.association import associate
 from biosae.stats.correlation import Columns, as_columns, moments, rank_columns
-from biosae.stats.frame import Frame, Source, Target
+from biosae.stats.frame import Frame, Target
 from biosae.stats.inference import Inference, block, linear
 from biosae.stats.methods import size_columns
 from biosae.stats.multiplicity import holm
 from biosae.stats.nested import in_memory
+from biosae.stats.sources import Source
 from biosae.stats.status import TESTED
 
 MEASURES = ("eta_squared", "omega_squared", "epsilon_squared")

@@ -15,10 +15,11 @@ from scipy import optimize, stats
 from biosae.errors import InputError, StatisticsError
 from biosae.stats.association import associate
 from biosae.stats.correlation import as_columns, moments
-from biosae.stats.frame import Frame, Source, Target
+from biosae.stats.frame import Frame, Target
 from biosae.stats.inference import FEW, MIN_DRAWS, VERY_FEW
 from biosae.stats.nested import in_memory, indicator
 from biosae.stats.permutation import MAX_EXACT
+from biosae.stats.sources import Source
 
 
 def _quantiles(alpha: float, power: float, m: float) -> tuple[float, float]:

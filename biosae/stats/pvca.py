@@ -15,8 +15,8 @@ from biosae.errors import InputError
 from biosae.stats.adjust import is_categorical
 from biosae.stats.confounding import overlaps
 from biosae.stats.features import feature_sets
-from biosae.stats.frame import principal_components
 from biosae.stats.nested import in_memory
+from biosae.stats.sources import principal_components
 
 LEAST = 3
 """Components that are used at least, as in the original PVCA."""

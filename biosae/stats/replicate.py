@@ -14,11 +14,11 @@ from biosae.stats import parts
 from biosae.stats.agreement import AGREEMENT, expected_power, size_agreement
 from biosae.stats.association import associate, directed
 from biosae.stats.curse import winners_curse
-from biosae.stats.frame import SCORES, principal_components
 from biosae.stats.multiplicity import holm
 from biosae.stats.nested import in_memory
 from biosae.stats.ranking import strength, summary
 from biosae.stats.scale import UNDIRECTED
+from biosae.stats.sources import SCORES, principal_components
 from biosae.stats.status import TESTED
 from biosae.stats.training import sae_training
 

@@ -11,13 +11,14 @@ import pandas as pd
 
 from biosae.stats.adjust import MAX_R2, MAX_VIF, share_explained
 from biosae.stats.correlation import Columns, moments, n_active, rank_target
-from biosae.stats.frame import Source, Target
+from biosae.stats.frame import Target
 from biosae.stats.inference import FEW
 from biosae.stats.kernels import kernels
 from biosae.stats.methods import METHODS, by_size
 from biosae.stats.nested import indicator
 from biosae.stats.problem import Problem
 from biosae.stats.schemes import Scheme, within
+from biosae.stats.sources import Source
 from biosae.stats.spatial import spatial
 from biosae.stats.status import STATUS, TESTED
 

@@ -13,10 +13,11 @@ from biosae.errors import InputError, StatisticsError, nearest
 from biosae.stats.adjust import MAX_R2, MAX_VIF, basis, column_of, is_categorical, log_volume, residual, share_explained
 from biosae.stats.bootstrap import LEAST_DRAWS
 from biosae.stats.cox_screen import MIN_EVENTS
-from biosae.stats.frame import Frame, Source, Target
+from biosae.stats.frame import Frame, Target
 from biosae.stats.inference import FEW
 from biosae.stats.models import MODELS, Model, Rows, fitted, inference
 from biosae.stats.nested import codes_of, in_memory, roles
+from biosae.stats.sources import Source
 from biosae.stats.status import TESTED
 from biosae.stats.training import sae_training
 
