@@ -369,9 +369,8 @@ def by_size(problem: Problem, method: str, sizes: np.ndarray) -> Inference:
 
     The mean of few skewed codes has another shape than that of many (more zeros, a lower median), so ranks, firing and
     maxima of pooled units go with ``sizes`` (n_units,) even where the codes do not go with the target. Means of few
-    samples also vary more, latents and numbers alike, so that products of the two are larger where units are small
-    (Pearson: 8 % at 5 % with 60 patients): for numbers every unit is a group of its own, with the wider of two errors,
-    one of which allows for variances that differ. No p where the
+    samples also vary more, latents and numbers alike (Pearson: 8 % at 5 % with 60 patients): see
+    :func:`variance_ratio`. No p where the
     numbers of samples explain more than :data:`MAX_SIZE_R2` of the target.
     """
     size = size_columns(sizes)
@@ -389,10 +388,35 @@ def by_size(problem: Problem, method: str, sizes: np.ndarray) -> Inference:
     if method == "fisher":
         adjusted.V = firing(problem.V)
     blocks = adjusted.blocks(rank=method in ("spearman", "kendall", "auroc", "wilcoxon"))
-    groups = problem.groups
-    if groups.codes is None and not problem.n_classes:
-        groups = Groups(np.arange(len(sizes)), len(sizes), False)
-    return linear(blocks, groups, rank_sum=False, **problem.options())
+    found = linear(blocks, problem.groups, rank_sum=False, **problem.options())
+    if problem.groups.codes is None and not problem.n_classes:
+        by = np.sqrt(variance_ratio(blocks, sizes))
+        found.p, found.p_side, found.p_maxt = (
+            k * special.ndtr(special.ndtri(p / k) / by) for p, k in ((found.p, 2), (found.p_side, 1), (found.p_maxt, 2))
+        )
+        found.p_side = np.fmin(found.p_side, found.p)
+        found.how += ", wider for means of few samples"
+    return found
+
+
+def variance_ratio(blocks: list[Block], sizes: np.ndarray) -> np.ndarray:
+    """How much larger the variance of the score is than rearranging says, as means of few samples vary more (m,).
+
+    Squared residuals of latent and target are taken as straight lines of 1 / ``sizes``: with slopes a and b relative
+    to their means the ratio is ``1 + a b Var(1 / sizes)``, and at least 1. 1 where the target does not vary more in
+    small units, as a number that is constant in patients.
+    """
+    n, total = sum(b.n for b in blocks), 0.0
+    for b in blocks:
+        u = 1.0 / sizes[b.rows]
+        u = u - u.mean()
+        square = b.V.multiply(b.V) if sp.issparse(b.V) else b.V * b.V
+        c = b.coefficient
+        of_x = np.asarray(square.T @ u).ravel() - 2.0 * (dot(b.V, u[:, None] * b.Q).T * c).sum(axis=0)
+        of_x = of_x + (c * ((b.Q.T * u) @ b.Q @ c)).sum(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            total = total + np.nan_to_num(of_x / b.ss * (u @ b.e**2) / (b.e @ b.e) / (u @ u)) * b.n**2 / n
+    return np.maximum(1.0 + total, 1.0)
 
 
 SCORE = ("poisson", "negbin", "ordinal", "cox")
