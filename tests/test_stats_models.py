@@ -124,7 +124,9 @@ def test_counts_over_patients_are_those_of_statsmodels(cohort: ad.AnnData, model
 
 
 def test_hazard_ratio_of_statsmodels(cohort: ad.AnnData) -> None:
-    row = fit(cohort, "months", latents=["l0"], model="cox", unit="patient", event="died").iloc[0]
+    how = {"latents": ["l0"], "model": "cox", "unit": "patient", "event": "died"}
+    row = fit(cohort, "months", errors="model", **how).iloc[0]
+    assert fit(cohort, "months", **how).iloc[0]["se"] >= row["se"], "the default is the wider of two"
     x, months = _pooled(cohort, "months")
     died = _pooled(cohort, "died")[1]
     expected = sm.PHReg(months, x[:, None], status=died, ties="efron").fit()

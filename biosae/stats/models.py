@@ -117,7 +117,9 @@ MODELS: dict[str, Model] = {
     "zip": Model(lambda r: fit_zip(r.y, r.X, offset=r.offset), "log_rate_ratio", "count", independent="cr1"),
     "zinb": Model(lambda r: fit_zinb(r.y, r.X, offset=r.offset), "log_rate_ratio", "count"),
     "ordinal": Model(lambda r: fit_ordinal(r.y, r.X), "log_cumulative_odds_ratio", "ordered", intercept=False),
-    "cox": Model(_cox, "log_hazard_ratio", "time", extras=_survival, intercept=False),
+    "cox": Model(
+        _cox, "log_hazard_ratio", "time", extras=_survival, intercept=False, independent="wider"
+    ),
     "lmm": Model(
         lambda r: fit_lmm(r.y, r.X, codes=r.codes, subcodes=r.subcodes), "slope", "numeric",
         dependent="model", random=True,
@@ -189,6 +191,9 @@ def inference(
         V = sandwich(found["bread"], found["scores"], codes=rows.codes, kind="cr1")
         se, df = float(np.sqrt(V[at, at])), min(G - 1.0, _design_df(rows, chosen))
         words = f"CR1 over {G} {kind}"
+        if how == "wider":
+            se = max(se, float(np.sqrt(max(found["cov"][at, at], 0.0))))
+            words = f"wider of model and {words}"
     t = estimate / se if se > 0 else np.nan
     half = stats.t.ppf(0.975, df) * se
     law = f"t, {df:.4g} df" if np.isfinite(df) else "normal"

@@ -23,7 +23,7 @@ from biosae.stats.training import sae_training
 
 MAX_LATENTS = 500
 """Latents that are fitted in one call; more is a screen."""
-ERRORS = ("auto", "model", "cr1", "cr2", "jackknife", "bootstrap", "wild")
+ERRORS = ("auto", "model", "cr1", "cr2", "jackknife", "bootstrap", "wild", "wider")
 NESTED = ("aggregate", "cluster")
 MAX_JACKKNIFE = 200
 """Up to this many groups ``auto`` leaves out one at a time where there is no CR2."""
@@ -86,13 +86,14 @@ def fit(
         ``lmm``: column of subgroups, each in one group (slides of a patient), with a random intercept too.
     errors
         ``"auto"``: units independent: HC2 with Satterthwaite degrees of freedom for ``ols``, ``poisson``, ``negbin``,
-        HC1 for ``zip``, else those of the model; dependent: CR2 with Satterthwaite degrees of freedom for ``ols``,
-        ``logistic``, ``poisson``, ``negbin``, leaving out one group at a time for ``zip``, ``zinb``, ``ordinal``,
-        ``cox`` (beyond 200 groups CR1), the model's for mixed models (``glmm``: below 40 groups the jackknife). Or
-        ``"model"``, ``"cr2"``, ``"jackknife"`` (one group left out at a time; t), ``"wild"`` (``ols``;
-        null imposed), and with 40 groups or more ``"cr1"`` (t, the design's Satterthwaite degrees of freedom, at most
-        groups - 1) and ``"bootstrap"`` (of groups). A latent that fires in fewer than 40 groups, or fewer than 40
-        groups with an event, get the jackknife in place of these two; ``errors`` of the row says so.
+        HC1 for ``zip``, the wider of the model's and HC1 for ``cox``, else those of the model; dependent: CR2 with
+        Satterthwaite degrees of freedom for ``ols``, ``logistic``, ``poisson``, ``negbin``, leaving out one group at a
+        time for ``zip``, ``zinb``, ``ordinal``, ``cox`` (beyond 200 groups CR1), the model's for mixed models
+        (``glmm``: below 40 groups the jackknife). Or ``"model"``, ``"cr2"``, ``"wider"`` (of the model's and CR1),
+        ``"jackknife"`` (one group left out at a time; t), ``"wild"`` (``ols``; null imposed), and with 40 groups or
+        more ``"cr1"`` (t, the design's Satterthwaite degrees of freedom, at most groups - 1) and ``"bootstrap"`` (of
+        groups). A latent that fires in fewer than 40 groups, or fewer than 40 groups with an event, get the jackknife
+        in place of these two; ``errors`` of the row says so.
     standardise
         True: effects for one standard deviation of the latent over the units; False: for one unit of it.
     n_bootstrap
