@@ -406,8 +406,10 @@ def variance_ratio(blocks: list[Block], sizes: np.ndarray) -> np.ndarray:
     to their means the ratio is ``1 + a b Var(1 / sizes)``, and at least 1. 1 where the target does not vary more in
     small units, as a number that is constant in patients.
     """
-    n, total = sum(b.n for b in blocks), 0.0
+    n, total = sum(b.n for b in blocks), np.zeros_like(blocks[0].ss)
     for b in blocks:
+        if not np.ptp(sizes[b.rows]):
+            continue
         u = 1.0 / sizes[b.rows]
         u = u - u.mean()
         square = b.V.multiply(b.V) if sp.issparse(b.V) else b.V * b.V
