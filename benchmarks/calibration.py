@@ -73,7 +73,7 @@ def rate(values: np.ndarray) -> dict[str, float]:
     hits, tests = values.T
     k, share = len(values), hits.sum() / tests.sum()
     se = np.sqrt(((hits - share * tests) ** 2).sum() * k / max(k - 1, 1)) / tests.sum()
-    return {"rate": float(share), "se": float(se), "cohorts": k, "tests": float(tests.sum())}
+    return {"rate": round(float(share), 6), "se": round(float(se), 6), "cohorts": k, "tests": int(tests.sum())}
 
 
 def too_high(cell: dict[str, Any]) -> bool:
@@ -106,7 +106,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def write(path: Path, results: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    lines = ",\n".join(json.dumps(cell) for cell in results["cells"])
+    temporary.write_text(f'{{"cells": [\n{lines}\n]}}\n', encoding="utf-8")
     os.replace(temporary, path)
 
 
