@@ -10,6 +10,7 @@ import scipy.sparse as sp
 
 from biosae.errors import InputError, StatisticsError
 from biosae.stats import confounders, readout, replicate
+from biosae.stats.nested import pool
 
 
 def cohort(n_patients=60, per=8, m=10, seed=0, separable=True):
@@ -200,3 +201,21 @@ def test_readout_edges():
     assert found["balanced_accuracy"].isna().all()
     with pytest.raises(InputError):
         readout(adata, "label", without=["L9999"])
+
+
+@pytest.mark.parametrize("how", ["max", "top1", "top3", "top50"])
+def test_mean_of_the_largest_counts_implicit_zeros(how: str) -> None:
+    """Units of 1 to 9 samples; positive, zero, stored-zero and negative codes: against sorting every unit."""
+    rng = np.random.default_rng(4)
+    codes = np.repeat(np.arange(6), [1, 2, 3, 5, 8, 9])
+    dense = rng.normal(size=(28, 20)) * (rng.random((28, 20)) < 0.6)
+    dense[:, 5] = -np.abs(dense[:, 5]) - 0.1
+    X = sp.csr_matrix(dense)
+    X.data[:4] = 0.0
+    k = 1 if how == "max" else int(how[3:])
+    wanted = np.stack([np.sort(X.toarray()[codes == g], axis=0)[::-1][:k].mean(axis=0) for g in range(6)])
+    for given in (X, X.toarray()):
+        found = pool(given, codes, 6, how=how)
+        np.testing.assert_allclose(found.toarray() if sp.issparse(found) else found, wanted, atol=1e-12)
+    with pytest.raises(InputError, match="top5"):
+        pool(X, codes, 6, how="top0")

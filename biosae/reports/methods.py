@@ -104,7 +104,9 @@ def _statistics(run: Run) -> str:
     )
     if config.get("aggregate") and config.get("unit", "sample") != "sample":
         words = {"mean": "mean", "max": "maximum", "fraction_active": "share of samples with a non-zero code"}
-        text += f" The value of a latent in a unit was the {words.get(config['aggregate'], config['aggregate'])}"
+        how = str(config["aggregate"])
+        most = f"mean of the {how[3:]} largest codes" if how.startswith("top") else how
+        text += f" The value of a latent in a unit was the {words.get(how, most)}"
         text += "." if config["aggregate"] == "fraction_active" else " over its samples."
     if config.get("assume_independent"):
         text += " Units were taken as independent although they may share patients."

@@ -111,7 +111,8 @@ def associate(
         ``poisson``, ``negbin``, ``cox``, ``ordinal``: columns with the smallest p whose estimate is a full fit; the
         others have the first Newton step from no effect (column ``fit`` says which).
     aggregate
-        ``mean``, ``fraction_active`` or ``max`` of the codes within a unit (controls: mean, or max).
+        ``mean``, ``fraction_active``, ``max`` or ``top5`` (mean of the 5 largest; any number) of the codes within a
+        unit (controls: the same, but the mean instead of ``fraction_active``).
     min_active, min_active_groups
         A latent that fires in fewer samples, or in fewer groups (or in fewer than all if there are fewer), keeps its
         estimate and gets no p.

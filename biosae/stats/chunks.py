@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from biosae.stats.nested import indicator, is_chunked, per_unit, pool
+from biosae.stats.nested import indicator, is_chunked, largest, per_unit, pool
 
 BUDGET = 2**29
 """Bytes of codes that may be held at once."""
@@ -97,7 +97,7 @@ def columns_of(X: Any, columns: slice, *, rows: np.ndarray | None = None) -> sp.
 
 def pool_rows(X: Any, codes: np.ndarray, n_groups: int, *, how: str, rows: np.ndarray | None = None) -> sp.csr_matrix:
     """As :func:`biosae.stats.nested.pool`, block by block: holds one block and the units (n_groups, m)."""
-    if how == "max":
+    if largest(how):
         blocks = column_blocks(n_active(X, rows=rows))
         parts = [pool(columns_of(X, columns, rows=rows), codes, n_groups, how=how) for columns in blocks]
         return sp.csr_matrix(sp.hstack(parts, format="csr"))

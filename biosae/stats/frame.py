@@ -14,7 +14,7 @@ from biosae.stats import chunks
 from biosae.stats.adjust import column_of, design, is_categorical, refuse_dates
 from biosae.stats.correlation import Columns, as_columns
 from biosae.stats.inference import Groups
-from biosae.stats.nested import codes_of, is_chunked, pool, unit_values
+from biosae.stats.nested import codes_of, is_chunked, largest, pool, unit_values
 from biosae.stats.schemes import needs_variation
 from biosae.stats.sources import Source
 
@@ -317,7 +317,7 @@ class Frame:
         return self._pooled[key]
 
     def _rows(self, source: Source, target: Target) -> Any:
-        how = self.aggregate if source.name == "latent" or self.aggregate == "max" else "mean"
+        how = self.aggregate if source.name == "latent" or largest(self.aggregate) else "mean"
         rows = None if len(target.samples) == self.adata.n_obs else target.samples
         if is_chunked(source.X):
             if target.unit_codes is None:

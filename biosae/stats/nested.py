@@ -8,6 +8,7 @@ for latents that fire in few groups (see docs/statistics.md) and is used for int
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -22,7 +23,8 @@ from biosae.stats.adjust import is_categorical
 from biosae.stats.correlation import Columns, as_columns, dot, t_pvalue
 from biosae.stats.kernels import kernels
 
-HOW = ("mean", "fraction_active", "max")
+HOW = ("mean", "fraction_active", "max", "top5")
+"""Ways to pool; 5 stands for any number."""
 
 
 def is_chunked(X: Any) -> bool:
@@ -65,15 +67,14 @@ def pool(X: Any, codes: np.ndarray, n_groups: int, *, how: str = "mean") -> Any:
     InputError
         For an unknown ``how``.
     """
-    if how not in HOW:
-        raise InputError(f"unknown aggregation {how!r}; {nearest(how, HOW)}")
+    k = largest(how)
     if is_chunked(X):
         from biosae.stats.chunks import pool_rows
 
         return pool_rows(X, codes, n_groups, how=how)
     size = np.bincount(codes, minlength=n_groups).astype(np.float64)
-    if how == "max":
-        return _pool_max(X, codes, n_groups)
+    if k:
+        return _pool_top(X, codes, n_groups, k)
     if how == "fraction_active":
         X = (X != 0).astype(np.float64)
     pooled = indicator(codes, n_groups) @ (X.astype(np.float64) if sp.issparse(X) else np.asarray(X, np.float64))
@@ -95,21 +96,48 @@ def _settled(values: np.ndarray) -> np.ndarray:
     return np.ldexp(np.round(mantissa * 2.0**44) / 2.0**44, exponent)
 
 
-def _pool_max(X: Any, codes: np.ndarray, n_groups: int) -> Any:
+def largest(how: str) -> int:
+    """How many of a unit's largest values are averaged: 1 for ``"max"``, k for ``"top<k>"``, 0 for other ways.
+
+    Raises
+    ------
+    InputError
+        For an unknown way to pool.
+
+    >>> largest("top3"), largest("max"), largest("mean")
+    (3, 1, 0)
+    """
+    if found := re.fullmatch(r"top([1-9][0-9]*)", how):
+        return int(found[1])
+    if how not in HOW:
+        raise InputError(f"unknown aggregation {how!r}; {nearest(how, HOW)} (top5: mean of the 5 largest)")
+    return int(how == "max")
+
+
+def _pool_top(X: Any, codes: np.ndarray, n_groups: int, k: int) -> Any:
+    """Mean of the ``k`` largest values of every unit and latent, or of all where a unit has fewer samples."""
+    size = np.bincount(codes, minlength=n_groups)
     if not sp.issparse(X):
-        out = np.full((n_groups, X.shape[1]), -np.inf)
-        np.maximum.at(out, codes, np.asarray(X, np.float64))
-        return out
+        X, out = np.asarray(X, np.float64), np.zeros((n_groups, X.shape[1]))
+        for g in range(n_groups):
+            rows = np.sort(X[codes == g], axis=0)[-k:]
+            out[g] = rows.mean(axis=0) if len(rows) else 0.0
+        return _settled(out) if k > 1 else out
     coo = sp.csr_matrix(X, dtype=np.float64).tocoo()
     key = codes[coo.row].astype(np.int64) * X.shape[1] + coo.col
-    order = np.argsort(key, kind="stable")
+    order = np.lexsort((-coo.data, key))
     key, value = key[order], coo.data[order]
     start = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.empty(0, np.int64)
-    top = np.maximum.reduceat(value, start) if len(key) else value
     count = np.diff(np.r_[start, len(key)])
-    row, col = key[start] // X.shape[1], key[start] % X.shape[1]
-    top = np.where(count < np.bincount(codes, minlength=n_groups)[row], np.maximum(top, 0.0), top)  # implicit zeros
-    out = sp.csr_matrix((top, (row, col)), shape=(n_groups, X.shape[1]))
+    zeros = (size[key[start] // X.shape[1]] - count).repeat(count)  # they lie between positive and negative codes
+    place = np.arange(len(key)) - start.repeat(count) + np.where(value < 0, zeros, 0)
+    wanted = np.minimum(size[key // X.shape[1]], k)
+    total = np.where(place < wanted, value, 0.0)
+    mean = (np.add.reduceat(total, start) if len(key) else total) / wanted[start]
+    out = sp.csr_matrix(
+        (_settled(mean) if k > 1 else mean, (key[start] // X.shape[1], key[start] % X.shape[1])),
+        shape=(n_groups, X.shape[1]),
+    )
     out.eliminate_zeros()
     return out
 
@@ -144,8 +172,9 @@ def aggregate(adata: Any, by: str = "patient", how: str = "mean") -> Any:
     by
         Column of ``obs`` that names the unit of each sample.
     how
-        ``"mean"``, ``"fraction_active"`` (share of the unit's samples in which the latent fires) or ``"max"`` (grows
-        with the number of samples of a unit; prefer the others when that number varies).
+        ``"mean"``, ``"fraction_active"`` (share of the unit's samples in which the latent fires), ``"top5"`` (mean of
+        the 5 largest codes, or of any other number of them) or ``"max"``. The last two grow with the number of samples
+        of a unit; prefer the others when that number varies.
 
     Returns
     -------

@@ -15,7 +15,7 @@ from biosae.stats.frame import Target
 from biosae.stats.inference import FEW
 from biosae.stats.kernels import kernels
 from biosae.stats.methods import METHODS, by_size
-from biosae.stats.nested import indicator
+from biosae.stats.nested import indicator, largest
 from biosae.stats.problem import Problem
 from biosae.stats.schemes import Scheme, within
 from biosae.stats.sources import Source
@@ -75,7 +75,7 @@ def screen(
         p_side = none if found.inference.p_side is None else found.inference.p_side
         # no variance between groups to test with
         status = np.where(_TESTED[status] & np.isnan(p), _CODE["too_sparse"], status)
-        if target.sizes is not None and target.n_units > 3 and (method != "welch" or options.aggregate == "max"):
+        if target.sizes is not None and target.n_units > 3 and (method != "welch" or largest(options.aggregate)):
             again = by_size(problem, method, target.sizes)
             p, p_maxt = np.maximum(p, again.p), np.maximum(p_maxt, again.p_maxt)
             p_side = none if again.p_side is None else np.maximum(p_side, again.p_side)

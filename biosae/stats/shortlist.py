@@ -16,7 +16,7 @@ from biosae.stats.cox_screen import MIN_EVENTS
 from biosae.stats.frame import Frame, Target
 from biosae.stats.inference import FEW
 from biosae.stats.models import MODELS, Model, Rows, fitted, inference
-from biosae.stats.nested import codes_of, in_memory, roles
+from biosae.stats.nested import codes_of, in_memory, largest, roles
 from biosae.stats.sources import Source
 from biosae.stats.status import TESTED
 from biosae.stats.training import sae_training
@@ -259,7 +259,7 @@ def _rows(frame: Frame, found: Target, y: np.ndarray, chosen: Model, subgroups: 
     parts = [] if found.C is None else [found.C]
     if found.strata is not None and chosen.target != "time":
         parts.append(pd.get_dummies(found.strata, drop_first=True).to_numpy(np.float64))
-    sized = found.sizes is not None and frame.aggregate == "max"
+    sized = found.sizes is not None and largest(frame.aggregate) > 0
     if sized:
         parts.append(np.log(found.sizes)[:, None])
     C = np.hstack(parts) if parts else np.empty((n, 0))
