@@ -48,7 +48,7 @@ def data(size: dict[str, int], seed: int = 0) -> anndata.AnnData:
     """Codes (n, m) with k active a row, and a table with numbers, labels, covariates and patients."""
     rng = np.random.default_rng(seed)
     n, m, k = size["n"], size["m"], size["k"]
-    index = np.sort(rng.integers(0, m // k, (n, k)), axis=1) + np.arange(k) * (m // k)
+    index = rng.integers(0, m // k, (n, k)) + np.arange(k) * (m // k)  # every latent alive, columns ascend
     X = sp.csr_matrix(
         (rng.exponential(size=n * k).astype(np.float32), index.astype(np.int32).ravel(), np.arange(0, n * k + 1, k)),
         shape=(n, m),

@@ -22,6 +22,7 @@ EXTRAS = {
     "eeg": ("mne", "pyedflib"),
     "eegmodels": ("braindecode",),
     "index": ("faiss",),
+    "scale": ("dask",),
     "cluster": ("leidenalg", "igraph", "umap"),
     "data": ("pooch", "nibabel", "h5py"),
     "interactive": ("jupyterlab", "ipywidgets"),

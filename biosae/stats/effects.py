@@ -82,10 +82,10 @@ def logit_interval(
         low, high = special.expit(special.logit(a) - half), special.expit(special.logit(a) + half)
     flat = np.flatnonzero((variance <= 1e-15) | (a <= 0) | (a >= 1))
     if len(flat) and n_min > 0:
-        hits = np.round(a[flat] * n_min)
+        hits, which = np.unique(np.round(a[flat] * n_min), return_inverse=True)  # dead columns all share one
         with np.errstate(invalid="ignore"):
-            low[flat] = np.where(hits > 0, stats.beta.ppf((1 - level) / 2, hits, n_min - hits + 1), 0.0)
-            high[flat] = np.where(hits < n_min, stats.beta.ppf((1 + level) / 2, hits + 1, n_min - hits), 1.0)
+            low[flat] = np.where(hits > 0, stats.beta.ppf((1 - level) / 2, hits, n_min - hits + 1), 0.0)[which]
+            high[flat] = np.where(hits < n_min, stats.beta.ppf((1 + level) / 2, hits + 1, n_min - hits), 1.0)[which]
     return low, high
 
 
