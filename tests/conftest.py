@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from biosae.settings import settings
+
+# no deadline: machines are busy and kernels are compiled at their first call. The same examples in every run, so that a
+# failure belongs to the change that made it; new ones are looked for with ``pytest --hypothesis-profile=explore``
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile("steady")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
