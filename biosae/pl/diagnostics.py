@@ -59,7 +59,7 @@ def qq(result: pd.DataFrame, *, target: str | None = None, ax: Axes | None = Non
             )  # fmt: skip
         ax.set_xlabel("expected −log$_{10}$ p")
         ax.set_ylabel("observed −log$_{10}$ p")
-        ax.legend(loc="upper left", handletextpad=0.2)
+        ax.legend(loc="upper left", bbox_to_anchor=(0.0, -0.22), handletextpad=0.2)
         ax.set_title(style.wrap(f"n = {results.units_phrase(rows)}; band: 95 % of uniform p", width=48))
     return ax
 

@@ -255,9 +255,10 @@ def _power(run: Run) -> dict[str, Any] | None:
         return None
     shown, same = without_constants(frame[[c for c in _POWER if c in frame]])
     caption = f"Smallest effect that these patients can confirm with power 0.8 after correction for all tests.{same}"
-    return {
-        "sentences": list(dict.fromkeys(frame["sentence"].astype(str))), "table": table(shown, _POWER, caption=caption)
-    }  # fmt: skip
+    said = [
+        f"{', '.join(targets)}: {sentence}" for sentence, targets in frame.groupby("sentence", sort=False)["target"]
+    ]
+    return {"sentences": said, "table": table(shown, _POWER, caption=caption)}
 
 
 def file_name(name: str) -> str:
