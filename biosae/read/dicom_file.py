@@ -72,7 +72,7 @@ class DicomFile:
         self.path = os.fspath(path)
         self._stream: Any = None
         with read_errors(path):
-            self._stream = Bounded(open(self.path, "rb"))  # noqa: SIM115
+            self._stream = Bounded(open(self.path, "rb"))  # noqa: SIM115 -- closed by close()
             try:
                 self._open(force)
             except BaseException:
