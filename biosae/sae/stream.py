@@ -7,13 +7,14 @@ import itertools
 import queue
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from biosae.errors import InputError
 from biosae.sae.rows import IN_MEMORY, Held, Rows, bits, spread
+from biosae.sae.sequential import HalfFull, pieces
 
 BLOCK_ROWS = 2048
 """Consecutive rows read at once."""
@@ -43,6 +44,10 @@ class Stream:
     room for one of a later block. Chunks pass in their own order through a buffer of the same size.
     In each epoch every training row comes once, but for those left over when batches are full.
 
+    With ``fast_buffer`` the order is that of FAST: instances come whole, one after the other in random order (chunks in
+    their own), into a buffer of that many rows; whenever it is full, a random half of it is given out, and at the end
+    of the epoch what is left.
+
     Parameters
     ----------
     rows
@@ -57,6 +62,11 @@ class Stream:
         Where batches are wanted.
     block_rows, buffer_blocks
         Size of the pieces in which a table that is not held in memory is read and shuffled.
+    fast_buffer
+        Rows of the buffer of FAST. None: shuffled.
+    instances
+        For FAST: first rows of the instances, and the length of the table (:func:`biosae.sae.sequential.bounds`). Of
+        chunks each one is an instance.
 
     Attributes
     ----------
@@ -83,10 +93,13 @@ class Stream:
         device: str | torch.device = "cpu",
         block_rows: int = BLOCK_ROWS,
         buffer_blocks: int = BUFFER_BLOCKS,
+        fast_buffer: int | None = None,
+        instances: np.ndarray | None = None,
     ) -> None:
         self.rows, self.held = rows, Held() if held is None else held
         self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
         self.block_rows, self.buffer_blocks = block_rows, buffer_blocks
+        self.fast_buffer, self.instances = fast_buffer, instances
         self.n = None if rows.n is None else rows.n - len(self.held)
         self.per_epoch = None if self.n is None else self.n // batch_size
         if self.per_epoch == 0:
@@ -133,16 +146,28 @@ class Stream:
     def _from_memory(self, start: int, mine: tuple[int, int]) -> Iterator[torch.Tensor]:
         epoch, first = divmod(start, self.per_epoch)
         while True:
-            order = torch.from_numpy(self._train[self._rng(_ROWS, epoch).permutation(self.n)]).to(self.device)
+            order = torch.from_numpy(self._order(epoch)).to(self.device)
             for batch in range(first, self.per_epoch):
                 at = batch * self.batch_size
                 yield self._table.index_select(0, order[at + mine[0] : at + mine[1]]).float()
             epoch, first = epoch + 1, 0
 
+    def _order(self, epoch: int) -> np.ndarray:
+        """Numbers of the training rows of a table in memory in the order of one epoch, (n,)."""
+        if self.fast_buffer is None:
+            return self._train[self._rng(_ROWS, epoch).permutation(self.n)]
+        numbers, out = np.empty(2 * self.fast_buffer, np.int64), []
+        for piece, _, places in self._sequence(epoch):
+            if piece is None:
+                out.append(numbers[places])
+            else:
+                numbers[places] = piece
+        return np.concatenate(out)
+
     def _from_thread(self, start: int, mine: tuple[int, int]) -> Iterator[torch.Tensor]:
         ahead: queue.Queue = queue.Queue(max(1, min(4, AHEAD_ROWS // (mine[1] - mine[0]))))
         ended = threading.Event()
-        source = self._assemble(start, mine)
+        source = (self._assemble if self.fast_buffer is None else self._assemble_fast)(start, mine)
 
         def read() -> None:
             try:
@@ -185,9 +210,7 @@ class Stream:
             needed = capacity if full else filled + len(piece)
             while capacity - (len(line) - at) < needed:
                 if batch is None:
-                    batch = torch.empty(
-                        (high - low, self.rows.d), dtype=self.rows.dtype, pin_memory=self.device.type == "cuda"
-                    )
+                    batch = self._empty_batch(high - low)
                 count = min(self.batch_size - have, len(line) - at)
                 begin, end = max(low, have), min(high, have + count)
                 if begin < end and not unwanted:
@@ -208,6 +231,76 @@ class Stream:
             else:
                 buffer[free[filled:needed]] = bits(piece)
                 filled = needed
+
+    def _sequence(self, epoch: int) -> Iterator[tuple[Any, HalfFull, np.ndarray]]:
+        """One epoch of FAST: what goes into the buffer (row numbers; of chunks the rows) or None, the buffer, places.
+
+        None: rows come out of these places.
+        """
+        buffer, rng = HalfFull(self.fast_buffer), self._rng(_ROWS, epoch)
+        if self.n is None:
+            parts = (part for _, chunk in self.rows.pieces() for part in chunk.split(self.fast_buffer))
+        else:
+            spans = pieces(self.instances, self.fast_buffer, self._rng(_BLOCKS, epoch))
+            parts = (start + np.flatnonzero(~self.held.mask(start, stop)) for start, stop in spans)
+        for part in parts:
+            if len(part):
+                yield part, buffer, buffer.put(len(part))
+            while buffer.full:
+                yield None, buffer, buffer.draw(rng)
+        if buffer.count:
+            yield None, buffer, buffer.draw(rng)
+
+    def _assemble_fast(self, start: int, mine: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """Batches in the order of FAST; of a table only what the first wanted batch and later ones need is read."""
+        (low, high), known = mine, self.n is not None
+        epoch, unwanted = divmod(start, self.per_epoch) if known else (0, start)
+        space = bits(torch.empty((2 * self.fast_buffer, self.rows.d), dtype=self.rows.dtype))
+        numbers = np.empty(2 * self.fast_buffer, np.int64)
+        batch, reading, skip = None, not known, unwanted * self.batch_size
+        while True:
+            have = given = 0
+            for part, buffer, places in self._sequence(epoch):
+                if part is not None:
+                    if known:
+                        numbers[places] = part
+                    if reading:
+                        space[places] = self._numbered(part) if known else bits(part)
+                    continue
+                given += len(places)
+                if not reading and given > skip:
+                    everything = np.concatenate([places, buffer.used])
+                    space[everything], reading = self._numbered(numbers[everything]), True
+                while len(places):
+                    if batch is None:
+                        batch = self._empty_batch(high - low)
+                    count = min(self.batch_size - have, len(places))
+                    begin, end = max(low, have), min(high, have + count)
+                    if begin < end and not unwanted:
+                        bits(batch)[begin - low : end - low] = space[places[begin - have : end - have]]
+                    places, have = places[count:], have + count
+                    if have == self.batch_size:
+                        if not unwanted:
+                            yield batch
+                            batch = None
+                        unwanted, have = max(0, unwanted - 1), 0
+            if not known:
+                self._enough(given, epoch)
+            epoch += 1
+
+    def _numbered(self, numbers: np.ndarray) -> np.ndarray:
+        """Bits of rows by number, in the number type of the table."""
+        return bits(torch.from_numpy(self.rows.take(numbers)).to(self.rows.dtype))
+
+    def _empty_batch(self, rows: int) -> torch.Tensor:
+        return torch.empty((rows, self.rows.d), dtype=self.rows.dtype, pin_memory=self.device.type == "cuda")
+
+    def _enough(self, total: int, epoch: int) -> None:
+        if total < self.batch_size:
+            raise InputError(
+                f"pass {epoch + 1} through the chunks gave {total} rows, a batch has {self.batch_size}; choose a "
+                "smaller batch_size, and let every pass give all rows again"
+            )
 
     def _block_pieces(self, start: int) -> Iterator[torch.Tensor | _Full]:
         epoch, batch = divmod(start, self.per_epoch)
@@ -236,11 +329,7 @@ class Stream:
                     if filled == capacity:
                         yield _Full(epoch, number, 0, False)
                         number, filled = number + 1, 0
-            if total < self.batch_size:
-                raise InputError(
-                    f"pass {epoch + 1} through the chunks gave {total} rows, a batch has {self.batch_size}; choose a "
-                    "smaller batch_size, and let every pass give all rows again"
-                )
+            self._enough(total, epoch)
             yield _Full(epoch, number, 0, True)
             epoch += 1
 
