@@ -1,4 +1,4 @@
-"""Rules that turn pre-activations (n, m) into non-negative sparse codes (n, m), as dense, differentiable functions.
+"""Rules that turn pre-activations (n, m) into sparse codes (n, m), as dense, differentiable functions.
 
 All of them return their input where a latent is kept and 0 elsewhere, so that gradients reach the kept entries only.
 They say what the kernels of :mod:`biosae.sae.sparse_ops` must compute.
@@ -21,6 +21,15 @@ def topk(a: torch.Tensor, k: int) -> torch.Tensor:
     return _keep_largest(torch.relu(a), min(k, a.shape[1]))
 
 
+def abstopk(a: torch.Tensor, k: int) -> torch.Tensor:
+    """Keep the k entries of each row that are largest in size, with their signs (Zhu et al. 2025, arXiv 2510.00404).
+
+    Of entries of equal size the lower index wins; zeros stay zeros.
+    """
+    kept = _keep_largest(a.abs(), min(k, a.shape[1])) > 0
+    return torch.where(kept, a, torch.zeros_like(a))
+
+
 def batchtopk(a: torch.Tensor, k: int) -> torch.Tensor:
     """Keep the k n largest positive entries of the whole batch (Bussmann et al. 2024); used in training only."""
     r = torch.relu(a)
@@ -36,33 +45,35 @@ class _JumpReLU(torch.autograd.Function):
     """z and the number of open latents a row, with the pseudo-derivatives by the thresholds."""
 
     @staticmethod
-    def forward(ctx: Any, a: torch.Tensor, threshold: torch.Tensor, bandwidth: float) -> Any:
-        ctx.save_for_backward(a, threshold)
+    def forward(ctx: Any, a: torch.Tensor, threshold: torch.Tensor, bandwidth: float, closed: bool) -> Any:
+        opened = a >= threshold if closed else a > threshold
+        ctx.save_for_backward(a, threshold, opened)
         ctx.bandwidth = bandwidth
-        opened = a > threshold
         return torch.where(opened, a, torch.zeros_like(a)), opened.sum(1).to(a.dtype)
 
     @staticmethod
     def backward(ctx: Any, by_z: torch.Tensor, by_l0: torch.Tensor) -> Any:
-        a, threshold = ctx.saved_tensors
+        a, threshold, opened = ctx.saved_tensors
         window = ((a - threshold).abs() < ctx.bandwidth / 2) / ctx.bandwidth
         by_threshold = -(window * (threshold * by_z + by_l0[:, None])).sum(0)
-        return by_z * (a > threshold), by_threshold, None
+        return by_z * opened, by_threshold, None, None
 
 
-def jumprelu(a: torch.Tensor, threshold: torch.Tensor, bandwidth: float) -> tuple[torch.Tensor, torch.Tensor]:
+def jumprelu(
+    a: torch.Tensor, threshold: torch.Tensor, bandwidth: float, *, closed: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """z = a 1[a > theta] and each row's L0 (Rajamanoharan et al. 2024, arXiv 2407.14435).
 
     Straight-through derivatives with bandwidth eps and K(u) = 1[|u| < 1/2]: dz/da = 1[a > theta], dz/dtheta =
     -(theta / eps) K((a - theta) / eps), dL0/dtheta = -(1 / eps) K((a - theta) / eps), dL0/da = 0; the window is laid
-    about a, not about z.
+    about a, not about z. With ``closed`` a latent at its threshold is open: z = a 1[a >= theta].
 
     Returns
     -------
     z, l0
         (n, m) and float (n,).
     """
-    return _JumpReLU.apply(a, threshold, bandwidth)
+    return _JumpReLU.apply(a, threshold, bandwidth, closed)
 
 
 def _keep_largest(r: torch.Tensor, k: int) -> torch.Tensor:
