@@ -8,6 +8,7 @@ from biosae.pl.factors import factor_map
 from biosae.pl.forest import forest
 from biosae.pl.gallery import gallery, select_tiles
 from biosae.pl.replication import replication
+from biosae.pl.sae_comparison import sae_comparison
 from biosae.pl.scanner import confounders, scanner
 from biosae.pl.style import PALETTE, paper, save
 from biosae.pl.tissue import tissue
@@ -28,6 +29,7 @@ __all__ = [
     "qq",
     "readout",
     "replication",
+    "sae_comparison",
     "save",
     "scanner",
     "select_tiles",

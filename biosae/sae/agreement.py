@@ -82,6 +82,7 @@ def stability(
     threshold: float = 0.7,
     n_null: int = 20,
     null: str = "rotation",
+    signed: bool = False,
     random_state: int | None = None,
 ) -> Stability:
     """Compare SAEs that were fitted alike with other seeds (or on other halves of the data).
@@ -108,6 +109,9 @@ def stability(
         Number of matrices Q, at least 2.
     null
         ``rotation`` or ``second_moment``.
+    signed
+        Codes may be negative (AbsTopK, PCA, ITDA): an atom and its opposite are the same, so absolute cosines and
+        correlations count.
     random_state
         Seed of the rotations.
 
@@ -147,7 +151,7 @@ def stability(
     codes = None if X is None else [_codes(model, X, at) for model, at in zip(models, live)]
     rng = np.random.default_rng(random_state)
     indices = list(combinations(range(len(models)), 2))
-    observed = [_scores(atoms[i], atoms[j], threshold) for i, j in indices]
+    observed = [_scores(atoms[i], atoms[j], threshold, signed) for i, j in indices]
     chance: list[list[np.ndarray]] = [[] for _ in indices]
     random_best = []
     there, back = _coordinates(atoms, null)
@@ -156,12 +160,12 @@ def stability(
         turned = [_unit(a @ turn) for a in atoms]
         bests = []
         for (i, j), seen in zip(indices, chance):
-            scores, best, _ = _scores(atoms[i], turned[j], threshold)
+            scores, best, _ = _scores(atoms[i], turned[j], threshold, signed)
             seen.append(scores)
             if i == 0:
                 bests.append(best)
         random_best.append(np.mean(bests, axis=0))
-    matches = [None if codes is None else (_correlate(codes[i], codes[j])) for i, j in indices]
+    matches = [None if codes is None else _correlate(codes[i], codes[j], signed) for i, j in indices]
     pairs = tuple(
         PairStability(
             i, j, len(atoms[i]), len(atoms[j]), *map(float, scores), exact=exact,
@@ -191,8 +195,8 @@ def stability(
     )
 
 
-def compare(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Nearest atoms and a one-to-one matching of unit rows A (a, d) and B (b, d).
+def compare(A: np.ndarray, B: np.ndarray, signed: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Nearest atoms and a one-to-one matching of unit rows A (a, d) and B (b, d); ``signed``: by absolute cosine.
 
     Up to :data:`EXACT_CELLS` pairs the sum of the matching is the largest possible (Jonker and Volgenant's algorithm).
     Above that, pairs are taken from the largest cosine down among each atom's nearest :data:`CANDIDATES`, and the
@@ -205,14 +209,14 @@ def compare(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
         matching is optimal.
     """
     if len(A) * len(B) <= EXACT_CELLS:
-        cosines = A @ B.T
+        cosines = _cosines(A, B, signed)
         return cosines.max(1), cosines.max(0), cosines[linear_sum_assignment(cosines, maximize=True)], True
     near = min(CANDIDATES, len(B))
     columns, cosines = np.empty((len(A), near), np.int64), np.empty((len(A), near), np.float32)
     back = np.full(len(B), -1, np.float32)
     step = max(1, BLOCK_CELLS // len(B))
     for start in range(0, len(A), step):
-        block = A[start : start + step] @ B.T
+        block = _cosines(A[start : start + step], B, signed)
         np.maximum(back, block.max(0), out=back)
         part = np.argpartition(block, -near, axis=1)[:, -near:]
         columns[start : start + step] = part
@@ -220,9 +224,14 @@ def compare(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     rows, taken = _greedy(columns, cosines, len(B))
     paired = cosines.ravel()[taken]
     if len(rows) < min(len(A), len(B)):
-        rest = compare(np.delete(A, rows, axis=0), np.delete(B, columns.ravel()[taken], axis=0))
+        rest = compare(np.delete(A, rows, axis=0), np.delete(B, columns.ravel()[taken], axis=0), signed)
         paired = np.concatenate([paired, rest[2]])
     return cosines.max(1), back, paired, False
+
+
+def _cosines(A: np.ndarray, B: np.ndarray, signed: bool) -> np.ndarray:
+    cosines = A @ B.T
+    return np.abs(cosines, out=cosines) if signed else cosines
 
 
 def _greedy(columns: np.ndarray, cosines: np.ndarray, n_columns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -238,9 +247,11 @@ def _greedy(columns: np.ndarray, cosines: np.ndarray, n_columns: int) -> tuple[n
     return picked // near, picked
 
 
-def _scores(A: np.ndarray, B: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, bool]:
+def _scores(
+    A: np.ndarray, B: np.ndarray, threshold: float, signed: bool = False
+) -> tuple[np.ndarray, np.ndarray, bool]:
     """The four scores in the order of SCORES, the largest cosine of each row of A, whether the matching is optimal."""
-    forth, back, paired, exact = compare(A, B)
+    forth, back, paired, exact = compare(A, B, signed)
     scores = [values.mean(dtype=np.float64) for values in (forth, back, paired, paired >= threshold)]
     return np.asarray(scores), forth.astype(np.float64), exact
 
@@ -299,7 +310,9 @@ def _codes(model: Any, X: Any, live: np.ndarray) -> scipy.sparse.csc_matrix:
     return scipy.sparse.csc_matrix(model.codes(X), dtype=np.float64)[:, np.flatnonzero(live)]
 
 
-def _correlate(P: scipy.sparse.csc_matrix, Q: scipy.sparse.csc_matrix) -> tuple[np.ndarray, np.ndarray]:
+def _correlate(
+    P: scipy.sparse.csc_matrix, Q: scipy.sparse.csc_matrix, signed: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Largest Pearson correlation of each column of P (n, a) with a column of Q (n, b), and the reverse; NaN: constant.
 
     cov_ij = sum_r p_ri q_rj / n - mean_i mean_j: sums run over the rows in which both are active, blocks of columns
@@ -318,6 +331,8 @@ def _correlate(P: scipy.sparse.csc_matrix, Q: scipy.sparse.csc_matrix) -> tuple[
         part = p_use[start : start + step]
         r = (P[:, part].T @ Q).toarray() / n - np.outer(p_mean[part], q_mean)
         r /= np.outer(p_sd[part], q_sd)
+        if signed:
+            np.abs(r, out=r)
         forth[part] = r.max(1)
         np.maximum(largest, r.max(0), out=largest)
     back[q_use] = largest

@@ -298,6 +298,23 @@ def spread(n: int, count: int, rng: np.random.Generator) -> np.ndarray:
     return rng.integers(edges[:-1], edges[1:])
 
 
+def row_groups(rows: Rows, groups: Any) -> np.ndarray | None:
+    """Group of each row as text, (n,), by the rule of :meth:`Held.draw`; None where every row stands for itself.
+
+    Raises
+    ------
+    InputError
+        If ``groups`` has neither one entry a row nor one entry a sample.
+    """
+    groups, _ = _given_groups(rows, groups)
+    if groups is None:
+        return None
+    names = np.asarray([str(g) for g in groups], dtype=object)
+    if len(names) not in (rows.n, rows.n // rows.tokens):
+        raise InputError(f"groups has {len(names)} entries for {rows.n} rows")
+    return np.repeat(names, rows.n // len(names))
+
+
 def _given_groups(rows: Rows, groups: Any) -> tuple[Any, str]:
     """Groups and what they are: those given, else the ``patient`` column of a store, else (tokens) the sample."""
     if groups is not None:
