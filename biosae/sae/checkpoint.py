@@ -1,4 +1,4 @@
-"""A fitted SAE on disk: ``model.safetensors`` (tensors) and ``config.json`` (the rest, with the tensors' hash)."""
+"""A fitted coder on disk: ``model.safetensors`` (tensors) and ``config.json`` (the rest, with the tensors' hash)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,9 @@ from biosae.errors import FormatError
 from biosae.files import atomic_path, hash_file, read_json, write_json
 
 FORMAT = "biosae-sae"
-VERSION = 2
-"""2 added ``whiten``, thresholds of latents and the name of the row-wise scaling; files of 1 are read."""
-SHAPES = {
-    "W_enc": "md", "b_enc": "m", "W_dec": "md", "b_dec": "d", "threshold": "", "mean": "d", "scale": "", "density": "m",
-}  # fmt: skip
-"""Tensors of the file and their axes: m latents, d features."""
+VERSION = 3
+"""2 added ``whiten``, thresholds of latents and the name of the row-wise scaling; 3 the ``class`` of the coder and
+further architectures. Files of 1 and 2 are read."""
 
 
 def write(folder: str | os.PathLike, tensors: dict[str, np.ndarray], config: dict[str, Any]) -> None:
@@ -82,15 +79,18 @@ def read(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, An
         tensors = safetensors.numpy.load_file(model)
     except Exception as error:  # safetensors has one error type, numpy others
         raise FormatError(f"{model} is not a readable safetensors file ({error})") from None
-    sizes = {"m": config.get("n_latents"), "d": config.get("n_features")}
-    shapes = dict(SHAPES)
-    if config.get("params", {}).get("architecture") == "jumprelu":
-        shapes["threshold"] = "m"
-    if "whiten" in tensors:
-        shapes["whiten"] = "dd"
-    for name, axes in shapes.items():
-        shape = tuple(sizes[axis] for axis in axes)
-        if name not in tensors or tensors[name].shape != shape:
-            found = tensors[name].shape if name in tensors else "nothing"
-            raise FormatError(f"{model}: tensor {name!r} should have shape {shape}, found {found}")
     return tensors, config
+
+
+def shaped(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The tensor ``name``, which must have this shape.
+
+    Raises
+    ------
+    FormatError
+        If it is absent or has another shape.
+    """
+    found = tensors[name].shape if name in tensors else "nothing"
+    if found != shape:
+        raise FormatError(f"model.safetensors: tensor {name!r} should have shape {shape}, found {found}")
+    return tensors[name]

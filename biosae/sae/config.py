@@ -8,9 +8,11 @@ from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
 from biosae.errors import InputError, nearest
+from biosae.sae.methods import METHODS, options_of
 from biosae.sae.normalise import MODES
 
 ARCHITECTURES = ("relu", "topk", "batchtopk", "matryoshka", "jumprelu")
+"""Those with a sparse training step; the others are in :data:`biosae.sae.methods.METHODS`."""
 BACKENDS = ("auto", "numba", "torch", "triton", "dense")
 DECODER_INITS = ("data", "random")
 ENCODER_INITS = ("least_squares", "probes")
@@ -22,13 +24,42 @@ LOGGED = 50
 """Points of the history; between them nothing is read back from the device."""
 
 
+class Settings:
+    """Settings of a dataclass as scikit-learn wants to read and write them."""
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of all settings, in order."""
+        return [f.name for f in fields(cls)]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Settings as a dict (scikit-learn contract)."""
+        return {name: getattr(self, name) for name in self.names()}
+
+    def set_params(self, **params: Any) -> Settings:
+        """Change settings and return self.
+
+        Raises
+        ------
+        InputError
+            For an unknown name; the message gives the nearest valid one.
+        """
+        for name in params:
+            if name not in self.names():
+                raise InputError(f"{type(self).__name__} has no setting {name!r}; {nearest(name, self.names())}")
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+
 @dataclass(eq=False)
-class SAEConfig:
+class SAEConfig(Settings):
     """Every setting of :class:`biosae.sae.SAE`; ``None`` means that the value is chosen from the data."""
 
     architecture: str = "topk"
     """``relu`` (L1 penalty), ``topk`` (k latents a row), ``batchtopk`` (k a row on average), ``matryoshka``
-    (``batchtopk`` whose prefixes reconstruct too) or ``jumprelu`` (learnt thresholds, k a row on average)."""
+    (``batchtopk`` whose prefixes reconstruct too), ``jumprelu`` (learnt thresholds, k a row on average), or another
+    name of :data:`biosae.sae.methods.METHODS`."""
     n_latents: int | None = None
     """Number of latents m. None: the power of two nearest to min(8 d, max(8 k, n k / 800)), at least 2."""
     k: int | None = None
@@ -87,6 +118,8 @@ class SAEConfig:
     """Largest gradient norm. None: no limit."""
     validation: float = 0.1
     """Share of the rows held out (whole groups where groups are known); 0 holds out nothing."""
+    options: dict[str, Any] | None = None
+    """Settings of one architecture alone: the fields of its ``Options`` (docs/methods). None: their defaults."""
     backend: str = "auto"
     """Kernels: ``numba`` (CPU), ``triton`` (CUDA), ``torch`` (any), ``dense`` (autograd); ``auto``: the fastest."""
     prefilter: str | None = None
@@ -110,29 +143,10 @@ class SAEConfig:
     verbose: bool = False
     """Print one line at each logged step."""
 
-    @classmethod
-    def names(cls) -> list[str]:
-        """Names of all settings, in order."""
-        return [f.name for f in fields(SAEConfig)]
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Settings as a dict (scikit-learn contract)."""
-        return {name: getattr(self, name) for name in self.names()}
-
-    def set_params(self, **params: Any) -> SAEConfig:
-        """Change settings and return self.
-
-        Raises
-        ------
-        InputError
-            For an unknown name; the message gives the nearest valid one.
-        """
-        for name in params:
-            if name not in self.names():
-                raise InputError(f"SAE has no setting {name!r}; {nearest(name, self.names())}")
-        for name, value in params.items():
-            setattr(self, name, value)
-        return self
+    @property
+    def is_method(self) -> bool:
+        """Whether this architecture is trained by autograd, as a :class:`biosae.sae.methods.base.Method`."""
+        return self.architecture not in ARCHITECTURES or bool(self.options)
 
     def validate(self) -> None:
         """Check every value.
@@ -143,7 +157,7 @@ class SAEConfig:
             That names the setting and what it accepts.
         """
         for name, choices in (
-            ("architecture", ARCHITECTURES),
+            ("architecture", tuple(dict.fromkeys((*ARCHITECTURES, *METHODS)))),
             ("normalise", tuple(MODES)),
             ("decoder_init", DECODER_INITS),
             ("encoder_init", (None, *ENCODER_INITS)),
@@ -184,6 +198,8 @@ class SAEConfig:
             raise InputError(f"prefixes={self.prefixes!r} must be rising shares in (0, 1] that end with 1")
         if self.early_stopping and self.validation == 0:
             raise InputError("early_stopping=True needs held-out rows: set validation above 0")
+        if self.is_method:
+            options_of(self.architecture, self.options)
         if self.warmup + self.decay > 1:
             raise InputError(f"warmup + decay = {self.warmup + self.decay} exceeds 1: no steps are left between them")
 
@@ -262,7 +278,7 @@ def resolve(config: SAEConfig, n_rows: int | None, n_features: int) -> Plan:
         aux = 0
     k = min(k, latents)
     ends = (latents,)
-    if config.architecture == "matryoshka":
+    if config.architecture == "matryoshka" and not config.is_method:
         ends = tuple(sorted({max(1, round(share * latents)) for share in config.prefixes or PREFIXES}))
     return Plan(
         n_latents=latents,

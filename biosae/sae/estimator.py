@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,41 +11,37 @@ import scipy.sparse
 import torch
 
 from biosae import provenance
-from biosae.errors import FormatError, IdentityError, InputError, NotFittedError
-from biosae.sae import checkpoint, distributed, output
+from biosae.errors import InputError
+from biosae.sae import checkpoint, distributed
+from biosae.sae.coder import CHUNK, Coder, sparse_rows, stacked
 from biosae.sae.config import Plan, SAEConfig
 from biosae.sae.fitting import fit_many, partial_fit
+from biosae.sae.methods import method, options_of
+from biosae.sae.methods.base import Method
 from biosae.sae.metrics import Quality
 from biosae.sae.model import SparseAutoencoder
-from biosae.sae.normalise import Normaliser
+from biosae.sae.normalise import Normaliser, inverse
+from biosae.sae.partner import Joined, Scalings, split
 from biosae.sae.rows import Held, Rows
 from biosae.sae.sparse_ops import kernels
-from biosae.settings import resolve_device
 
-CHUNK = 256
-"""Rows of every encoder product; a short last chunk is padded, so that a row's code never depends on its company."""
-STATE = (
-    "k", "batch_size", "n_steps", "learning_rate", "aux_k", "dead_after", "random_state", "metrics", "history",
-    "validation", "identity", "fingerprint", "training_groups", "groups_salt", "provenance",
-)  # fmt: skip
-"""Fitted attributes (without their ``_``) that ``config.json`` holds."""
 OFFSET = ("offset_to_spread", "largest_mean_ratio", "largest_variance_share")
 """Numbers of :func:`biosae.sae.normalise.offset_report` that are told with the metrics."""
-UNSAVED = ("callbacks", "checkpoint", "parallel")
-"""Settings of one run on one machine."""
 
 
-class SAE(SAEConfig):
+class SAE(Coder, SAEConfig):
     """Sparse autoencoder of embeddings.
 
-    ``z = activation((x - b) W_enc^T + b_enc)`` and ``x_hat = z D + b`` with non-negative sparse codes z (n, m),
-    unit-norm atoms D (m, d) and bias b (d,). A code is in the units of the embedding: latent j with value z moves the
-    reconstruction by z along its atom. Parameters are those of :class:`biosae.sae.config.SAEConfig`.
+    ``z = activation((x - b) W_enc^T + b_enc)`` and ``x_hat = z D + b`` with sparse codes z (n, m), unit-norm atoms D
+    (m, d) and bias b (d,), unless the page of the architecture (docs/methods) says otherwise. A code is in the units of
+    the embedding: latent j with value z moves the reconstruction by z along its atom. Parameters are those of
+    :class:`biosae.sae.config.SAEConfig`.
 
     Attributes
     ----------
     decoder_ : ndarray (m, d), float32
-        Atoms, in the encoder's own space (for ``layernorm``: the space of layer-normalised rows).
+        Atoms, in the encoder's own space (for ``layernorm``: the space of layer-normalised rows). What a latent adds to
+        the reconstruction by one unit of its code; of ``polysae`` its linear part.
     bias_ : ndarray (d,)
         Reconstruction of an empty code.
     n_features_in_, n_latents_, k_, batch_size_, n_steps_, learning_rate_, aux_k_, dead_after_, random_state_
@@ -63,6 +57,8 @@ class SAE(SAEConfig):
         How rows were held out: ``by`` (``row``, ``sample``, ``patient``, ``groups``), ``n_groups``, ``n_rows``.
     identity_, fingerprint_ : dict or None, str or None
         Encoder, layer and preprocessing of the embeddings, where they are known.
+    partner_features_ : int
+        Columns of the second table; 0 without one.
     training_groups_ : tuple of str
         Salted SHA-256 of the groups (patients) trained on; ask with :meth:`trained_on`.
 
@@ -73,8 +69,10 @@ class SAE(SAEConfig):
     """
 
     _trainer = None  # goes on in partial_fit; not part of the estimator's state
+    _unsaved = ("callbacks", "checkpoint", "parallel")
+    _state = ("k", "batch_size", "n_steps", "learning_rate", "aux_k", "dead_after", "history")
 
-    def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> SAE:
+    def fit(self, X: Any, y: Any = None, *, groups: Any = None, partner: Any = None) -> SAE:
         """Fit to embeddings.
 
         Parameters
@@ -87,12 +85,16 @@ class SAE(SAEConfig):
             Label (patient) of each row or sample; whole groups are held out for validation. None: the ``patient``
             column of the embeddings if there is one.
 
+        partner
+            Second table with one row for each row of X, for the architectures that take one: gradients (``gsae``),
+            targets (``transcoder``) or another modality (``vl_sae``, ``group_sparse``; rows of NaN are absent).
+
         Raises
         ------
         InputError
             For NaN, infinity, sparse or too little input, or an invalid setting.
         """
-        return fit_many([self], X, groups=groups)[0]
+        return fit_many([self], X, groups=groups, partner=partner)[0]
 
     def partial_fit(self, X: Any, y: Any = None) -> SAE:
         """One pass over the rows of X in shuffled batches, at a constant learning rate, from where the model stands.
@@ -109,111 +111,68 @@ class SAE(SAEConfig):
         """
         return partial_fit(self, X)
 
-    def transform(self, X: Any) -> Any:
-        """Codes of embeddings.
-
-        Returns
-        -------
-        csr_matrix (n, m), float32 (or what :meth:`set_output` asks for)
-            Sorted indices, no explicit zeros, in the units of the embedding. The code of a row does not depend on
-            the other rows.
-
-        Raises
-        ------
-        IdentityError
-            If X comes from another encoder, layer or preprocessing than the training embeddings.
-        InputError
-            For NaN, infinity or another number of features.
-        NotFittedError
-            Before ``fit`` or ``load``.
-        """
-        codes = self.codes(X)
-        container = output.wanted(self)
-        if container == "default":
-            return codes
-        index = getattr(X, "index", None) if hasattr(X, "columns") else None
-        return output.packed(codes, container, names=self.get_feature_names_out(), index=index)
-
-    def fit_transform(self, X: Any, y: Any = None, *, groups: Any = None) -> Any:
-        """``fit`` and then ``transform`` the same rows (training rows included)."""
-        return self.fit(X, y, groups=groups).transform(X)
-
-    def codes(self, X: Any) -> scipy.sparse.csr_matrix:
-        """Codes as csr_matrix (n, m), whatever :meth:`set_output` says; otherwise as :meth:`transform`."""
-        rows = self._rows(X)
-        return scipy.sparse.vstack([self._codes(x) for _, x in rows.blocks()], format="csr", dtype=np.float32)
-
-    def set_output(self, *, transform: str | None = None) -> SAE:
-        """Choose what ``transform`` returns: ``default`` (csr_matrix), ``pandas`` (sparse columns) or ``polars``.
-
-        Columns are the latents' names; pandas keeps the index of a data frame that was passed in. polars has no sparse
-        columns: a table of more than 2 GiB is refused. None changes nothing.
-        """
-        if transform is not None:
-            self._sklearn_output_config = {"transform": output.check(transform)}
-        return self
-
-    def inverse_transform(self, Z: Any, *, like: Any = None) -> np.ndarray:
-        """Reconstructions z D + b, float32 (n, d), without making sparse codes dense.
+    def codes(self, X: Any, *, partner: Any = None, table: int = 0) -> scipy.sparse.csr_matrix:
+        """Codes as csr_matrix (n, m), whatever :meth:`set_output` says; otherwise as :meth:`transform`.
 
         Parameters
         ----------
-        Z
-            Codes, (n, m), sparse or dense.
-        like
-            The embeddings that the codes came from; needed by ``normalise="layernorm"`` only, whose row means and
-            deviations are not in the codes.
+        X
+            Embeddings (n, d), or with ``table=1`` rows of the second modality (n, d2).
+        partner
+            Gradients (n, d) of the rows, where the architecture weighs latents by them (``gsae``).
+        table
+            1: X is of the second modality.
 
         Raises
         ------
         InputError
-            If Z does not have m columns, or ``like`` is needed and absent.
+            If the architecture takes no such table.
         """
         self._check_fitted()
-        Z = Z.tocsr() if scipy.sparse.issparse(Z) else np.asarray(Z, np.float32)
-        if Z.ndim != 2 or Z.shape[1] != self.n_latents_:
-            raise InputError(f"codes have shape {Z.shape}; this SAE has {self.n_latents_} latents (columns)")
-        if not self.normaliser_.rowwise:
-            return self._decode(Z, None)
-        if like is None:
-            raise InputError("with normalise='layernorm' pass like=X: row means and deviations are not in the codes")
-        rows = self._rows(like)
-        if rows.n != Z.shape[0]:
-            raise InputError(f"like has {rows.n} rows, the codes have {Z.shape[0]}")
-        return np.concatenate([self._decode(Z[start : start + len(x)], x) for start, x in rows.blocks()])
+        kind = self._model.partner if isinstance(self._model, Method) else None
+        if partner is None and table == 0:
+            return super().codes(X)
+        if partner is not None:
+            if kind != "gradient" or table:
+                raise InputError(f"codes of architecture={self.architecture!r} take no partner table")
+            self._check_rows(Rows(X))
+            return stacked(self._codes(x) for _, x in Rows(Joined(X, partner, kind)).blocks())
+        if table != 1 or kind != "modality":
+            raise InputError(f"table={table!r}: architecture={self.architecture!r} has no such table of rows to encode")
+        rows = Rows(X)
+        if rows.d != self.partner_features_:
+            raise InputError(f"X has {rows.d} features, the second modality had {self.partner_features_}")
+        return stacked(self._codes(x, table=1) for _, x in rows.blocks())
 
-    def score(self, X: Any, y: Any = None) -> float:
-        """Minus the fraction of variance unexplained on X, about X's own mean (higher is better, 0 is best)."""
-        return -self.evaluate(X)["fvu"]
+    def inverse_transform(self, Z: Any, *, like: Any = None, table: int = 0) -> np.ndarray:
+        """Reconstructions, float32 (n, d); with ``table=1`` in the space of the second modality.
 
-    def evaluate(self, X: Any) -> dict[str, float]:
-        """All quality numbers on X: see :meth:`biosae.sae.metrics.Quality.summary`."""
-        rows = self._rows(X)
+        See :meth:`biosae.sae.coder.Coder.inverse_transform`. A ``transcoder`` gives its target.
+        """
+        if table == 0:
+            return super().inverse_transform(Z, like=like)
+        self._check_fitted()
+        if table != 1 or not isinstance(self._model, Method) or self._model.partner != "modality":
+            raise InputError(f"table={table!r}: architecture={self.architecture!r} has no such table to reconstruct")
+        if self.partner_normaliser_.rowwise and like is None:
+            raise InputError("with this scaling pass like=X: row means and deviations are not in the codes")
+        return self._decode(self._check_codes(Z), None if like is None else Rows(like).take(np.arange(Z.shape[0])), 1)
+
+    def evaluate(self, X: Any, *, partner: Any = None) -> dict[str, float]:
+        """All quality numbers on X: see :meth:`biosae.sae.metrics.Quality.summary`.
+
+        ``partner``: the targets, which a ``transcoder`` is measured on.
+        """
+        self._check_fitted()
+        if self._out_table == 0:
+            return super().evaluate(X)
+        if partner is None:
+            raise InputError("a transcoder is measured on its targets: evaluate(X, partner=Y)")
+        self._check_rows(Rows(X))
         quality = self._quality()
-        for _, x in rows.blocks():
-            z = self._codes(x)
-            quality.update(x, self._decode(z, x), z)
+        for _, row in Rows(Joined(X, partner, "target")).blocks():
+            self._update(quality, row)
         return quality.summary()
-
-    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of latents: ``L0000``, ``L0001``, ..."""
-        self._check_fitted()
-        width = max(4, len(str(self.n_latents_ - 1)))
-        return np.asarray([f"L{j:0{width}d}" for j in range(self.n_latents_)], dtype=object)
-
-    def trained_on(self, names: Any) -> np.ndarray:
-        """Which of these groups (patients) were among the training rows, bool (len(names),).
-
-        Raises
-        ------
-        InputError
-            If the SAE was fitted without groups, so that nobody can know.
-        """
-        self._check_fitted()
-        if not self.training_groups_:
-            raise InputError("this SAE was fitted without patients or groups; which ones it has seen is not recorded")
-        known = set(self.training_groups_)
-        return np.asarray([self._hash_group(str(name)) in known for name in names], dtype=bool)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write ``model.safetensors``, ``config.json`` and ``log.csv`` (docs/file-formats.md), over an existing save.
@@ -221,66 +180,9 @@ class SAE(SAEConfig):
         Of processes that trained together (``parallel``) the first one writes; in the others this does nothing.
         """
         self._check_fitted()
-        if not distributed.writes(self.parallel):
-            return
-        m, identity = self._model, self.identity_ or {}
-        tensors = {name: value.detach().cpu().numpy() for name, value in m.state_dict().items()}
-        tensors |= {
-            "mean": self.normaliser_.mean.astype(np.float64),
-            "scale": np.float64(self.normaliser_.scale),
-            "density": self.density_,
-        }
-        if self.normaliser_.whiten is not None:
-            tensors["whiten"] = self.normaliser_.whiten
-        config = {
-            "params": {n: v for n, v in self.get_params().items() if n not in UNSAVED},
-            "n_latents": self.n_latents_,
-            "n_features": self.n_features_in_,
-            "rowwise": self.normaliser_.rowwise,
-            "ends": m.ends,
-            "licence": identity.get("licence"),
-            "derivatives_restricted": identity.get("derivatives_restricted"),
-            "offset": self.offset_,
-            **{name: getattr(self, f"{name}_") for name in STATE},
-        }
-        checkpoint.write(folder, tensors, config)
-        checkpoint.write_log(folder, self.history_)
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike, *, device: str = "auto") -> SAE:
-        """Read what :meth:`save` wrote.
-
-        Raises
-        ------
-        FormatError
-            If the folder is incomplete, corrupt, foreign or of a newer version.
-        """
-        tensors, config = checkpoint.read(folder)
-        try:
-            sae = cls().set_params(**config["params"])
-            sae.validate()
-            for name in STATE:
-                setattr(sae, f"{name}_", config[name])
-            sae.training_groups_ = tuple(sae.training_groups_)
-            sae.n_features_in_, sae.n_latents_ = config["n_features"], config["n_latents"]
-            sae.normaliser_ = Normaliser(
-                tensors["mean"],
-                float(tensors["scale"]),
-                config["rowwise"],
-                tensors.get("whiten"),
-                config.get("offset", {}),
-            )
-            sae.offset_ = sae.normaliser_.offset
-        except (KeyError, TypeError, InputError) as error:
-            raise FormatError(f"{os.fspath(folder)}/config.json is incomplete or inconsistent ({error})") from None
-        sae.density_ = tensors["density"]
-        model = SparseAutoencoder(
-            sae.n_features_in_, sae.n_latents_, architecture=sae.architecture, k=sae.k_, ends=config.get("ends"),
-            bandwidth=sae.bandwidth,
-        )  # fmt: skip
-        model.load_state_dict({k: torch.from_numpy(tensors[k].copy()) for k in model.state_dict()})
-        sae._keep_model(model.to(_device(device)))
-        return sae
+        if distributed.writes(self.parallel):
+            super().save(folder)
+            checkpoint.write_log(folder, self.history_)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_trainer"}
@@ -288,125 +190,230 @@ class SAE(SAEConfig):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_model")
 
-    def __sklearn_tags__(self) -> Any:
-        utils = importlib.import_module("sklearn.utils")  # asked for by scikit-learn alone, which is then loaded
-        return utils.Tags(
-            estimator_type=None,
-            target_tags=utils.TargetTags(required=False),
-            transformer_tags=utils.TransformerTags(preserves_dtype=[]),
-        )
-
     # ------------------------------------------------------------------------------------------------ internal
+
+    @property
+    def _out_table(self) -> int:
+        return int(isinstance(self._model, Method) and self._model.partner == "target")
+
+    @property
+    def _needs_rows(self) -> bool:
+        return bool(self._scaling(self._out_table).rowwise)
+
+    def _scaling(self, table: int) -> Normaliser:
+        return self.partner_normaliser_ if table else self.normaliser_
 
     def _keep_plan(self, plan: Plan, seed: int, n_features: int) -> None:
         self.n_features_in_, self.n_latents_, self.k_ = n_features, plan.n_latents, plan.k
         self.batch_size_, self.n_steps_, self.learning_rate_ = plan.batch_size, plan.n_steps, plan.learning_rate
         self.aux_k_, self.dead_after_, self.random_state_ = plan.aux_k, plan.dead_after, seed
 
-    def _keep_model(self, model: SparseAutoencoder) -> None:
+    def _keep_model(self, model: SparseAutoencoder | Method, scaling: Normaliser | Scalings) -> None:
         self._model = model.eval().requires_grad_(False)
-        self.decoder_ = model.W_dec.detach().cpu().numpy().copy()
-        self.bias_ = model.b_dec.detach().cpu().numpy().copy()
-
-    def _quality(self) -> Quality:
-        """Empty sums; the bias of a layer-normalised model is not in the space of the rows, 0 stands for it."""
-        return Quality(self.bias_ * (not self.normaliser_.rowwise), self.n_latents_)
+        two = isinstance(scaling, Scalings)
+        self.normaliser_, self.partner_normaliser_ = scaling.parts if two else (scaling, None)
+        self.partner_features_ = scaling.widths[1] if two else 0
+        self.offset_ = self.normaliser_.offset
+        if isinstance(model, Method):
+            self.decoder_, self.bias_ = self._outside(self._out_table)
+        else:
+            self.decoder_ = model.W_dec.detach().cpu().numpy().copy()
+            self.bias_ = model.b_dec.detach().cpu().numpy().copy()
 
     def _keep_fit(
         self,
-        model: SparseAutoencoder,
-        normaliser: Normaliser,
+        model: SparseAutoencoder | Method,
+        scaling: Normaliser | Scalings,
         rows: Rows,
         held: Held,
         history: list[dict[str, float]],
         *,
         went_on: bool,
     ) -> None:
-        """Everything learnt but the metrics; ``model`` is folded. ``went_on``: groups seen before stay seen."""
-        self.normaliser_, self.identity_, self.fingerprint_ = normaliser, rows.identity, rows.fingerprint
-        self.history_, self.offset_ = history, normaliser.offset
-        self._keep_model(model)
-        self.validation_ = {"by": held.by, "n_groups": held.n_groups, "n_rows": len(held)}
-        if not went_on:
-            self.groups_salt_ = hashlib.sha256(self.decoder_.tobytes()).hexdigest()[:32]
-        groups = {self._hash_group(g) for g in held.training_groups}
-        if went_on:  # if the groups of any part are unknown, nobody can say which were never seen
-            groups = groups | set(self.training_groups_) if groups and self.training_groups_ else set()
-        self.training_groups_ = tuple(sorted(groups))
+        """Everything learnt but the metrics. ``went_on``: groups seen before stay seen."""
+        self.history_ = history
+        self._keep_model(model, scaling)
+        self._keep_rows(rows, held, went_on=went_on)
         device = next(model.parameters()).device.type
         self.provenance_ = provenance.record(seed=self.random_state_, threads=torch.get_num_threads(), device=device)
 
     def _measure(self, blocks: Iterable[tuple[int, np.ndarray]], held: Held) -> None:
-        seen, unseen = self._quality(), self._quality()
-        for start, x in blocks:
-            z = self._codes(x)
-            x_hat, out = self._decode(z, x), held.mask(start, start + len(x))
-            for quality, part in ((seen, ~out), (unseen, out)):
-                if part.any():
-                    quality.update(x[part], x_hat[part], z[part])
-        offset = {name: self.offset_[name] for name in OFFSET if name in self.offset_}
-        self.metrics_, self.density_ = seen.summary() | offset, seen.density
-        val = unseen.summary() if unseen.n else {"fvu": float("nan"), "l0": float("nan"), "n_rows": 0}
-        self.metrics_ |= {f"{name}_val": val[name] for name in ("fvu", "l0", "n_rows")}
+        super()._measure(blocks, held)
+        self.metrics_ |= {name: self.offset_[name] for name in OFFSET if name in self.offset_}
+
+    def _update(self, quality: Quality, x: np.ndarray) -> None:
+        """Add rows, or joined rows, to the sums; what a table lacks is left out."""
+        target = x
+        if self.partner_features_ or x.shape[1] != self.n_features_in_:
+            x, target, has = split(x, (self.n_features_in_, x.shape[1] - self.n_features_in_))
+            if self._model.partner == "modality":
+                x, _, has = split(np.hstack([x, target]), (self.n_features_in_, self.partner_features_))
+                x = x[has[:, 0] > 0]
+            if not self._out_table:
+                target = x
+        z = self._codes(x)
+        quality.update(target, self._decode(z, target), z)
 
     @torch.no_grad()
-    def _codes(self, x: np.ndarray) -> scipy.sparse.csr_matrix:
-        """Codes of float32 rows (n, d)."""
+    def _codes(self, x: np.ndarray, *, table: int = 0) -> scipy.sparse.csr_matrix:
+        """Codes of float32 rows (n, d), or (n, 2 d) with their gradients."""
+        if isinstance(self._model, Method):
+            return self._method_codes(x, table)
         model, u = self._model, self.normaliser_.ready(x)
         device = model.b_dec.device
         ops = kernels("auto" if self.backend == "dense" else self.backend, device)
         counts, columns, values = [np.zeros(1, np.int64)], [], []
-        for start in range(0, len(u), CHUNK):
-            part = u[start : start + CHUNK]
-            padded = np.zeros((CHUNK, u.shape[1]), np.float32)
-            padded[: len(part)] = part
-            centred = torch.from_numpy(padded).to(device) - model.b_dec
+        for part, n in _padded(u):
+            centred = part.to(device) - model.b_dec
             if self.architecture == "topk":
                 codes = ops.select_topk(centred, model.W_enc, model.b_enc, model.k)
             else:
                 codes = ops.select_above(centred, model.W_enc, model.b_enc, model.threshold)
-            codes = codes.keep((codes.values > 0) & (codes.rows() < len(part)))
-            counts.append(codes.indptr.diff()[: len(part)].cpu().numpy())
+            codes = codes.keep((codes.values > 0) & (codes.rows() < n))
+            counts.append(codes.indptr.diff()[:n].cpu().numpy())
             columns.append(codes.indices.cpu().numpy())
             values.append(codes.values.cpu().numpy())
         data = (np.concatenate(values), np.concatenate(columns), np.cumsum(np.concatenate(counts)))
         return scipy.sparse.csr_matrix(data, shape=(len(u), self.n_latents_))
 
-    def _decode(self, z: Any, x: np.ndarray | None) -> np.ndarray:
+    def _method_codes(self, x: np.ndarray, table: int) -> scipy.sparse.csr_matrix:
+        model, scaling = self._model, self._scaling(table)
+        device = next(model.parameters()).device
+        d = self.partner_features_ if table else self.n_features_in_
+        parts = [scipy.sparse.csr_matrix((0, self.n_latents_), dtype=np.float32)]
+        for part, n in _padded(np.concatenate([scaling.ready(x[:, :d]), x[:, d:]], axis=1)):
+            part = part.to(device)
+            y = torch.cat([scaling.apply(part[:, :d]), part[:, d:]], dim=1)
+            z = model.encode(y, table=table)[:n]
+            parts.append(sparse_rows(z / scaling.scale if self._in_units else z))
+        return stacked(parts)
+
+    @property
+    def _in_units(self) -> bool:
+        """Whether codes are given in units of the embedding, not of the normalised rows."""
+        return self._model.homogeneous and self._model.partner != "modality"
+
+    def _decode(self, z: Any, x: np.ndarray | None, table: int | None = None) -> np.ndarray:
         """Reconstructions float32 (n, d); ``x``: the rows, whose row-wise scaling is undone."""
-        return self.normaliser_.restore(np.asarray(z @ self.decoder_, np.float32) + self.bias_, x)
+        table = self._out_table if table is None else table
+        scaling = self._scaling(table)
+        if isinstance(self._model, Method) and not self._model.affine:
+            return scaling.restore(self._decode_through(z, table), x)
+        decoder, bias = (self.decoder_, self.bias_) if table == self._out_table else self._outside(table)
+        return scaling.restore(np.asarray(z @ decoder, np.float32) + bias, x)
 
-    def _rows(self, X: Any) -> Rows:
-        self._check_fitted()
-        return self._check_rows(Rows(X))
+    @torch.no_grad()
+    def _decode_through(self, z: Any, table: int) -> np.ndarray:
+        """Reconstructions by the model's own decoder, in the space of the rows."""
+        device, parts = next(self._model.parameters()).device, []
+        for start in range(0, z.shape[0], CHUNK):
+            part = z[start : start + CHUNK]
+            part = torch.from_numpy(np.asarray(part.toarray() if scipy.sparse.issparse(part) else part, np.float32))
+            part = part * self._scaling(0).scale if self._in_units else part
+            parts.append(self._model.decode(part.to(device), table=table).cpu().numpy())
+        return self._raw(np.concatenate(parts), table)
 
-    def _check_rows(self, rows: Rows) -> Rows:
-        """The rows, if they are of the kind that this SAE was fitted to."""
-        if self.fingerprint_ and rows.fingerprint and rows.fingerprint != self.fingerprint_:
-            ours, theirs = self.identity_ or {}, rows.identity or {}
-            keys = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
-            if "encoder" in keys:  # then everything else follows from it
-                keys = ["encoder"]
-            differ = "; ".join(f"{k}: trained on {ours.get(k)!r}, given {theirs.get(k)!r}" for k in keys)
-            raise IdentityError(
-                f"these embeddings are not of the kind this SAE was fitted to ({differ}); embed the samples with the "
-                "same encoder, layer, pooling and preprocessing, or fit a new SAE"
+    def _raw(self, y: np.ndarray, table: int) -> np.ndarray:
+        """Normalised points (n, d) in the space of the rows, float32."""
+        scaling = self._scaling(table)
+        y = y.astype(np.float64)
+        if scaling.whiten is not None:
+            y = y @ inverse(scaling.whiten)
+        return (y / scaling.scale + scaling.mean).astype(np.float32)
+
+    @torch.no_grad()
+    def _outside(self, table: int) -> tuple[np.ndarray, np.ndarray]:
+        """Atoms (m, d) per unit of the codes that ``codes`` gives, and the bias (d,), in the space of the rows."""
+        model, scaling = self._model, self._scaling(table)
+        atoms = model.atoms(table=table).detach().cpu().numpy().astype(np.float64)
+        if scaling.whiten is not None:
+            atoms = atoms @ inverse(scaling.whiten)
+        unit = self.normaliser_.scale if self._in_units else 1.0
+        empty = torch.zeros(1, self.n_latents_, device=next(model.parameters()).device)
+        bias = self._raw(model.decode(empty, table=table).cpu().numpy(), table)[0]
+        return (atoms * (unit / scaling.scale)).astype(np.float32), bias
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        prefix = "model." if isinstance(self._model, Method) else ""
+        tensors = {prefix + name: value.detach().cpu().numpy() for name, value in self._model.state_dict().items()}
+        for prefix, scaling in (("", self.normaliser_), ("partner_", self.partner_normaliser_)):
+            if scaling is not None:
+                tensors |= {
+                    f"{prefix}mean": scaling.mean.astype(np.float64),
+                    f"{prefix}scale": np.float64(scaling.scale),
+                }
+                if scaling.whiten is not None:
+                    tensors[f"{prefix}whiten"] = scaling.whiten
+        return tensors
+
+    def _facts(self) -> dict[str, Any]:
+        partner = self.partner_normaliser_
+        return {
+            "rowwise": self.normaliser_.rowwise,
+            "ends": getattr(self._model, "ends", None),
+            "offset": self.offset_,
+            "partner_features": self.partner_features_,
+            "partner_rowwise": None if partner is None else partner.rowwise,
+        }
+
+    def _restore(self, tensors: dict[str, np.ndarray], config: dict[str, Any], device: torch.device) -> None:
+        self.validate()
+        m, d = self.n_latents_, self.n_features_in_
+        widths = (d, config.get("partner_features", 0))
+        scaling = _scaling(tensors, "", d, config["rowwise"], config.get("offset", {}))
+        if self.is_method:
+            model = method(self.architecture)(
+                d, m, k=self.k_, options=options_of(self.architecture, self.options), n_partner=widths[1]
             )
-        if rows.d != self.n_features_in_:
-            raise InputError(
-                f"X has {rows.d} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
-                "input: these rows come from another encoder or layer than the training rows; embed with that one, or "
-                "fit a new SAE"
+            _fill(model, tensors)
+            if model.partner is not None and (widths[1] or model.partner != "gradient"):
+                second = None
+                if model.partner != "gradient":
+                    second = _scaling(tensors, "partner_", widths[1], config["partner_rowwise"], {})
+                scaling = Scalings(model.partner, widths, (scaling, second))
+        else:
+            model = SparseAutoencoder(
+                d, m, architecture=self.architecture, k=self.k_, ends=config.get("ends"), bandwidth=self.bandwidth
             )
-        return rows
+            shapes = {"W_enc": (m, d), "b_enc": (m,), "W_dec": (m, d), "b_dec": (d,)}
+            shapes["threshold"] = (m,) if self.architecture == "jumprelu" else ()
+            model.load_state_dict(
+                {
+                    name: torch.from_numpy(checkpoint.shaped(tensors, name, shape).copy())
+                    for name, shape in shapes.items()
+                }
+            )
+        self._keep_model(model.to(device), scaling)
 
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "_model"):
-            raise NotFittedError("this SAE is not fitted yet: call fit(X) first, or SAE.load(folder)")
 
-    def _hash_group(self, name: str) -> str:
-        return hashlib.sha256(f"{self.groups_salt_}:{name}".encode()).hexdigest()
+def _scaling(
+    tensors: dict[str, np.ndarray], prefix: str, d: int, rowwise: str | bool | None, offset: dict[str, Any]
+) -> Normaliser:
+    """Scaling of one table from a file."""
+    whiten = checkpoint.shaped(tensors, f"{prefix}whiten", (d, d)) if f"{prefix}whiten" in tensors else None
+    mean = checkpoint.shaped(tensors, f"{prefix}mean", (d,))
+    return Normaliser(mean, float(checkpoint.shaped(tensors, f"{prefix}scale", ())), rowwise, whiten, offset)
 
 
-def _device(name: str) -> torch.device:
-    return torch.device(resolve_device(name))
+def _fill(model: Method, tensors: dict[str, np.ndarray]) -> None:
+    """Put the tensors of a file into an empty method; buffers may have sizes of their own."""
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for name in model.state_dict():
+        key = f"model.{name}"
+        shape = shapes.get(name, tensors[key].shape if key in tensors else ())
+        value = torch.from_numpy(checkpoint.shaped(tensors, key, shape).copy())
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if name in shapes:
+            getattr(module, leaf).data = value
+        else:
+            setattr(module, leaf, value)
+
+
+def _padded(u: np.ndarray) -> Iterator[tuple[torch.Tensor, int]]:
+    """Rows in chunks of :data:`biosae.sae.coder.CHUNK`, the last one filled with zeros, and how many are rows."""
+    for start in range(0, len(u), CHUNK):
+        part = u[start : start + CHUNK]
+        padded = np.zeros((CHUNK, u.shape[1]), np.float32)
+        padded[: len(part)] = part
+        yield torch.from_numpy(padded), len(part)

@@ -17,8 +17,11 @@ from biosae.errors import DivergedError, InputError
 from biosae.sae import state
 from biosae.sae.config import Plan, SAEConfig, resolve
 from biosae.sae.distributed import ALONE, Alone, connect
-from biosae.sae.model import SparseAutoencoder
+from biosae.sae.methods import method, options_of
+from biosae.sae.methods.base import Method
+from biosae.sae.model import SparseAutoencoder, calibrated
 from biosae.sae.normalise import Normaliser
+from biosae.sae.partner import Joined, Scalings
 from biosae.sae.rows import Held, Rows
 from biosae.sae.sparse_ops import kernels
 from biosae.sae.stream import Stream
@@ -39,7 +42,7 @@ MEASURED_BLOCK = 2048
 ENDLESS = 2**62
 
 
-def fit_many(models: list[SAE], X: Any, *, groups: Any = None) -> list[SAE]:
+def fit_many(models: list[SAE], X: Any, *, groups: Any = None, partner: Any = None) -> list[SAE]:
     """Fit several SAEs (seeds, k, widths, architectures) to one stream of rows, each batch read once for all.
 
     Parameters
@@ -48,8 +51,8 @@ def fit_many(models: list[SAE], X: Any, *, groups: Any = None) -> list[SAE]:
         Unfitted or, with ``warm_start``, fitted estimators. They must come out at one batch size. The seed and the
         ``validation`` of the first decide which rows are held out and in which order the others come; the first model
         is the same as if it had been fitted alone.
-    X, groups
-        As for :meth:`biosae.sae.SAE.fit`.
+    X, groups, partner
+        As for :meth:`biosae.sae.SAE.fit`; a partner goes to all of them, which must take the same kind.
 
     Returns
     -------
@@ -72,37 +75,69 @@ def fit_many(models: list[SAE], X: Any, *, groups: Any = None) -> list[SAE]:
         raise InputError("models on one stream need a checkpoint folder each: two of these have the same")
     if len({sae.parallel for sae in models}) > 1:
         raise InputError("models on one stream need one setting of parallel")
+    joined = _joined(models, X, partner)
     comm, device = connect(models[0].parallel, torch.device(resolve_device(models[0].device)))
     try:
-        return _fit(models, Rows(X), groups, comm, device)
+        return _fit(models, Rows(X if joined is None else joined), groups, comm, device, joined)
     finally:
         comm.close()
 
 
-def _fit(models: list[SAE], rows: Rows, groups: Any, comm: Alone, device: torch.device) -> list[SAE]:
+def _joined(models: list[SAE], X: Any, partner: Any) -> Joined | None:
+    """X and its partner as one table, if the methods take one.
+
+    Raises
+    ------
+    InputError
+        If a method needs a partner and there is none, takes none and there is one, or they take different kinds.
+    """
+    kinds = {method(sae.architecture).partner if sae.is_method else None for sae in models}
+    if len(kinds) > 1:
+        raise InputError("models on one stream must take the same kind of partner table, or none; fit them apart")
+    (kind,) = kinds
+    name = models[0].architecture
+    if partner is None:
+        if kind not in (None, "gradient"):
+            raise InputError(
+                f"architecture={name!r} learns from two tables: pass fit(X, partner=Y), a {kind} of each row"
+            )
+        return None
+    if kind is None:
+        raise InputError(f"architecture={name!r} takes no partner table; leave partner out")
+    return Joined(X, partner, kind)
+
+
+def _fit(
+    models: list[SAE], rows: Rows, groups: Any, comm: Alone, device: torch.device, joined: Joined | None
+) -> list[SAE]:
+    d = rows.d if joined is None else joined.widths[0]
     for sae in models:
+        if sae.is_method and comm is not ALONE:
+            raise InputError(f"architecture={sae.architecture!r} trains in a single process: set parallel=None")
         if _continues(sae):
+            if joined is not None:
+                raise InputError("a training with a partner table cannot go on from a fitted model: warm_start=False")
             sae._check_rows(rows)
     seeds = [int(comm.of_all(str(_seed(sae)))[0]) for sae in models]
     held = Held.draw(rows, groups=groups, share=models[0].validation, rng=np.random.default_rng(seeds[0]))
     n = None if rows.n is None else rows.n - len(held)
-    plans = [resolve(_warm(sae, _continues(sae)), n, rows.d) for sae in models]
+    plans = [resolve(_warm(sae, _continues(sae)), n, d) for sae in models]
     sizes = {plan.batch_size for plan in plans}
     if len(sizes) > 1:
         raise InputError(f"models on one stream need one batch size, these come out at {sorted(sizes)}; set batch_size")
     stream = Stream(rows, held=held, batch_size=plans[0].batch_size, seed=seeds[0], device=device)
     data = {"n": rows.n, "d": rows.d, "rows": _digest(rows), "fingerprint": rows.fingerprint, "held": _hash(held.units)}
-    normalisers: dict[str, Normaliser] = {}
+    normalisers: dict[str, Normaliser | Scalings] = {}
     trainers = []
     for sae, plan, seed in zip(models, plans, seeds, strict=True):
-        sae._keep_plan(plan, seed, rows.d)
+        sae._keep_plan(plan, seed, d)
         key = state.key(sae, plan, {**data, "seed": seed, "stream": seeds[0], "shards": comm.shards})
         if len(set(comm.of_all(key))) > 1:
             raise InputError(
                 "the processes were given different rows or settings; give every process the same X and the same "
                 "settings: each takes its own part"
             )
-        normaliser = _normaliser(sae, stream, normalisers)
+        normaliser = _normaliser(sae, stream, normalisers, joined)
         first = None if _continues(sae) else stream.sample(INIT_ROWS, seed)
         held_rows = stream.held_sample(HELD_ROWS, seed + 1) if len(held) else None
         trainer = trainer_of(sae, plan, normaliser, first, seed, device, held=held_rows, comm=comm)
@@ -128,7 +163,7 @@ def _fit(models: list[SAE], rows: Rows, groups: Any, comm: Alone, device: torch.
         trainer.finish()
         model, history = comm.whole(trainer.model), trainer.history
         del trainer  # and with it moments and gradients, before more is held
-        _complete(sae, model, normaliser, stream.sample(CALIBRATION_ROWS, seed + 2))
+        _complete(sae, model, normaliser, stream.sample(CALIBRATION_ROWS, seed + 2), seed)
         sae._trainer = None
         sae._keep_fit(model, normaliser, rows, held, history, went_on=_continues(sae))
         sae._measure(_measured(rows, stream, seed), held)
@@ -173,11 +208,11 @@ def partial_fit(sae: SAE, X: Any) -> SAE:
     order = np.random.default_rng([trainer.seed, trainer.done]).permutation(rows.n)
     for at in range(0, rows.n, trainer.plan.batch_size):
         batch = rows.take(order[at : at + trainer.plan.batch_size])
-        trainer.step(torch.from_numpy(batch).to(trainer.model.W_dec.device))
+        trainer.step(torch.from_numpy(batch).to(trainer.since_fired.device))
         trainer.tell()
     sae.n_steps_ = sae.n_steps_ + trainer.done - start if goes_on else trainer.done
     model = copy.deepcopy(trainer.model).eval()
-    _complete(sae, model, normaliser, rows.take(order[:CALIBRATION_ROWS]))
+    _complete(sae, model, normaliser, rows.take(order[:CALIBRATION_ROWS]), trainer.seed)
     seen = Held.draw(rows, share=0, rng=np.random.default_rng(0))  # holds nothing out, and knows the patients
     sae._keep_fit(model, normaliser, rows, seen, trainer.history, went_on=goes_on)
     sae._trainer = trainer
@@ -185,10 +220,18 @@ def partial_fit(sae: SAE, X: Any) -> SAE:
     return sae
 
 
-def _complete(sae: SAE, model: SparseAutoencoder, normaliser: Normaliser, sample: np.ndarray) -> None:
-    """Set the common threshold where there is one, and fold the scaling into the weights."""
+def _complete(
+    sae: SAE, model: SparseAutoencoder | Method, normaliser: Normaliser | Scalings, sample: np.ndarray, seed: int
+) -> None:
+    """Set what evaluation needs; fold the scaling into the weights of a built-in architecture."""
+    device = next(model.parameters()).device
+    parts = (torch.from_numpy(sample[at : at + 256]).to(device) for at in range(0, len(sample), 256))
+    parts = (_normalised(normaliser, part) for part in parts)
+    if sae.is_method:
+        model.complete_(torch.cat(list(parts)), torch.Generator().manual_seed(seed))
+        return
     if sae.architecture in ("batchtopk", "matryoshka"):
-        model.threshold.fill_(calibrated(model, normaliser, sample, sae.k_))
+        model.threshold.fill_(calibrated(model.preactivations, parts, sae.k_))
     normaliser.fold_(model)
 
 
@@ -207,15 +250,21 @@ def trainer_of(
     generator = torch.Generator().manual_seed(seed)
     if first is None:
         model = copy.deepcopy(sae._model).to(device)
-        model.k, model.ends, model.bandwidth = plan.k, plan.ends, sae.bandwidth
-        normaliser.unfold_(model)
+        model.k = plan.k
+        if not sae.is_method:
+            model.ends, model.bandwidth = plan.ends, sae.bandwidth
+            normaliser.unfold_(model)
     else:
-        model = empty_model(sae, plan, first.shape[1]).to(device)
+        widths = normaliser.widths if isinstance(normaliser, Scalings) else (first.shape[1], 0)
+        model = empty_model(sae, plan, *widths)
         start = torch.empty(first.shape)
         for at in range(0, len(first), MEASURED_BLOCK):  # in parts: these are many rows
             part = normaliser.ready(first[at : at + MEASURED_BLOCK])
             start[at : at + MEASURED_BLOCK] = normaliser.apply(torch.from_numpy(part))
+        if not sae.is_method:
+            model = model.to(device)
         model.initialise(start, atoms=sae.decoder_init, scale=plan.encoder_init, generator=generator)
+        model = model.to(device)
     if held is not None:
         held = _normalised(normaliser, torch.from_numpy(held).to(device))
     if sae.backend == "dense" and comm is not ALONE:
@@ -228,35 +277,18 @@ def trainer_of(
     )  # fmt: skip
 
 
-def empty_model(sae: SAEConfig, plan: Plan, n_features: int) -> SparseAutoencoder:
+def empty_model(sae: SAEConfig, plan: Plan, n_features: int, n_partner: int = 0) -> SparseAutoencoder | Method:
     """Model of the planned size, all zeros."""
+    if sae.is_method:
+        options = options_of(sae.architecture, sae.options)
+        return method(sae.architecture)(n_features, plan.n_latents, k=plan.k, options=options, n_partner=n_partner)
     return SparseAutoencoder(
         n_features, plan.n_latents, architecture=sae.architecture, k=plan.k, ends=plan.ends,
         threshold=sae.threshold, bandwidth=sae.bandwidth,
     )  # fmt: skip
 
 
-@torch.no_grad()
-def calibrated(model: SparseAutoencoder, normaliser: Normaliser, sample: np.ndarray, k: int) -> float:
-    """Threshold that keeps k latents a row on average over a sample of training rows.
-
-    It lies just below the (k n)-th largest positive pre-activation; each row offers its 8 k largest to the ranking.
-    """
-    best, device = [], model.W_dec.device
-    for start in range(0, len(sample), 256):
-        x = _normalised(normaliser, torch.from_numpy(sample[start : start + 256]).to(device))
-        a = torch.relu(model.preactivations(x))
-        best.append(a.topk(min(8 * k, a.shape[1]), dim=1).values.flatten().cpu())
-    ranked = torch.cat(best)
-    ranked = ranked[ranked > 0]
-    wanted = k * len(sample)
-    if len(ranked) <= wanted:
-        return 0.0
-    last, following = ranked.topk(wanted + 1).values[-2:].tolist()
-    return (last + following) / 2
-
-
-def _normalised(normaliser: Normaliser, x: torch.Tensor) -> torch.Tensor:
+def _normalised(normaliser: Normaliser | Scalings, x: torch.Tensor) -> torch.Tensor:
     if normaliser.rowwise:
         x = torch.from_numpy(normaliser.ready(x.cpu().numpy())).to(x.device)
     return normaliser.apply(x)
@@ -287,18 +319,23 @@ def _warm(sae: SAE, goes_on: bool) -> SAEConfig:
     return given.set_params(n_latents=sae.n_latents_, k=sae.k if sae.k is not None else sae.k_)
 
 
-def _normaliser(sae: SAE, stream: Stream, made: dict[str, Normaliser]) -> Normaliser:
+def _normaliser(
+    sae: SAE, stream: Stream, made: dict[str, Normaliser | Scalings], joined: Joined | None
+) -> Normaliser | Scalings:
     if _continues(sae):
         return sae.normaliser_
     if sae.normalise not in made:
         blocks = [stream.sample(CHUNK_ROWS, 0)] if stream.n is None else stream.blocks()
-        made[sae.normalise] = _scaling(sae.normalise, blocks)
+        made[sae.normalise] = _scaling(sae.normalise, blocks, joined)
     return made[sae.normalise]
 
 
-def _scaling(mode: str, blocks: Iterable[np.ndarray]) -> Normaliser:
+def _scaling(mode: str, blocks: Iterable[np.ndarray], joined: Joined | None = None) -> Normaliser | Scalings:
     """The scaling, fitted; what speaks against the mode on these rows is said before training starts."""
-    normaliser = Normaliser.fit(mode, blocks)
+    if joined is None:
+        normaliser = Normaliser.fit(mode, blocks)
+    else:
+        normaliser = Scalings.fit(mode, blocks, kind=joined.kind, widths=joined.widths)
     if normaliser.offset["advice"]:
         warnings.warn(normaliser.offset["advice"], UserWarning, stacklevel=5)
     return normaliser

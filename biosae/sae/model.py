@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -43,6 +45,13 @@ class SparseAutoencoder(nn.Module):
             self.threshold = nn.Parameter(torch.full((n_latents,), threshold))
         else:
             self.register_buffer("threshold", torch.zeros(()))
+
+    unit_atoms = True
+
+    @property
+    def n_latents(self) -> int:
+        """m (of this process, where the latents are shared)."""
+        return len(self.W_dec)
 
     def preactivations(self, x: torch.Tensor) -> torch.Tensor:
         """Pre-activations a, (n, m)."""
@@ -89,44 +98,86 @@ class SparseAutoencoder(nn.Module):
         generator
             CPU generator.
         """
-        n_latents, width = self.W_dec.shape
         bias = geometric_median(rows)
-        if atoms == "data":
-            passes = -(-n_latents // len(rows))
-            order = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(passes)])[:n_latents]
-            start = rows[order] - bias
-            if passes > 1:  # a second copy of a row must not be the same latent
-                noise = torch.randn(start.shape, generator=generator) / width**0.5
-                noise[: len(rows)] = 0
-                start = start + 0.5 * noise * start.norm(dim=1, keepdim=True)
-        else:
-            start = torch.randn(n_latents, width, generator=generator)
-        unit_rows_(start, generator=generator)
+        start = first_atoms(rows - bias, len(self.W_dec), atoms=atoms, generator=generator)
         self.b_dec.copy_(bias)
         self.W_dec.copy_(start)
         self.W_enc.copy_(start)
         self.b_enc.zero_()
-        if scale == "least_squares":
-            probe = rows[:PROBES] - bias
-        else:
-            probe = torch.randn(256, width, generator=generator)
-            unit_rows_(probe, generator=generator)
         was_training = self.training
         self.train()
-        norm = square = product = 0.0
-        for part in probe.to(self.b_dec.device).split(256):
-            _, _, x_hat = self(part + self.b_dec)
-            found = (x_hat - self.b_dec).double()
-            norm += float(found.norm(dim=1).sum())
-            square += float(found.square().sum())
-            product += float((found * part).sum())
+        gain = first_gain(lambda x: self(x)[2], rows, self.b_dec, scale=scale, generator=generator)
         self.train(was_training)
-        if scale == "least_squares":
-            gain = square / product if product > ZERO_NORM else 0.0
-        else:
-            gain = norm / len(probe)
         if gain > ZERO_NORM:
             self.W_enc.div_(gain)
+
+
+@torch.no_grad()
+def first_atoms(centred: torch.Tensor, n_latents: int, *, atoms: str, generator: torch.Generator) -> torch.Tensor:
+    """Unit directions (m, d) to start from: rows drawn without replacement as far as they last, or random ones."""
+    width = centred.shape[1]
+    if atoms == "random":
+        start = torch.randn(n_latents, width, generator=generator)
+    else:
+        passes = -(-n_latents // len(centred))
+        order = torch.cat([torch.randperm(len(centred), generator=generator) for _ in range(passes)])[:n_latents]
+        start = centred[order]
+        if passes > 1:  # a second copy of a row must not be the same latent
+            noise = torch.randn(start.shape, generator=generator) / width**0.5
+            noise[: len(centred)] = 0
+            start = start + 0.5 * noise * start.norm(dim=1, keepdim=True)
+    unit_rows_(start, generator=generator)
+    return start
+
+
+@torch.no_grad()
+def first_gain(
+    reconstruct: Callable[[torch.Tensor], torch.Tensor],
+    rows: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    scale: str,
+    generator: torch.Generator,
+) -> float:
+    """Factor by which first reconstructions about ``bias`` are too long; 0 where all of them are 0.
+
+    ``least_squares``: by how much to divide so that the first 4,096 rows are met best; ``probes``: the mean norm of the
+    reconstructions of 256 random unit vectors.
+    """
+    if scale == "least_squares":
+        probe = rows[:PROBES] - bias.cpu()
+    else:
+        probe = torch.randn(256, rows.shape[1], generator=generator)
+        unit_rows_(probe, generator=generator)
+    norm = square = product = 0.0
+    for part in probe.to(bias.device).split(256):
+        found = (reconstruct(part + bias) - bias).double()
+        norm += float(found.norm(dim=1).sum())
+        square += float(found.square().sum())
+        product += float((found * part).sum())
+    if scale == "least_squares":
+        return square / product if product > ZERO_NORM else 0.0
+    return norm / len(probe)
+
+
+@torch.no_grad()
+def calibrated(preactivations: Callable[[torch.Tensor], torch.Tensor], rows: Iterable[torch.Tensor], k: int) -> float:
+    """Threshold that keeps k latents a row on average over parts of rows, of which ``preactivations`` is a function.
+
+    It lies just below the (k n)-th largest positive pre-activation; each row offers its 8 k largest to the ranking. 0
+    where fewer are positive.
+    """
+    best, n = [], 0
+    for x in rows:
+        a = torch.relu(preactivations(x))
+        best.append(a.topk(min(8 * k, a.shape[1]), dim=1).values.flatten().cpu())
+        n += len(x)
+    ranked = torch.cat(best)
+    ranked = ranked[ranked > 0]
+    if len(ranked) <= k * n:
+        return 0.0
+    last, following = ranked.topk(k * n + 1).values[-2:].tolist()
+    return (last + following) / 2
 
 
 @torch.no_grad()

@@ -77,6 +77,7 @@ def _write(file: Path, trainer: Trainer) -> None:
         tensors |= {f"moment{i}.{name}": moment for i, moment in enumerate(pair)}
     tensors |= {f"average.{name}": value for name, value in trainer.average.items()}
     tensors |= {f"kept.{name}": value for name, value in trainer.kept.items()}
+    tensors |= {f"buffer.{name}": value for name, value in trainer.buffers.items()}
     tensors |= {
         "since_fired": trainer.since_fired,
         "dead": trainer.dead,
@@ -134,6 +135,8 @@ def read(folder: str | os.PathLike, trainer: Trainer) -> bool:
                 moment.copy_(tensors[f"moment{i}.{name}"])
         for name, value in trainer.average.items():
             value.copy_(tensors[f"average.{name}"])
+    for name in trainer.buffers:
+        trainer.set_buffer(name, tensors[f"buffer.{name}"])
     device = trainer.since_fired.device
     trainer.kept = {n.removeprefix("kept."): t.to(device) for n, t in tensors.items() if n.startswith("kept.")}
     trainer.since_fired, trainer.dead = tensors["since_fired"].to(device), tensors["dead"].to(device)

@@ -1,4 +1,4 @@
-"""Loss and gradient of one batch, through active latents alone (:func:`sparse`) or by autograd (:func:`dense`)."""
+"""Loss and gradient of one batch, through active latents alone (:func:`sparse`) or by autograd."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from biosae.sae import activations, objectives
 from biosae.sae.distributed import ALONE, Alone
 from biosae.sae.kernels.codes import Codes, Gradient
+from biosae.sae.methods.base import Loss, Method, Now
 from biosae.sae.model import SparseAutoencoder
 from biosae.sae.sparse_ops import auxiliary, select_batchtopk
 
@@ -51,6 +52,20 @@ class Outcome:
     """Whole loss of the batch."""
     cut: float = 0.0
     """Smallest kept value of ``batchtopk``."""
+
+
+@dataclass
+class Taken:
+    """Gradient of a batch of a method (:func:`by_autograd`); as :class:`Outcome` for the rest."""
+
+    grads: dict[str, torch.Tensor]
+    fired: torch.Tensor
+    residual: torch.Tensor
+    target: torch.Tensor
+    """What the residual is about, (n, d)."""
+    active: torch.Tensor
+    loss: torch.Tensor
+    found: Loss
 
 
 def sparse(
@@ -170,6 +185,25 @@ def dense(model: SparseAutoencoder, x: torch.Tensor, wanted: Wanted) -> Outcome:
         Gradient(dec, enc, bias, square), model.b_dec.grad,
         model.threshold.grad if model.architecture == "jumprelu" else None,
         opened.any(0), (x_hat - x).detach(), opened.sum(), loss.detach(),
+    )  # fmt: skip
+
+
+def by_autograd(model: Method, x: torch.Tensor, now: Now) -> Taken:
+    """Gradient of a batch of normalised rows, whatever the method."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(True).grad = None
+    with torch.enable_grad():
+        found = model.loss(x, now)
+        found.total.backward()
+    grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    if model.unit_atoms:
+        atoms = model.W_dec.detach()
+        dec = grads["W_dec"]
+        dec.addcmul_(torch.einsum("md,md->m", dec, atoms)[:, None], atoms, value=-1)
+    opened = found.z.detach() != 0
+    target = x if found.target is None else found.target.detach()
+    return Taken(
+        grads, opened.any(0), found.residual.detach(), target, opened.sum(), found.total.detach(), found
     )  # fmt: skip
 
 

@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 
-from biosae.errors import DivergedError
+from biosae.errors import DivergedError, InputError
 from biosae.sae import state
 from biosae.sae.config import Plan, SAEConfig, k_at, penalty_at, rate_at
 from biosae.sae.distributed import ALONE, Alone
 from biosae.sae.kernels import torch_any
 from biosae.sae.kernels.codes import Gradient
+from biosae.sae.methods.base import Method, Now
 from biosae.sae.model import SparseAutoencoder, unit_rows_
 from biosae.sae.sparse_ops import GUESS
-from biosae.sae.step import Outcome, Wanted, dense, missed, reconstruct, sparse
+from biosae.sae.step import Outcome, Taken, Wanted, by_autograd, dense, missed, reconstruct, sparse
 from biosae.settings import settings
 
 REFRESH = 8
@@ -32,7 +33,8 @@ BETAS, EPS = (0.9, 0.999), 6.25e-10
 SAVE_SECONDS = 60.0
 RUNAWAY = 1e6
 """A squared error this many times the rows' own squares is called diverged, though all numbers are finite."""
-WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+ENCODES = ("W_enc", "b_enc", "W_dec", "b_dec")
+"""Weights that resampling sets."""
 
 
 class Trainer:
@@ -56,7 +58,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: SparseAutoencoder,
+        model: SparseAutoencoder | Method,
         normalise: Callable[[torch.Tensor], torch.Tensor],
         *,
         config: SAEConfig,
@@ -68,11 +70,15 @@ class Trainer:
     ) -> None:
         self.model, self.normalise, self.held = model.train(), normalise, held
         self.config, self.plan, self.generator, self.ops, self.comm = config, plan, generator, ops, comm
-        parameters = dict(model.named_parameters())
-        self.weights = {name: parameters[name].detach() for name in WEIGHTS if name in parameters}
+        self.weights = {name: p.detach() for name, p in model.named_parameters()}
         self.moments = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in self.weights.items()}
-        device = model.W_dec.device
-        self.since_fired = torch.zeros(len(model.W_dec), dtype=torch.int64, device=device)
+        self.is_method = isinstance(model, Method)
+        if config.resample_every and not set(ENCODES) <= self.weights.keys():
+            raise InputError(
+                f"architecture={config.architecture!r} has no encoder rows to resample: resample_every=None"
+            )
+        device = next(iter(self.weights.values())).device
+        self.since_fired = torch.zeros(model.n_latents, dtype=torch.int64, device=device)
         self.dead = self.since_fired.new_zeros(0)
         self.some_dead = False
         self.done, self.guess, self.density = 0, math.inf, 1.0
@@ -83,8 +89,19 @@ class Trainer:
         self._keep()
         self.best, self.waited = math.inf, 0
         self.key, self.seed = "", 0
-        self._room = Gradient.empty(model.W_dec.detach()) if ops is not None else None
+        self._room = Gradient.empty(model.W_dec.detach()) if ops is not None and not self.is_method else None
         self._saved = time.monotonic()
+
+    @property
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """What a method keeps besides its weights, by name."""
+        return dict(self.model.named_buffers()) if self.is_method else {}
+
+    def set_buffer(self, name: str, value: torch.Tensor) -> None:
+        """Put a buffer of the method back."""
+        owner, _, leaf = name.rpartition(".")
+        module = self.model.get_submodule(owner)
+        setattr(module, leaf, value.to(getattr(module, leaf).device))
 
     @property
     def finished(self) -> bool:
@@ -116,14 +133,18 @@ class Trainer:
             for name, weight in self.weights.items():
                 ops.adam_(
                     weight, grads[name], *self.moments[name], step=self.done + 1, rate=rate, betas=BETAS, eps=EPS,
-                    factor=factor, unit=name == "W_dec",
+                    factor=factor, unit=name == "W_dec" and self.model.unit_atoms,
                 )  # fmt: skip
-            if "threshold" in self.weights:
+            if self.is_method:
+                self.model.constrain_(self.generator)
+                self.model.after_step_(outcome.found, self._now())
+            elif "threshold" in self.weights:
                 self.weights["threshold"].clamp_(min=0)
             self.since_fired += self.comm.rows(len(x))
             self.since_fired[outcome.fired] = 0
             if look:
-                unit_rows_(self.weights["W_dec"], generator=self.generator)
+                if self.model.unit_atoms:
+                    unit_rows_(self.weights["W_dec"], generator=self.generator)
                 self.dead = (self.since_fired >= self.plan.dead_after).nonzero().squeeze(1)
                 self.some_dead = self.comm.total(len(self.dead)) > 0
                 self.density = float(outcome.active) / (len(x) * len(self.since_fired))
@@ -136,8 +157,10 @@ class Trainer:
         if logged:
             self._log(x, outcome, rate)
 
-    def _gradient(self, x: torch.Tensor) -> Outcome:
+    def _gradient(self, x: torch.Tensor) -> Outcome | Taken:
         config = self.config
+        if self.is_method:
+            return by_autograd(self.model, x, self._now())
         wanted = self._wanted()
         full = config.architecture in ("relu", "jumprelu") and self.density > SWITCH and self.comm is ALONE
         if self.ops is None or full:
@@ -156,8 +179,18 @@ class Trainer:
             some_dead=self.some_dead, aux_k=plan.aux_k, aux_alpha=config.aux_alpha, guess=self.guess,
         )  # fmt: skip
 
-    def _reduced(self, outcome: Outcome) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def _now(self, generator: torch.Generator | None = None) -> Now:
+        plan = self.plan
+        return Now(
+            k=k_at(plan, self.done), ramp=penalty_at(plan, self.done), dead=self.dead, aux_k=plan.aux_k,
+            aux_alpha=self.config.aux_alpha, step=self.done, n_steps=plan.n_steps,
+            generator=generator or self.generator,
+        )  # fmt: skip
+
+    def _reduced(self, outcome: Outcome | Taken) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Gradients summed over processes, and their joint norm (float64 scalar)."""
+        if self.is_method:
+            return outcome.grads, sum(g.square().sum(dtype=torch.float64) for g in outcome.grads.values()).sqrt()
         found, comm = outcome.latents, self.comm
         grads = {"W_enc": found.enc, "b_enc": found.bias, "W_dec": found.dec, "b_dec": outcome.b_dec}
         if outcome.threshold is not None:
@@ -206,7 +239,7 @@ class Trainer:
 
     @torch.no_grad()
     def _log(self, x: torch.Tensor, outcome: Outcome, rate: float) -> None:
-        error, spread = self._sums(x, outcome.residual)
+        error, spread = self._sums(outcome.target if self.is_method else x, outcome.residual)
         rows = self.comm.rows(len(x))
         dead = (self.since_fired >= self.plan.dead_after).float().mean()
         found = {
@@ -216,11 +249,8 @@ class Trainer:
             "dead": float(self.comm.over_latents(dead)) / self.comm.shards,
         }
         if self.held is not None:
-            comm = self.comm if self.comm.shards > 1 else ALONE  # every replica has all held-out rows
-            x_hat = reconstruct(self.model, self.held, self._wanted(), self.ops or torch_any, comm=comm)
-            error, spread = self._sums(self.held, self.held - x_hat, shared=False)
-            found["fvu_val"] = _ratio(error, spread)
-        if self.config.prefilter == "verify" and self.ops is not None:
+            found["fvu_val"] = _ratio(*self._sums(*self._held_out(), shared=False))
+        if self.config.prefilter == "verify" and self.ops is not None and not self.is_method:
             found["missed"] = missed(self.model, x, self._wanted(), self.ops, comm=self.comm)
         self.history.append({"step": self.done, **found, "lr": rate})
         if self.config.verbose and self.comm.rank == 0:
@@ -233,6 +263,15 @@ class Trainer:
             self._keep()
         if self.waited >= self.config.patience:
             self.stopped = f"held-out FVU did not improve after step {self.done - self.waited * self.plan.log_every}"
+
+    def _held_out(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Held-out rows (or their targets) and the residual that the training rule leaves."""
+        if self.is_method:  # chance of its own, so that looking changes nothing
+            found = self.model.loss(self.held, self._now(torch.Generator().manual_seed(0)))
+            return self.held if found.target is None else found.target, found.residual
+        comm = self.comm if self.comm.shards > 1 else ALONE  # every replica has all held-out rows
+        x_hat = reconstruct(self.model, self.held, self._wanted(), self.ops or torch_any, comm=comm)
+        return self.held, self.held - x_hat
 
     def tell(self) -> None:
         """Call the callbacks, in the first process, if the last step was a logged one."""
@@ -265,8 +304,9 @@ class Trainer:
         """Copy the weights as they are (the average where there is one) to those that are kept."""
         for name, weight in (self.average or self.weights).items():
             self.kept.setdefault(name, torch.empty_like(weight)).copy_(weight)
-        if self.average:
+        if self.average and self.model.unit_atoms:
             unit_rows_(self.kept["W_dec"])
+        self.kept |= {name: buffer.clone() for name, buffer in self.buffers.items()}
         self.kept_at = self.done
 
     def _diverged(self) -> None:
@@ -283,7 +323,12 @@ class Trainer:
             self._keep()
         if self.stopped or self._stops_early or self.average:
             for name, value in self.kept.items():
-                self.weights[name].copy_(value)
+                if name in self.weights:
+                    self.weights[name].copy_(value)
+                else:
+                    self.set_buffer(name, value)
+            if self.is_method:
+                self.model.constrain_(self.generator)
         self.model.eval().requires_grad_(False)
 
     def save(self, *, force: bool = False) -> None:
