@@ -12,7 +12,16 @@ from typing import Any
 
 from biosae.errors import InputError, nearest
 
-METHODS: dict[str, str] = {}
+METHODS: dict[str, str] = {
+    "relu": "biosae.sae.methods.plain:Relu",
+    "topk": "biosae.sae.methods.plain:TopK",
+    "batchtopk": "biosae.sae.methods.plain:BatchTopK",
+    "matryoshka": "biosae.sae.methods.plain:Matryoshka",
+    "jumprelu": "biosae.sae.methods.plain:JumpRelu",
+    "gated": "biosae.sae.methods.gated:Gated",
+    "abstopk": "biosae.sae.methods.abstopk:AbsTopK",
+    "threshold": "biosae.sae.methods.threshold:Threshold",
+}
 """Architecture to ``module:class``, imported when it is asked for."""
 
 
