@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -278,6 +279,9 @@ class SAE(Coder, SAEConfig):
 
     def _method_codes(self, x: np.ndarray, table: int) -> scipy.sparse.csr_matrix:
         model, scaling = self._model, self._scaling(table)
+        if model.late:
+            given = options_of(self.architecture, self.options)
+            model.options = replace(model.options, **{name: getattr(given, name) for name in model.late})
         device = next(model.parameters()).device
         d = self.partner_features_ if table else self.n_features_in_
         parts = [scipy.sparse.csr_matrix((0, self.n_latents_), dtype=np.float32)]

@@ -21,6 +21,20 @@ METHODS: dict[str, str] = {
     "gated": "biosae.sae.methods.gated:Gated",
     "abstopk": "biosae.sae.methods.abstopk:AbsTopK",
     "threshold": "biosae.sae.methods.threshold:Threshold",
+    "topk_signed": "biosae.sae.methods.topk_signed:SignedTopK",
+    "group_sparse": "biosae.sae.methods.group_sparse:GroupSparse",
+    "vl_sae": "biosae.sae.methods.vl:VLSAE",
+    "transcoder": "biosae.sae.methods.transcoder:Transcoder",
+    "polysae": "biosae.sae.methods.poly:PolySAE",
+    "mp": "biosae.sae.methods.pursuit:MatchingPursuit",
+    "variational": "biosae.sae.methods.variational:Variational",
+    "archetypal": "biosae.sae.methods.archetypal:StrictArchetypal",
+    "relaxed_archetypal": "biosae.sae.methods.archetypal:Archetypal",
+    "top_afa": "biosae.sae.methods.afa:TopAFA",
+    "mutual_choice": "biosae.sae.methods.choice:MutualChoice",
+    "feature_choice": "biosae.sae.methods.choice:FeatureChoice",
+    "gsae": "biosae.sae.methods.gsae:GradientSAE",
+    "gba": "biosae.sae.methods.gba:GBA",
 }
 """Architecture to ``module:class``, imported when it is asked for."""
 

@@ -85,6 +85,8 @@ class Method(nn.Module):
     """Whether the rows of ``W_dec`` stay at unit norm: the trainer projects their gradient and renormalises them."""
     affine: ClassVar[bool] = True
     """Whether x_hat is affine in z, so that decoding is one sparse product with the atoms."""
+    late: ClassVar[tuple[str, ...]] = ()
+    """Options that may be changed after fitting, by ``set_params(options=...)``."""
     partner: ClassVar[str | None] = None
     """What a second table is: ``gradient``, ``modality`` or ``target``; None: it takes none."""
 
