@@ -7,7 +7,7 @@ import pytest
 
 from biosae.errors import InputError
 from biosae.sae import SAE, preset, stability
-from biosae.sae.presets import PRESETS
+from biosae.sae.presets import PRESETS, RELEASED
 
 
 @pytest.mark.parametrize("goal", PRESETS)
@@ -39,6 +39,31 @@ def test_each_goal_is_better_at_its_goal():
         found[goal] = (models[0].evaluate(x[2000:])["fvu"], pair.shared)
     assert found["reconstruct"][0] < found["stable"][0]
     assert found["stable"][1] > found["reconstruct"][1]
+
+
+@pytest.mark.parametrize("goal", RELEASED)
+def test_released_settings_train(goal):
+    """At a width and a number of latents that a test can afford; all else as released."""
+    settings = preset(1000, 1024, goal=goal)
+    assert settings["n_latents"] == {"histoscope": 49_152, "sail": 8192, "saev": 32_768}[goal]
+    x = np.random.default_rng(0).normal(size=(600, 16)).astype(np.float32)
+    settings |= {"n_latents": 512, "k": min(settings.get("k", 8), 160), "max_epochs": None, "n_steps": 6}
+    sae = SAE(random_state=0, device="cpu", validation=0.0, **settings).fit(x)
+    assert np.isfinite(sae.metrics_["fvu"]) and sae.codes(x[:5]).shape == (5, 512)
+    settings["options"] = None
+    assert preset(1000, 1024, goal=goal).get("options") == RELEASED[goal].get("options")  # not shared, not changed
+
+
+def test_levels_of_sail_and_the_penalty_of_saev_are_those_of_the_code():
+    """Level ends 128, 512, 2048, 8192; for rows s x, s^2 = d, mean over d of e^2 + 8e-4 |z| is ours with l1 sqrt(d)."""
+    sail = preset(10**6, 1536, goal="sail")
+    assert [share * sail["n_latents"] for share in sail["options"]["prefixes"]] == [128, 512, 2048, 8192]
+    d = 64
+    rng = np.random.default_rng(0)
+    e, z = rng.normal(size=(5, d)), rng.exponential(size=(5, 9))
+    theirs = np.mean((d**0.5 * e) ** 2) + 8e-4 * np.abs(d**0.5 * z).sum(1).mean()
+    l1 = preset(1000, d, goal="saev")["l1"]
+    assert theirs == pytest.approx((e**2).sum(1).mean() + l1 * np.abs(z).sum(1).mean())
 
 
 def test_unknown_goals_and_sizes_are_named():
