@@ -220,9 +220,9 @@ def encode(
     from biosae.embeddings.store import Embeddings
     from biosae.files import write_h5ad
     from biosae.latents import encode as run_encode
-    from biosae.sae import SAE
+    from biosae.sae import load
 
-    adata = run_encode(SAE.load(sae), Embeddings.open(embeddings), tokens=tokens)
+    adata = run_encode(load(sae), Embeddings.open(embeddings), tokens=tokens)
     write_h5ad(out, adata)
     _say(f"{out}: {adata.n_obs} samples x {adata.n_vars} latents")
 

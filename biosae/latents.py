@@ -25,7 +25,7 @@ def encode(sae: Any, emb: Any, *, tokens: str | None = "mean", keep_embedding: b
     Parameters
     ----------
     sae
-        Fitted :class:`biosae.sae.SAE`.
+        Fitted :class:`biosae.sae.Coder`: an SAE, ITDA, a baseline.
     emb
         :class:`biosae.Embeddings` of the encoder, layer and preprocessing that the SAE was trained on. Read in blocks.
     tokens
@@ -41,10 +41,12 @@ def encode(sae: Any, emb: Any, *, tokens: str | None = "mean", keep_embedding: b
         ``X`` csr_matrix float32 (n, m), in units of the embedding; ``obs`` the samples (with tokens kept, also
         ``sample_id``, ``token_row``, ``token_col``), plus ``sae_trained_on`` where the patients that the SAE was
         trained on are known; ``var`` ``L0000`` ... with ``density`` (share of rows active), ``n_active``,
-        ``n_active_patients`` (with a patient column), ``mean_active`` (mean over active rows), ``max``;
+        ``n_active_patients`` (with a patient column), ``mean_active`` (mean over active rows), ``max``, and ``min``
+        where codes may be negative;
         ``varm["decoder"]`` (m, d) float32; ``obsm["spatial"]`` (n, 2) float64, micrometres (x, y), where ``obs`` has
         ``x_um`` and ``y_um`` (of its tile for each token); ``uns["biosae"]`` plain dictionary: identity, sae, metrics,
-        roles, tokens, provenance.
+        roles, tokens, ``additive`` (whether a latent adds its code times its atom to the embedding),
+        provenance.
 
     Raises
     ------
@@ -84,7 +86,8 @@ def encode(sae: Any, emb: Any, *, tokens: str | None = "mean", keep_embedding: b
     adata.uns["biosae"] = plain({
         "identity": getattr(emb, "identity", None),
         "fingerprint": getattr(emb, "fingerprint", None),
-        "sae": {**settings, **{k: v for k, v in learnt.items() if v is not None}},
+        "sae": {"class": type(sae).__name__, **settings, **{k: v for k, v in learnt.items() if v is not None}},
+        "additive": bool(getattr(sae, "additive", True)),
         "metrics": getattr(sae, "metrics_", None),
         "roles": getattr(emb, "roles", None),
         "mpp": getattr(emb, "mpp", None),
@@ -161,6 +164,8 @@ def _summaries(X: sp.csr_matrix, obs: pd.DataFrame) -> dict[str, np.ndarray]:
         "mean_active": np.divide(total, active, out=np.zeros(m), where=active > 0).astype(np.float32),
         "max": np.asarray(X.max(axis=0).todense()).ravel() if n else np.zeros(m, np.float32),
     }
+    if n and X.data.min(initial=0) < 0:
+        out["min"] = np.asarray(X.min(axis=0).todense()).ravel()
     if "patient" in obs:
         codes, levels = pd.factorize(obs["patient"])
         known = codes >= 0

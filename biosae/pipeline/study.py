@@ -223,10 +223,10 @@ class Study:
     def _encode(self, view: View, prefix: str, target: str) -> None:
         from biosae.embeddings.store import Embeddings
         from biosae.latents import encode
-        from biosae.sae import SAE
+        from biosae.sae import load
 
         emb = Embeddings.open(self.folder / prefix / view.embeddings)
-        adata = encode(SAE.load(self.folder / view.sae), emb, tokens=view.encoder.tokens)
+        adata = encode(load(self.folder / view.sae), emb, tokens=view.encoder.tokens)
         write_h5ad(self.folder / target, adata)
 
     def _latents(self, path: str) -> Any:

@@ -89,6 +89,8 @@ class Coder(Settings):
         """What ``config.json`` holds besides settings and :data:`STATE`."""
         return {}
 
+    additive = True
+    """Whether a latent adds its code times its atom to the reconstruction of the embedding itself."""
     _needs_rows = False
     """Whether reconstructions need the rows that the codes came from."""
 

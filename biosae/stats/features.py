@@ -133,6 +133,12 @@ def row_scale(adata: Any, x: np.ndarray) -> np.ndarray | float:
         Where tokens were pooled in a way that does not keep the sum.
     """
     record = adata.uns.get("biosae", {})
+    if not record.get("additive", True):
+        name = dict(record.get("sae", {})).get("architecture")
+        raise InputError(
+            f"latents of {name!r} do not add to the embedding one by one, so none can be taken away; ablate those of "
+            "another architecture"
+        )
     tokens, normalise = record.get("tokens", "none"), dict(record.get("sae", {})).get("normalise")
     rowwise = normalise in ("layernorm", "l2")
     if tokens in ("max", "fraction_active") or (rowwise and tokens == "mean"):
