@@ -138,12 +138,7 @@ class SAE(Coder, SAEConfig):
                 raise InputError(f"codes of architecture={self.architecture!r} take no partner table")
             self._check_rows(Rows(X))
             return stacked(self._codes(x) for _, x in Rows(Joined(X, partner, kind)).blocks())
-        if table != 1 or kind != "modality":
-            raise InputError(f"table={table!r}: architecture={self.architecture!r} has no such table of rows to encode")
-        rows = Rows(X)
-        if rows.d != self.partner_features_:
-            raise InputError(f"X has {rows.d} features, the second modality had {self.partner_features_}")
-        return stacked(self._codes(x, table=1) for _, x in rows.blocks())
+        return stacked(self._codes(x, table=1) for _, x in self._second(X, table).blocks())
 
     def inverse_transform(self, Z: Any, *, like: Any = None, table: int = 0) -> np.ndarray:
         """Reconstructions, float32 (n, d); with ``table=1`` in the space of the second modality.
@@ -159,14 +154,21 @@ class SAE(Coder, SAEConfig):
             raise InputError("with this scaling pass like=X: row means and deviations are not in the codes")
         return self._decode(self._check_codes(Z), None if like is None else Rows(like).take(np.arange(Z.shape[0])), 1)
 
-    def evaluate(self, X: Any, *, partner: Any = None) -> dict[str, float]:
+    def evaluate(self, X: Any, *, partner: Any = None, table: int = 0) -> dict[str, float]:
         """All quality numbers on X: see :meth:`biosae.sae.metrics.Quality.summary`.
 
-        ``partner``: the targets, which a ``transcoder`` is measured on.
+        ``partner``: the targets, which a ``transcoder`` is measured on. ``table=1``: X are rows of the second modality.
         """
         self._check_fitted()
         if self._out_table == 0:
             return super().evaluate(X)
+        if table:
+            rows = self._second(X, table)
+            quality = Quality(self._outside(1)[1] * (not self.partner_normaliser_.rowwise), self.n_latents_)
+            for _, x in rows.blocks():
+                z = self._codes(x, table=1)
+                quality.update(x, self._decode(z, x, 1), z)
+            return quality.summary()
         if partner is None:
             raise InputError("a transcoder is measured on its targets: evaluate(X, partner=Y)")
         self._check_rows(Rows(X))
@@ -195,6 +197,11 @@ class SAE(Coder, SAEConfig):
 
     @property
     def _out_table(self) -> int:
+    @property
+    def additive(self) -> bool:
+        """Whether a latent adds its code times its atom to the reconstruction of the embedding itself."""
+        return not isinstance(self._model, Method) or (self._model.affine and self._out_table == 0)
+
         return int(isinstance(self._model, Method) and self._model.partner == "target")
 
     @property
@@ -203,6 +210,15 @@ class SAE(Coder, SAEConfig):
 
     def _scaling(self, table: int) -> Normaliser:
         return self.partner_normaliser_ if table else self.normaliser_
+    def _second(self, X: Any, table: int) -> Rows:
+        """Rows of the second modality."""
+        if table != 1 or not isinstance(self._model, Method) or self._model.partner != "modality":
+            raise InputError(f"table={table!r}: architecture={self.architecture!r} has no such table of rows to encode")
+        rows = Rows(X)
+        if rows.d != self.partner_features_:
+            raise InputError(f"X has {rows.d} features, the second modality had {self.partner_features_}")
+        return rows
+
 
     def _keep_plan(self, plan: Plan, seed: int, n_features: int) -> None:
         self.n_features_in_, self.n_latents_, self.k_ = n_features, plan.n_latents, plan.k
@@ -245,7 +261,7 @@ class SAE(Coder, SAEConfig):
     def _update(self, quality: Quality, x: np.ndarray) -> None:
         """Add rows, or joined rows, to the sums; what a table lacks is left out."""
         target = x
-        if self.partner_features_ or x.shape[1] != self.n_features_in_:
+        if x.shape[1] != self.n_features_in_:
             x, target, has = split(x, (self.n_features_in_, x.shape[1] - self.n_features_in_))
             if self._model.partner == "modality":
                 x, _, has = split(np.hstack([x, target]), (self.n_features_in_, self.partner_features_))

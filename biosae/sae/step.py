@@ -202,9 +202,8 @@ def by_autograd(model: Method, x: torch.Tensor, now: Now) -> Taken:
         dec.addcmul_(torch.einsum("md,md->m", dec, atoms)[:, None], atoms, value=-1)
     opened = found.z.detach() != 0
     target = x if found.target is None else found.target.detach()
-    return Taken(
-        grads, opened.any(0), found.residual.detach(), target, opened.sum(), found.total.detach(), found
-    )  # fmt: skip
+    active = opened.sum() * (len(x) / len(opened))  # of two tables: latents of a row of either
+    return Taken(grads, opened.any(0), found.residual.detach(), target, active, found.total.detach(), found)
 
 
 @torch.no_grad()

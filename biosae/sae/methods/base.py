@@ -45,7 +45,7 @@ class Loss:
     total: torch.Tensor
     """Scalar to be differentiated."""
     z: torch.Tensor
-    """Codes, (n, m); a latent fires where they are not 0."""
+    """Codes, (n, m), of two tables one under the other; a latent fires where they are not 0."""
     residual: torch.Tensor
     """x_hat - x (or - target), (n, d)."""
     target: torch.Tensor | None = None
