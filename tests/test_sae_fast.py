@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from biosae.embeddings import Embeddings
 from biosae.errors import InputError
+from biosae.sae import SAE, fit_many, instance_mse
 from biosae.sae import stream as module
 from biosae.sae.rows import Held, Rows
 from biosae.sae.sequential import HalfFull, InstanceError, bounds, pieces
@@ -204,3 +206,78 @@ def test_the_error_is_averaged_within_instances_first():
     found.update(x[2:], x_hat[2:], np.array([1, 1]))
     assert found.mse == 2  # the average over tokens would be 1
     assert np.isnan(InstanceError(2, 1).mse)
+
+
+# -------------------------------------------------------------------------------------------------- the estimator
+
+
+def drifting(n_groups=12, per=60, d=8):
+    """Rows of recordings that differ in where they lie."""
+    rng = np.random.default_rng(0)
+    centres = np.repeat(rng.standard_normal((n_groups, d)), per, 0)
+    x = centres + 0.3 * rng.standard_normal((n_groups * per, d))
+    return x.astype(np.float32), np.repeat([f"r{i}" for i in range(n_groups)], per)
+
+
+QUICK = {"n_latents": 16, "k": 3, "n_steps": 30, "batch_size": 64, "random_state": 0, "device": "cpu"}
+
+
+def test_training_in_this_order_learns_and_is_another_training():
+    x, groups = drifting()
+    fast = SAE("topk", order="fast", buffer_rows=128, **QUICK).fit(x, groups=groups)
+    again = SAE("topk", order="fast", buffer_rows=128, **QUICK).fit(x, groups=groups)
+    shuffled = SAE("topk", **QUICK).fit(x, groups=groups)
+    np.testing.assert_array_equal(fast.decoder_, again.decoder_)
+    assert (fast.decoder_ != shuffled.decoder_).any()
+    assert fast.metrics_["fvu"] < 0.5 and fast.validation_ == shuffled.validation_
+    chunks = SAE("topk", order="fast", **QUICK).fit(lambda: iter(np.split(x, 12)))
+    assert chunks.metrics_["fvu"] < 0.5
+    with pytest.raises(InputError, match="pass groups"):
+        SAE("topk", order="fast", **QUICK).fit(x)
+    with pytest.raises(InputError, match="one order"):
+        fit_many([SAE(order="fast", **QUICK), SAE(**QUICK)], x, groups=groups)
+    with pytest.raises(InputError, match="buffer_rows=1 "):
+        SAE(order="fast", buffer_rows=1).fit(x, groups=groups)
+    with pytest.raises(InputError, match="did you mean 'fast'"):
+        SAE(order="fats").fit(x, groups=groups)
+
+
+def test_a_killed_training_goes_on_exactly(tmp_path):
+    x, groups = drifting()
+
+    def stop(step, _):
+        if step == 13:
+            raise KeyboardInterrupt
+
+    settings = {"order": "fast", "buffer_rows": 100, **QUICK, "n_steps": 40}
+    kept = {"checkpoint": str(tmp_path), "checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        SAE("topk", callbacks=(stop,), **settings, **kept).fit(x, groups=groups)
+    went_on = SAE("topk", **settings, **kept).fit(x, groups=groups)
+    straight = SAE("topk", **settings).fit(x, groups=groups)
+    np.testing.assert_array_equal(went_on.decoder_, straight.decoder_)
+    with pytest.raises(InputError, match="other settings, data or seed"):
+        SAE("topk", **settings | {"order": "shuffled"}, **kept).fit(x, groups=groups)
+
+
+def test_error_by_instance_of_a_fitted_model():
+    x, groups = drifting(n_groups=6)
+    keep = np.r_[0:60, 60:65, 120:360]  # the second recording is short
+    x, groups = x[keep], groups[keep]
+    sae = SAE("topk", **QUICK).fit(x, groups=groups)
+    square = np.square(x.astype(float) - sae.inverse_transform(sae.codes(x))).sum(1) / 8
+    by_hand = np.mean([square[groups == g].mean() for g in np.unique(groups)])
+    mask = np.random.default_rng(0).random(len(x)) < 0.3
+    found = instance_mse(sae, x, groups=groups, special=mask)
+    assert found["mse"] == pytest.approx(by_hand) and found["n_instances"] == 6
+    some = [square[(groups == g) & mask].mean() for g in np.unique(groups[mask])]
+    assert found["mse_special"] == pytest.approx(np.mean(some)) and found["n_special"] == mask.sum()
+    tokens = Embeddings.from_array(x[:300], tokens_per_sample=5)
+    found = instance_mse(sae, tokens, special=[0])
+    assert found["n_instances"] == 60 and found["n_special"] == 60
+    assert found["mse"] == pytest.approx(square[:300].mean())
+    assert found["mse_special"] == pytest.approx(square[:300:5].mean())
+    with pytest.raises(InputError, match="0 to 4"):
+        instance_mse(sae, tokens, special=[5])
+    with pytest.raises(InputError, match="one entry for each"):
+        instance_mse(sae, x, groups=groups, special=mask[:5])

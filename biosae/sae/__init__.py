@@ -13,6 +13,7 @@ from biosae.sae.methods.afa import eps_lbo
 from biosae.sae.methods.gsae import downstream_gradient
 from biosae.sae.metrics import density_histogram
 from biosae.sae.presets import preset
+from biosae.sae.sequential import instance_mse
 from biosae.sae.solvers import Pursuit, gradient_pursuit, matching_pursuit, nn_lasso, omp
 from biosae.sae.synthetic import planted, recovery
 
@@ -28,6 +29,7 @@ __all__ = [
     "eps_lbo",
     "fit_many",
     "gradient_pursuit",
+    "instance_mse",
     "load",
     "matching_pursuit",
     "nn_lasso",

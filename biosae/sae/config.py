@@ -13,6 +13,10 @@ from biosae.sae.normalise import MODES
 
 ARCHITECTURES = ("relu", "topk", "batchtopk", "matryoshka", "jumprelu")
 """Those with a sparse training step; the others are in :data:`biosae.sae.methods.METHODS`."""
+SPARSE_STEP_ONLY = {
+    "l1": "l1", "l0_weight": "weight", "bandwidth": "bandwidth", "threshold": "threshold", "prefixes": "prefixes",
+}  # fmt: skip
+"""Settings that only the sparse step reads, and the options that stand for them elsewhere."""
 BACKENDS = ("auto", "numba", "torch", "triton", "dense")
 DECODER_INITS = ("data", "random")
 ENCODER_INITS = ("least_squares", "probes")
@@ -65,6 +69,12 @@ class SAEConfig(Settings):
     k: int | None = None
     """Active latents a row; unused by ``relu``; clipped to the number of latents. None: d / 8, between 4 and 32."""
     _: KW_ONLY
+    order: str = "shuffled"
+    """``shuffled``, or ``fast``: one slide, recording or sample after the other in random order, mixed in a buffer of
+    which half is given out whenever it is full (Li et al. 2025). What belongs together is said by ``groups``, or by the
+    columns ``slide``, ``recording`` or ``patient`` of the embeddings, else it is the tokens of a sample, or a chunk."""
+    buffer_rows: int | None = None
+    """Rows of the buffer of ``order="fast"``. None: four batches."""
     batch_size: int = 4096
     """Largest batch in rows; the batch used is min(batch_size, max(256, n / 16))."""
     n_steps: int | None = None
@@ -159,6 +169,7 @@ class SAEConfig(Settings):
         for name, choices in (
             ("architecture", tuple(dict.fromkeys((*ARCHITECTURES, *METHODS)))),
             ("normalise", tuple(MODES)),
+            ("order", ("shuffled", "fast")),
             ("decoder_init", DECODER_INITS),
             ("encoder_init", (None, *ENCODER_INITS)),
             ("backend", BACKENDS),
@@ -171,6 +182,7 @@ class SAEConfig(Settings):
         for name, least in (
             ("n_latents", 1), ("k", 1), ("batch_size", 1), ("n_steps", 1), ("aux_k", 0), ("dead_after", 1),
             ("random_state", 0), ("k_start", 1), ("resample_every", 2), ("patience", 1), ("checkpoint_every", 1),
+            ("buffer_rows", 2),
         ):  # fmt: skip
             value = getattr(self, name)
             optional = value is None and name not in ("batch_size", "patience")
@@ -200,6 +212,12 @@ class SAEConfig(Settings):
             raise InputError("early_stopping=True needs held-out rows: set validation above 0")
         if self.is_method:
             options_of(self.architecture, self.options)
+            for name, option in SPARSE_STEP_ONLY.items():
+                if getattr(self, name) != SAEConfig.__dataclass_fields__[name].default:
+                    raise InputError(
+                        f"{name}={getattr(self, name)!r} is for the built-in architectures without options; here it is "
+                        f"an option: options={{{option!r}: ...}}, where {self.architecture!r} has it"
+                    )
         if self.warmup + self.decay > 1:
             raise InputError(f"warmup + decay = {self.warmup + self.decay} exceeds 1: no steps are left between them")
 

@@ -23,6 +23,7 @@ from biosae.sae.model import SparseAutoencoder, calibrated
 from biosae.sae.normalise import Normaliser
 from biosae.sae.partner import Joined, Scalings
 from biosae.sae.rows import Held, Rows
+from biosae.sae.sequential import bounds
 from biosae.sae.sparse_ops import kernels
 from biosae.sae.stream import Stream
 from biosae.sae.train import Trainer, run
@@ -125,8 +126,10 @@ def _fit(
     sizes = {plan.batch_size for plan in plans}
     if len(sizes) > 1:
         raise InputError(f"models on one stream need one batch size, these come out at {sorted(sizes)}; set batch_size")
-    stream = Stream(rows, held=held, batch_size=plans[0].batch_size, seed=seeds[0], device=device)
+    stream = _stream(models, rows, groups, held=held, batch_size=plans[0].batch_size, seed=seeds[0], device=device)
     data = {"n": rows.n, "d": rows.d, "rows": _digest(rows), "fingerprint": rows.fingerprint, "held": _hash(held.units)}
+    if stream.instances is not None:
+        data["instances"] = _hash(stream.instances)
     normalisers: dict[str, Normaliser | Scalings] = {}
     trainers = []
     for sae, plan, seed in zip(models, plans, seeds, strict=True):
@@ -161,7 +164,7 @@ def _fit(
     for sae, seed in zip(models, seeds, strict=True):
         trainer, normaliser = trainers.pop(0)
         trainer.finish()
-        model, history = comm.whole(trainer.model), trainer.history
+        model, history, sae.seconds_ = comm.whole(trainer.model), trainer.history, trainer.seconds
         del trainer  # and with it moments and gradients, before more is held
         _complete(sae, model, normaliser, stream.sample(CALIBRATION_ROWS, seed + 2), seed)
         sae._trainer = None
@@ -170,6 +173,17 @@ def _fit(
     if diverged is not None:
         raise diverged
     return models
+
+
+def _stream(models: list[SAE], rows: Rows, groups: Any, *, batch_size: int, **settings: Any) -> Stream:
+    """The stream of all models, in the order that they ask for."""
+    if len({(sae.order, sae.buffer_rows) for sae in models}) > 1:
+        raise InputError("models on one stream need one order and one buffer_rows; fit them apart")
+    if models[0].order == "shuffled":
+        return Stream(rows, batch_size=batch_size, **settings)
+    instances = None if rows.n is None else bounds(rows, groups)
+    buffer = models[0].buffer_rows or 4 * batch_size
+    return Stream(rows, batch_size=batch_size, fast_buffer=buffer, instances=instances, **settings)
 
 
 def partial_fit(sae: SAE, X: Any) -> SAE:

@@ -82,6 +82,7 @@ class Trainer:
         self.dead = self.since_fired.new_zeros(0)
         self.some_dead = False
         self.done, self.guess, self.density = 0, math.inf, 1.0
+        self.seconds = 0.0
         self.stopped = ""
         self.history: list[dict[str, float]] = []
         self.average = {n: w.clone() for n, w in self.weights.items()} if config.ema else {}
@@ -395,7 +396,9 @@ def run(trainers: list[Trainer], batches: Callable[[int], Iterator[torch.Tensor]
                     break
                 due = [t for t in trainers if not t.finished and t.done == position]
                 for trainer in due:
+                    started = time.perf_counter()
                     trainer.step(rows)
+                    trainer.seconds += time.perf_counter() - started
                 bar.update()
                 for trainer in due:
                     trainer.save(force=trainer.finished)
