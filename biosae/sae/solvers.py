@@ -353,7 +353,7 @@ class Pursuit(Coder):
         ours, theirs = self._decode(z, x), coder._decode(z, x)
         if not np.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * max(np.abs(ours).max(), 1e-30)):
             raise InputError(
-                f"the codes of this {type(coder).__name__} are not decoded as z D + b, the only decoding a pursuit knows"
+                f"the codes of this {type(coder).__name__} are not decoded as z D + b; a pursuit knows no other way"
             )
 
     def _search(self, rows: Rows) -> float:

@@ -388,9 +388,9 @@ def _atoms(atoms: Any, metric: Metric | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _off_diagonal(u: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """``(start, |u u^T|)`` block by block of rows, with 0 on the diagonal; rounding above 1 is cut off."""
+    """``(start, |u u^T|)`` block by block of rows, with 0 on the diagonal."""
     for start in range(0, len(u), BLOCK):
-        block = np.minimum(np.abs(u[start : start + BLOCK] @ u.T), 1.0)
+        block = _size(u[start : start + BLOCK] @ u.T)
         block[np.arange(len(block)), start + np.arange(len(block))] = 0
         yield start, block
 
@@ -404,11 +404,15 @@ def _pairs(u: np.ndarray, random_state: int | None) -> tuple[np.ndarray, bool]:
     first = rng.integers(0, m, MOST_PAIRS)
     second = (first + rng.integers(1, m, MOST_PAIRS)) % m
     step = max(1, 2**24 // u.shape[1])
-    parts = [
-        np.abs(np.einsum("nd,nd->n", u[first[s : s + step]], u[second[s : s + step]]))
-        for s in range(0, MOST_PAIRS, step)
-    ]
-    return np.minimum(np.concatenate(parts), 1.0), True
+    parts = [np.einsum("nd,nd->n", u[first[s : s + step]], u[second[s : s + step]]) for s in range(0, MOST_PAIRS, step)]
+    return _size(np.concatenate(parts)), True
+
+
+def _size(products: np.ndarray) -> np.ndarray:
+    """Magnitudes; what is 1 up to rounding (the same atom twice) is 1."""
+    size = np.abs(products)
+    size[size > 1 - 1e-12] = 1.0
+    return size
 
 
 def _l0(codes: Any) -> np.ndarray:

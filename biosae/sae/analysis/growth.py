@@ -90,8 +90,8 @@ def fit_growth(t: Any, y: Any) -> GrowthFit:
     Notes
     -----
     Trust-region reflective least squares with the analytic derivatives, on t over its range and y over its range, with
-    decay >= 0, gamma > 0, t0 > 0. It starts from the values of the paper and from a few others (rise and fall,
-    quick and slow), as one start alone may end in a local minimum.
+    decay >= 0, gamma > 0, t0 > 0. One start may end in a local minimum: besides that of the paper, the fit starts from
+    the best four of a grid of (decay, gamma, t0), each with the A and K that fit best there, which is linear.
 
     References
     ----------
@@ -104,13 +104,7 @@ def fit_growth(t: Any, y: Any) -> GrowthFit:
         raise InputError(f"five numbers cannot be fitted to {len(t)} points; give at least {LEAST_POINTS} different t")
     width, low, height = np.ptp(t), y.min(), np.ptp(y) or 1.0
     u, v = t / width, (y - low) / height
-    spread = 1 / max(float(np.std(u)), 1e-6)
-    starts = [
-        (a, decay, gamma, t0, k)
-        for a, k in ((1.0, 0.5), (1.0, 0.0), (-1.0, 1.0))
-        for decay in (spread, 0.3 * spread, 0.05)
-        for gamma, t0 in ((1.0, 1.0), (10.0, 1.0), (1.0, 0.05), (30.0, 0.3))
-    ]
+    starts = [(1.0, 1 / max(float(np.std(u)), 1e-6), 1.0, 1.0, 0.5), *_grid(u, v)]
 
     def residual(p: np.ndarray) -> np.ndarray:
         return growth_curve(u, **dict(zip(NAMES, p))) - v
@@ -126,6 +120,21 @@ def fit_growth(t: Any, y: Any) -> GrowthFit:
     aic = {"growth": _aic(error, len(t), 5)} | _alternatives(u, v)
     where = growth_peak(decay=found["decay"], gamma=found["gamma"], t0=found["t0"])
     return GrowthFit(**found, r2=float(1 - error / total) if total > 0 else float("nan"), peak=where, aic=aic)
+
+
+def _grid(u: np.ndarray, v: np.ndarray, *, kept: int = 4) -> list[tuple[float, ...]]:
+    """The starts on a grid with the least sums of squares."""
+    shape = np.geomspace(0.01, 30, 9), np.geomspace(0.1, 100, 7), np.geomspace(0.01, 10, 7)
+    decay, gamma, t0 = (axis.ravel()[:, None] for axis in np.meshgrid(*shape))
+    x = gamma * u + t0
+    basis = np.exp(-decay * x) * np.log(x)
+    centred = basis - basis.mean(1, keepdims=True)
+    norm = np.square(centred).sum(1)
+    usable = norm > 1e-300
+    A = np.where(usable, centred @ (v - v.mean()) / np.where(usable, norm, 1), 0)
+    K = v.mean() - A * basis.mean(1)
+    error = np.square(A[:, None] * basis + K[:, None] - v).sum(1)
+    return [(A[i], *decay[i], *gamma[i], *t0[i], K[i]) for i in np.argsort(error)[:kept]]
 
 
 def _best(residual: Any, starts: Any, **options: Any) -> tuple[np.ndarray, float]:

@@ -3,9 +3,10 @@
     python solvers.py --overcomplete FOLDER --dictionary-learning FOLDER --dark-matter FOLDER
 
 Folders hold the packages ``overcomplete`` 0.3.0 (PyPI: MpSAE, OMPSAE), ``dictionary_learning`` 0.1.0 (PyPI:
-``grad_pursuit``) and the scripts of github.com/JoshEngels/SAE-Dark-Matter (ff5df15), of which only the functions are run,
-not what the scripts do with their authors' files. Writes ``solvers.npz``: rows and atoms that we drew and what came out,
-float32. torch 2.15, CPU, one thread. The regressions shuffle the rows, in the order of ``torch.randperm`` after the seed.
+``grad_pursuit``) and the scripts of github.com/JoshEngels/SAE-Dark-Matter (ff5df15), of which only the functions are
+run, not what the scripts do with their authors' files. Writes ``solvers.npz``: rows and atoms that we drew and what
+came out, float32. torch 2.15, CPU, one thread. The regressions shuffle the rows, in the order of ``torch.randperm``
+after the seed.
 """
 
 from __future__ import annotations
