@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from biosae.errors import InputError
+from biosae.sae import SAE
 from biosae.sae.methods.base import Now
 from biosae.sae.methods.gated import Gated, GatedOptions
+from biosae.sae.synthetic import planted
 
 T = torch.tensor
 OTHERS = np.load(Path(__file__).parent / "reference" / "methods" / "plain_and_gated.npz")
@@ -91,3 +93,16 @@ def test_the_decoder_learns_from_the_codes_alone():
 def test_a_negative_weight_is_refused():
     with pytest.raises(InputError, match="l1=-0"):
         GatedOptions(l1=-0.1).check()
+
+
+def test_codes_are_not_shrunken_on_planted_rows():
+    """At fewer active latents than ReLU + L1 the error is smaller, and reconstructions have their full length."""
+    rows = planted("sparse", n_rows=2000, d=16, n_atoms=24, k=2, random_state=0).rows
+    common = {
+        "n_latents": 24, "n_steps": 300, "batch_size": 256, "learning_rate": 4e-3, "validation": 0.0,
+        "random_state": 0, "device": "cpu",
+    }  # fmt: skip
+    gated = SAE("gated", options={"l1": 0.6}, **common).fit(rows).metrics_
+    relu = SAE("relu", options={"l1": 0.3}, **common).fit(rows).metrics_
+    assert gated["l0"] < relu["l0"] and gated["fvu"] < 0.8 * relu["fvu"]
+    assert abs(gated["gamma"] - 1) < 0.02 and relu["gamma"] < 0.85

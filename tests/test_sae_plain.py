@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from biosae.errors import InputError
-from biosae.sae import activations, objectives
+from biosae.sae import SAE, activations, objectives
 from biosae.sae.methods.base import Now
 from biosae.sae.methods.plain import (
     BatchTopK,
@@ -26,6 +26,7 @@ from biosae.sae.methods.plain import (
 )
 from biosae.sae.model import SparseAutoencoder
 from biosae.sae.step import Wanted, dense
+from biosae.sae.synthetic import planted
 
 T = torch.tensor
 OTHERS = np.load(Path(__file__).parent / "reference" / "methods" / "plain_and_gated.npz")
@@ -318,3 +319,98 @@ def test_levels_must_fit_the_dictionary():
         Matryoshka(D, M, k=K, options=options)
     with pytest.raises(InputError, match="must end with k=3"):
         Matryoshka(D, M, k=K, options=MatryoshkaOptions(prefixes=(0.5, 1), level_k=(1, 2)))
+
+
+# ------------------------------------------------------------------------------------------------------ the estimator
+
+FEW = {"n_latents": 24, "k": 3, "n_steps": 40, "validation": 0.0, "random_state": 0, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    return planted("sparse", n_rows=400, d=12, n_atoms=24, k=3, noise=0.02, random_state=0).rows
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("relu", {"norm": "atoms"}),
+        ("topk", {"multi": 2, "tied": True, "norm": "atoms", "encoder_bias": False}),
+        ("matryoshka", {"prefixes": "random", "pre_bias": False}),
+        ("matryoshka", {"prefixes": [0.25, 1.0], "level_k": [1, 3]}),
+        ("jumprelu", {"penalty": "tanh"}),
+    ],
+)
+def test_option_forms_fit_save_and_code_row_by_row(name, options, rows, tmp_path):
+    sae = SAE(name, options=options, **FEW).fit(rows)
+    codes = sae.codes(rows)
+    assert (codes[7] != sae.codes(rows[7:8])).nnz == 0 and codes.min() >= 0
+    sae.save(tmp_path)
+    again = SAE.load(tmp_path)
+    assert (again.codes(rows) != codes).nnz == 0
+    assert again.get_params()["architecture"] == name
+    norms = np.linalg.norm(sae.decoder_, axis=1)
+    assert (np.abs(norms - 1).max() < 1e-5) == (options.get("norm", "unit") == "unit")
+
+
+def test_shrink_can_be_switched_on_a_fitted_model(rows):
+    sae = SAE("batchtopk", options={"shrink": False}, **FEW).fit(rows)
+    plain = sae.codes(rows).toarray()
+    shrunken = sae.set_params(options={"shrink": True}).codes(rows).toarray()
+    assert ((plain > 0) == (shrunken > 0)).all()
+    taken = (plain - shrunken)[plain > 0]
+    np.testing.assert_allclose(taken, taken[0], rtol=1e-4, atol=1e-6)
+    assert taken[0] > 0 and plain[plain > 0].min() >= taken[0]
+
+
+def test_a_prefix_of_the_codes_is_the_smaller_dictionary(rows):
+    """Truncation at inference: codes with the later columns set to 0."""
+    sae = SAE("matryoshka", options={"prefixes": (0.5, 1)}, **FEW).fit(rows)
+    codes = sae.codes(rows).toarray()
+    codes[:, 12:] = 0
+    expected = codes[:, :12] @ sae.decoder_[:12] + sae.bias_
+    np.testing.assert_allclose(sae.inverse_transform(codes), expected, atol=1e-5)
+
+
+def test_settings_of_the_sparse_step_are_not_silently_dropped(rows):
+    with pytest.raises(InputError, match=r"options=\{'l1'"):
+        SAE("relu", l1=0.3, options={"norm": "atoms"}).fit(rows)
+    with pytest.raises(InputError, match=r"options=\{'weight'"):
+        SAE("threshold", l0_weight=0.3).fit(rows)
+    with pytest.raises(InputError, match="did you mean 'tied'"):
+        SAE("topk", options={"tyed": True}).fit(rows)
+
+
+# ------------------------------------------------------------------------------------------------------ planted rows
+
+LONGER = {
+    "n_latents": 24, "k": 2, "n_steps": 300, "batch_size": 256, "learning_rate": 4e-3, "validation": 0.0,
+    "random_state": 0, "device": "cpu",
+}  # fmt: skip
+
+
+def test_multi_topk_stays_usable_at_four_times_k():
+    """TopK reconstructs worse with more latents than it was trained with, MultiTopK better."""
+    x = planted("sparse", n_rows=2000, d=16, n_atoms=24, k=2, random_state=0).rows
+    errors = {}
+    for multi in (None, 4):
+        sae = SAE("topk", options={"multi": multi, "encoder_bias": True}, **LONGER).fit(x)
+        at = [sae.evaluate(x)["fvu"]]
+        sae._model.k = 8
+        errors[multi] = [*at, sae.evaluate(x)["fvu"]]
+    assert errors[None][1] > errors[None][0] and errors[4][1] < errors[4][0]
+    assert errors[4][1] < 0.75 * errors[None][1]
+
+
+@pytest.mark.parametrize("prefixes", [(0.25, 1.0), "random"])
+def test_the_first_latents_of_matryoshka_reconstruct_alone(prefixes):
+    """By a quarter of the dictionary, half the error of BatchTopK; by all of it, a larger one."""
+    x = planted("hierarchical", n_rows=2000, d=16, n_atoms=24, k=2, random_state=0).rows
+    found = []
+    for name, options in (("batchtopk", {"shrink": False}), ("matryoshka", {"prefixes": prefixes})):
+        sae = SAE(name, options=options, **LONGER).fit(x)
+        codes = sae.codes(x).toarray()
+        part = np.where(np.arange(24) < 6, codes, 0)
+        found.append([np.square(x - sae.inverse_transform(z)).sum() for z in (part, codes)])
+    (part_b, all_b), (part_m, all_m) = found
+    assert part_m < 0.7 * part_b and all_m > all_b

@@ -6,6 +6,7 @@ this module, trained by autograd. Default options give the same loss as the spar
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ PARETO = 0.5
 """Exponent of the truncated Pareto distribution of random prefixes."""
 APRIL_NORM = 0.1
 """First norm of the atoms of ``relu`` with ``norm="atoms"``."""
-PENALTY_WEIGHT = {"target": 4.0, "l0": 0.01, "tanh": 0.01}
+PENALTY_WEIGHT = {"target": 4.0, "l0": 0.01, "tanh": 0.05}
 """Weight of each penalty of ``jumprelu`` where none is given."""
 
 
@@ -140,7 +141,7 @@ class JumpReluOptions(PlainOptions):
     penalty: str = "target"
     """``target``: weight (L0 / k - 1)^2. ``l0``: weight L0. ``tanh``: weight sum_j tanh(scale z_j ||d_j||)."""
     weight: float | None = None
-    """Weight of the penalty. None: 4 for ``target``, 0.01 for the others, whose L0 is found, not set."""
+    """Weight of the penalty. None: 4 for ``target``; 0.01 for ``l0`` and 0.05 for ``tanh``, whose L0 is found, not set."""
     scale: float = 4.0
     """Steepness of ``tanh``."""
     bandwidth: float = 0.1
@@ -252,6 +253,7 @@ class BatchTopK(Plain):
     """mse, z the k n largest positive pre-activations of the batch; in evaluation those above one threshold."""
 
     Options: ClassVar[type] = BatchTopKOptions
+    late: ClassVar[tuple[str, ...]] = ("shrink",)
 
     def make(self) -> None:
         """The threshold besides."""
@@ -372,12 +374,12 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def at_least(name: str, value: Any, least: float, *, strictly: bool = False) -> None:
     """Raise ``InputError`` unless the value is a finite number >= least (> with ``strictly``)."""
-    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real or not (least < value if strictly else least <= value) or value == float("inf"):
         raise InputError(f"{name}={value!r} must be a number {'>' if strictly else '>='} {least:g}")
 
 
 def whole(name: str, value: Any, least: int) -> None:
     """Raise ``InputError`` unless the value is a whole number >= least."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise InputError(f"{name}={value!r} must be a whole number >= {least}")
