@@ -141,7 +141,7 @@ class JumpReluOptions(PlainOptions):
     penalty: str = "target"
     """``target``: weight (L0 / k - 1)^2. ``l0``: weight L0. ``tanh``: weight sum_j tanh(scale z_j ||d_j||)."""
     weight: float | None = None
-    """Weight of the penalty. None: 4 for ``target``; 0.01 for ``l0`` and 0.05 for ``tanh``, whose L0 is found, not set."""
+    """Weight of the penalty. None: 4 for ``target``; 0.01 for ``l0`` and 0.05 for ``tanh``, which find their own L0."""
     scale: float = 4.0
     """Steepness of ``tanh``."""
     bandwidth: float = 0.1

@@ -1,8 +1,10 @@
 """Numbers of other implementations for relu, gated, jumprelu, topk, batchtopk, matryoshka, abstopk and threshold.
 
-Needs the packages named in README.md, none of which biosae needs:
-``python plain_and_gated.py BATCHTOPK_REPOSITORY`` writes plain_and_gated.npz beside this file. All weights and rows are
-drawn here from numpy.
+    python plain_and_gated.py FOLDER
+
+FOLDER holds ``sae.py`` of github.com/bartbussmann/BatchTopK (b9aab1c). The packages dictionary_learning 0.1.0, sae_lens
+6.54.12 and overcomplete 0.3.0 (PyPI) must be importable. Weights and rows are random numbers drawn here from numpy.
+Where their conventions differ from ours is said beside the numbers and in tests/test_sae_plain.py.
 """
 
 from __future__ import annotations
