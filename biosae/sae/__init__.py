@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from biosae.sae import analysis
 from biosae.sae.agreement import Stability, stability
+from biosae.sae.alignment import Alignment
 from biosae.sae.baselines import Baseline
 from biosae.sae.coder import Coder, load
 from biosae.sae.config import SAEConfig
@@ -14,7 +15,9 @@ from biosae.sae.itda import ITDA, jaccard
 from biosae.sae.methods.afa import eps_lbo
 from biosae.sae.methods.gsae import downstream_gradient
 from biosae.sae.metrics import density_histogram
+from biosae.sae.modalities import modality_score, multimodal_monosemanticity, zero_shot_scores
 from biosae.sae.presets import preset
+from biosae.sae.saev import CrossModal, best_samples, cross_modal_weights, sample_scores, score_quarters
 from biosae.sae.semi_nmf import SemiNMF, hierarchy
 from biosae.sae.sequential import instance_mse
 from biosae.sae.solvers import Pursuit, gradient_pursuit, matching_pursuit, nn_lasso, omp
@@ -23,13 +26,17 @@ from biosae.sae.synthetic import planted, recovery
 __all__ = [
     "ITDA",
     "SAE",
+    "Alignment",
     "Baseline",
     "Coder",
+    "CrossModal",
     "Pursuit",
     "SAEConfig",
     "SemiNMF",
     "Stability",
     "analysis",
+    "best_samples",
+    "cross_modal_weights",
     "density_histogram",
     "downstream_gradient",
     "eps_lbo",
@@ -40,12 +47,17 @@ __all__ = [
     "jaccard",
     "load",
     "matching_pursuit",
+    "modality_score",
+    "multimodal_monosemanticity",
     "nn_lasso",
     "omp",
     "planted",
     "preset",
     "read",
     "recovery",
+    "sample_scores",
+    "score_quarters",
     "stability",
     "write",
+    "zero_shot_scores",
 ]

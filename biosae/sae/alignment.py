@@ -53,7 +53,7 @@ class Alignment(Settings):
     """Temperature of InfoNCE."""
     cosine: bool = True
     """Match by cosines, as the codes of both methods do. False: by inner products, as the released code does."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Largest step of AdamW; the released code takes 5e-5 for millions of pairs."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
