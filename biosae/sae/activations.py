@@ -30,6 +30,15 @@ def abstopk(a: torch.Tensor, k: int) -> torch.Tensor:
     return torch.where(kept, a, torch.zeros_like(a))
 
 
+def topk_signed(a: torch.Tensor, k: int) -> torch.Tensor:
+    """Keep the k largest entries of each row whatever their sign; of equal ones the lower index wins."""
+    k = min(k, a.shape[1])
+    last = a.detach().topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    above, equal = a > last, a == last
+    keep = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
+    return torch.where(keep, a, torch.zeros_like(a))
+
+
 def batchtopk(a: torch.Tensor, k: int) -> torch.Tensor:
     """Keep the k n largest positive entries of the whole batch (Bussmann et al. 2024); used in training only."""
     r = torch.relu(a)

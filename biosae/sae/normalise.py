@@ -17,6 +17,8 @@ RIDGE = 0.1
 """Whitening adds this share of the mean eigenvalue to every eigenvalue."""
 SMALLEST_NORM = 1e-6
 """``l2`` divides by at least this, so that a zero row stays zero."""
+SMALLEST_DEVIATION = 1e-5
+"""``layernorm`` adds this to the deviation of a row."""
 LARGE_OFFSET = 1.0
 """Ratio ||mean||^2 / mean ||x - mean||^2 above which a mode that does not centre is advised against: most of the mean
 square of a row is then the same for all rows."""
@@ -77,7 +79,8 @@ class Normaliser:
     scale: float
     """Multiplies rows."""
     rowwise: str | None = None
-    """``layernorm`` or ``l2`` where each row has its own factor. True and False (files of format 1) are read too."""
+    """``layernorm`` or ``l2`` where each row has its own factor. True and False (files of format 1) are read too;
+    ``layernorm_std`` is ``layernorm`` undone with the deviation alone, as SAELens does it."""
     whiten: np.ndarray | None = None
     """W, float64 (d, d), with orthogonal columns (diagonal for ``standardise``); None is the identity."""
     offset: dict[str, Any] = field(default_factory=dict)
@@ -149,6 +152,8 @@ class Normaliser:
         if self.rowwise is None:
             return u_hat
         shift, divisor = ROWWISE[self.rowwise](x)
+        if self.rowwise == "layernorm_std":
+            divisor = divisor - SMALLEST_DEVIATION
         return u_hat * divisor.astype(np.float32) + shift.astype(np.float32)
 
     def apply(self, u: torch.Tensor) -> torch.Tensor:
@@ -321,7 +326,7 @@ def _layernorm(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Row means and (unbiased standard deviation + 1e-5), each (n, 1) float64; a constant row becomes 0."""
     mean = x.mean(1, keepdims=True, dtype=np.float64)
     squares = np.square(x - mean).sum(1, keepdims=True)
-    return mean, np.sqrt(squares / max(x.shape[1] - 1, 1)) + 1e-5
+    return mean, np.sqrt(squares / max(x.shape[1] - 1, 1)) + SMALLEST_DEVIATION
 
 
 def _l2(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -330,7 +335,7 @@ def _l2(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros_like(norm), np.maximum(norm, SMALLEST_NORM)
 
 
-ROWWISE = {"layernorm": _layernorm, "l2": _l2}
+ROWWISE = {"layernorm": _layernorm, "layernorm_std": _layernorm, "l2": _l2}
 """Shift and divisor of each row, (n, 1): u = (x - shift) / divisor."""
 
 
