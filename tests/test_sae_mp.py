@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from biosae.errors import InputError
+from biosae.sae import SAE, load
 from biosae.sae.methods import pursuit
 from biosae.sae.methods.base import Now
 from biosae.sae.methods.pursuit import MatchingPursuit, PursuitOptions, matching_pursuit, orthogonal_pursuit
+from biosae.sae.synthetic import planted
 
 REFERENCE = Path(__file__).parent / "reference" / "methods" / "decoders.npz"
 TWO = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
@@ -128,9 +131,7 @@ def test_equals_overcomplete(tag: str, steps: int) -> None:
 def test_orthogonal_pursuit_equals_overcomplete() -> None:
     data = {n.removeprefix("overcomplete/"): torch.from_numpy(v) for n, v in np.load(REFERENCE).items()}
     z = orthogonal_pursuit(data["hard"], data["atoms"], steps=3)
-    same = (data["omp/codes"] != 0).sum(
-        1
-    ) == 3  # theirs goes on where no correlation is above 0; there ours has stopped
+    same = (data["omp/codes"] != 0).sum(1) == 3  # theirs goes on where no correlation is above 0
     assert int(same.sum()) >= 6
     assert torch.allclose(z[same], data["omp/codes"][same], atol=1e-5)
 
@@ -166,7 +167,7 @@ def test_more_steps_at_inference_explain_more(solver: str) -> None:
     left = []
     for steps in (1, 2, 4, 8, 16):
         model = made(atoms, solver=solver, steps=steps).eval()
-        left.append(float((x - model.decode(model.encode(x))).square().sum()))
+        left.append(float((x - model.decode(model.encode(x))).detach().square().sum()))
     assert left == sorted(left, reverse=True)
     assert torch.equal(made(atoms, k=3).encode(x), made(atoms, k=9, steps=3).encode(x))
 
@@ -207,3 +208,22 @@ def test_settings_are_checked() -> None:
                   {"solver": "omp", "rule": "abs"}):  # fmt: skip
         with pytest.raises(InputError):
             made(TWO, **wrong)
+
+
+def test_steps_may_be_changed_after_fitting(tmp_path: Path) -> None:
+    X = planted("hierarchical", n_rows=1500, d=12, n_atoms=24, k=3, random_state=1).rows
+    sae = SAE("mp", n_latents=24, k=3, n_steps=60, random_state=0, device="cpu").fit(X)
+    assert np.allclose(np.linalg.norm(sae.decoder_, axis=1), 1, atol=1e-5)
+    quality = {}
+    for steps in (1, 3, 6, 12):
+        sae.set_params(options={"steps": steps})
+        codes, quality[steps] = sae.transform(X), sae.score(X)
+        assert codes.min() >= 0 and np.diff(codes.indptr).max() <= steps
+    assert quality[1] < quality[3] < quality[6] < quality[12]
+    assert quality[3] == pytest.approx(-sae.metrics_["fvu"], abs=0.02)  # three steps are the k it was trained with
+    sae.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert (again.codes(X) != sae.codes(X)).nnz == 0 and (sae.codes(X[5:6]) != sae.codes(X)[5:6]).nnz == 0
+    sae.set_params(options={"tolerance": 10.0})
+    assert int(np.diff(sae.transform(X).indptr).max()) <= 1
+    assert pickle.loads(pickle.dumps(sae)).score(X) == sae.score(X)

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from biosae.errors import InputError
+from biosae.sae import SAE, load
 from biosae.sae.methods.base import Now
-from biosae.sae.methods.poly import PolyOptions, PolySAE, retracted
+from biosae.sae.methods.poly import PolyOptions, PolySAE, interactions, retracted, without
+from biosae.sae.synthetic import planted
 
 REFERENCE = Path(__file__).parent / "reference" / "methods" / "decoders.npz"
 
@@ -186,3 +188,64 @@ def test_loss_and_gradient_are_finite_on_odd_rows(activation: str) -> None:
         assert torch.isfinite(found.total)
         assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in model.parameters())
         assert torch.isfinite(model.decode(model.encode(x))).all()
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple:
+    found = planted("products", n_rows=1500, d=12, n_atoms=16, k=3, random_state=1)
+    sae = SAE("polysae", n_latents=16, k=3, n_steps=60, random_state=0, options={"ranks": (12, 10, 8)}, device="cpu")
+    return sae.fit(found.rows + 3), found.rows + 3
+
+
+def test_interactions_of_a_fitted_model(fitted: tuple) -> None:
+    sae, X = fitted
+    codes = sae.codes(X).toarray()
+    for order in (2, 3):
+        table = interactions(sae, X, order=order, top=5, min_rows=20)
+        assert list(table["strength"]) == sorted(table["strength"], reverse=True) and len(table["n_rows"]) == 5
+        for latents, n_rows, strength, vector in zip(*(table[name] for name in table), strict=True):
+            together = codes[(codes[:, latents] != 0).all(1)]
+            assert len(together) == n_rows >= 20
+            total = 0.0
+            for bits in range(2**order):  # inclusion and exclusion over the subsets, by the decoder itself
+                kept = [latent for place, latent in enumerate(latents) if bits >> place & 1]
+                part = np.zeros_like(together)
+                part[:, kept] = together[:, kept]
+                total = total + (-1) ** (order - len(kept)) * sae.inverse_transform(part).astype(np.float64)
+            assert np.linalg.norm(total, axis=1).mean() == pytest.approx(strength, rel=2e-3, abs=1e-5)
+            assert np.allclose(total.mean(0), vector, atol=1e-4)
+    none = interactions(sae, X, min_rows=10_000)
+    assert none["vector"].shape == (0, 12)
+
+
+def test_what_a_latent_does_depends_on_its_company(fitted: tuple) -> None:
+    sae, X = fitted
+    Z = sae.codes(X[:200])
+    latent = int(np.argmax((Z != 0).sum(0)))
+    effect = without(sae, Z, latent)
+    rest = Z.toarray()
+    active = rest[:, latent] != 0
+    alone = np.where(np.arange(16) == latent, rest, 0)
+    rest[:, latent] = 0
+    assert np.allclose(effect, sae.inverse_transform(Z) - sae.inverse_transform(rest), atol=1e-5)
+    assert not effect[~active].any()
+    by_itself = sae.inverse_transform(alone) - sae.inverse_transform(np.zeros_like(alone))
+    assert np.abs(effect - by_itself)[active].max() > 1e-3
+    with pytest.raises(InputError):
+        without(sae, Z, 16)
+
+
+def test_interactions_are_refused_for_other_decoders(fitted: tuple) -> None:
+    with pytest.raises(InputError, match="polysae"):
+        interactions(SAE("topk"), fitted[1])
+    with pytest.raises(InputError, match="products"):
+        interactions(fitted[0], fitted[1], order=4)
+
+
+def test_saved_and_opened(fitted: tuple, tmp_path: Path) -> None:
+    sae, X = fitted
+    sae.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert (again.codes(X) != sae.codes(X)).nnz == 0
+    assert np.array_equal(again.inverse_transform(again.codes(X)), sae.inverse_transform(sae.codes(X)))
+    assert (sae.codes(X[7:8]) != sae.codes(X)[7:8]).nnz == 0

@@ -231,7 +231,8 @@ def interactions(sae: Any, X: Any, *, order: int = 2, top: int = 100, min_rows: 
     dict
         ``latents`` int (t, order), rising in a row; ``n_rows`` (t,), rows in which all are active; ``strength`` (t,),
         mean length of the interaction over those rows, in the units of the embedding (with ``normalise="layernorm"`` or
-        ``"l2"``, of the scaled row); ``vector`` (t, d), its mean. Strongest first. The 10,000 sets most often active together are looked at.
+        ``"l2"``, of the scaled row); ``vector`` (t, d), its mean. Strongest first.
+        The 10,000 sets most often active together are looked at.
 
     Raises
     ------

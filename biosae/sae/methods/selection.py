@@ -1,4 +1,4 @@
-"""Which latents of linear pre-activations are active, for methods that work with any rule: topk, batchtopk, jumprelu."""
+"""Which latents of linear pre-activations are active, for methods that leave it open: topk, batchtopk or jumprelu."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Shell(types.ModuleType):
 
 
 def module(name: str, folder: str, *, stand_ins: tuple[str, ...] = ()) -> types.ModuleType:
-    """Module ``name`` from the sources under ``folder``; ``stand_ins`` are packages it imports but does not need here."""
+    """Module ``name`` from the sources under ``folder``; ``stand_ins``: packages it imports but does not need here."""
     sys.meta_path.insert(0, StandIns(stand_ins))
     sys.path.insert(0, folder)
     parts = name.split(".")[:-1]

@@ -3,9 +3,9 @@
     python decoders.py --polysae FOLDER --vsae FOLDER --overcomplete FOLDER --saelens FOLDER
 
 Folders hold the packages: ``sae_lens`` of github.com/pakoromilas/PolySAE (7cf6ead), ``dictionary_learning`` of
-github.com/ZachData/SPAR-Variational-Sparse-Autoencoders (ad03f7a), ``overcomplete`` 0.3.0 and ``sae_lens`` 6.54.12 from
-PyPI. Each is run in a process of its own, since two of them have one name. Writes ``decoders.npz``: weights and rows that
-we drew, and what came out, float32 (gradients too where a loss is differentiated). torch 2.15, CPU, one thread.
+github.com/ZachData/SPAR-Variational-Sparse-Autoencoders (ad03f7a), ``overcomplete`` 0.3.0 and ``sae_lens`` 6.54.12
+from PyPI. Each is run in a process of its own, since two have one name. Writes ``decoders.npz``: weights and rows
+that we drew, and what came out, float32 (gradients too where a loss is differentiated). torch 2.15, CPU, one thread.
 """
 
 from __future__ import annotations
@@ -20,16 +20,9 @@ import numpy as np
 import torch
 from _peers import module
 
-LANGUAGE = (
-    "transformer_lens",
-    "datasets",
-    "transformers",
-    "wandb",
-    "nnsight",
-    "einops",
-    "simple_parsing",
-    "sae_lens.loading",
-)
+NEEDLESS = (
+    "transformer_lens", "datasets", "transformers", "wandb", "nnsight", "einops", "simple_parsing", "sae_lens.loading",
+)  # fmt: skip
 N, D, M, K = 12, 6, 16, 3
 
 
@@ -38,7 +31,7 @@ def drawn(*shape: int, seed: int) -> torch.Tensor:
 
 
 def polysae(folder: str) -> dict[str, torch.Tensor]:
-    peer = module("sae_lens.saes.polysae", folder, stand_ins=LANGUAGE)
+    peer = module("sae_lens.saes.polysae", folder, stand_ins=NEEDLESS)
 
     class Decoder(peer.PolyDecoderMixin, torch.nn.Module):
         pass
@@ -71,7 +64,7 @@ def polysae(folder: str) -> dict[str, torch.Tensor]:
 
 def vsae(folder: str) -> dict[str, torch.Tensor]:
     peer = module(
-        "dictionary_learning.trainers.vsae_topk", folder, stand_ins=LANGUAGE
+        "dictionary_learning.trainers.vsae_topk", folder, stand_ins=NEEDLESS
     )  # fmt: skip
     found = {"x": drawn(N, D, seed=10)}
     for learned in (False, True):
@@ -127,7 +120,7 @@ def overcomplete(folder: str) -> dict[str, torch.Tensor]:
 
 
 def saelens(folder: str) -> dict[str, torch.Tensor]:
-    peer = module("sae_lens.saes.matching_pursuit_sae", folder, stand_ins=LANGUAGE)
+    peer = module("sae_lens.saes.matching_pursuit_sae", folder, stand_ins=NEEDLESS)
     found = {"x": drawn(N, D, seed=30)}
     atoms = torch.nn.functional.normalize(drawn(M, D, seed=31), dim=1).requires_grad_()
     found["atoms"] = atoms.detach()
