@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from biosae.errors import InputError
+from biosae.sae import SAE, load
 from biosae.sae.methods.archetypal import (
     Archetypal,
     ArchetypalOptions,
@@ -22,6 +23,7 @@ from biosae.sae.methods.archetypal import (
     stochastic,
 )
 from biosae.sae.methods.base import Now
+from biosae.sae.synthetic import planted
 
 REFERENCE = Path(__file__).parent / "reference" / "methods" / "decoders.npz"
 
@@ -70,7 +72,7 @@ def test_strict_atoms_lie_in_the_hull_after_training() -> None:
         model.loss(rows, Now(k=2)).total.backward()
         optimiser.step()
         model.constrain_(generator)
-    assert float((model.atoms() - start).norm()) > 0.1
+    assert float((model.atoms().detach() - start).norm()) > 0.1
     for atom in model.atoms().detach().numpy():
         equal = np.r_[model.points.numpy().T, np.ones((1, 8))]
         found = scipy.optimize.linprog(np.zeros(8), A_eq=equal, b_eq=np.r_[atom, 1], bounds=(0, None))
@@ -151,3 +153,31 @@ def test_settings_are_checked() -> None:
     for wrong in ({"delta": -1.0}, {"points": 0}, {"activation": "softmax"}):
         with pytest.raises(InputError):
             made(2, 3, **wrong)
+
+
+def matched(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean cosine of atoms matched one to one: the stability of Fel et al."""
+    one, other = (D / np.linalg.norm(D, axis=1, keepdims=True) for D in (one, other))
+    cosines = one @ other.T
+    return float(cosines[scipy.optimize.linear_sum_assignment(-cosines)].mean())
+
+
+def test_stability_of_a_reordered_copy_is_one() -> None:
+    D = drawn(0, 9, 4).numpy()
+    assert matched(D, 3 * D[::-1]) == pytest.approx(1, abs=1e-6)
+
+
+def test_fitted_saved_and_opened(tmp_path: Path) -> None:
+    X = planted("sparse", n_rows=1500, d=12, n_atoms=24, k=3, random_state=1).rows
+    for name in ("archetypal", "relaxed_archetypal"):
+        sae = SAE(name, n_latents=24, k=3, n_steps=60, random_state=0, device="cpu").fit(X)
+        mixture = sae._model.mixture.numpy()
+        assert (mixture >= 0).all() and np.allclose(mixture.sum(1), 1, atol=1e-5)
+        if name == "archetypal":
+            factor = float(sae._model.log_factor.exp())
+            assert np.allclose(sae._model.atoms().numpy(), factor * mixture @ sae._model.points.numpy(), atol=1e-5)
+        else:
+            assert float(sae._model.relax.norm(dim=1).max()) <= 1 + 1e-5
+        sae.save(tmp_path / name)
+        again = load(tmp_path / name)
+        assert (again.codes(X) != sae.codes(X)).nnz == 0 and np.array_equal(again.decoder_, sae.decoder_)

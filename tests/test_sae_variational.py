@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from biosae.errors import InputError
-from biosae.sae import activations, objectives
+from biosae.sae import SAE, activations, objectives
 from biosae.sae.methods.base import Now
 from biosae.sae.methods.variational import Variational, VariationalOptions, kl_per_row
+from biosae.sae.synthetic import planted, recovery
 
 REFERENCE = Path(__file__).parent / "reference" / "methods" / "decoders.npz"
 
@@ -142,3 +143,24 @@ def test_settings_are_checked() -> None:
     for wrong in ({"variance": "free"}, {"kl": -1}, {"atom_norm": 0}):
         with pytest.raises(InputError):
             VariationalOptions(**wrong).check()
+
+
+@pytest.mark.slow
+def test_it_is_no_better_than_topk() -> None:
+    """The negative result of Baker and Li, on planted rows, two seeds: docs/methods/variational.md."""
+    variants = {"topk": None, "fixed": {}, "learned": {"variance": "learned"}, "strong": {"kl": 1.0}}
+    errors, cosines = {name: [] for name in variants}, {name: [] for name in variants}
+    for seed in range(2):
+        found = planted("sparse", n_rows=4096, d=16, n_atoms=32, k=3, random_state=5 + seed)
+        for name, options in variants.items():
+            kind = "topk" if options is None else "variational"
+            sae = SAE(
+                kind, n_latents=32, k=3, n_steps=600, batch_size=256, random_state=seed, options=options, device="cpu"
+            ).fit(found.rows)
+            errors[name].append(sae.metrics_["fvu_val"])
+            cosines[name].append(recovery(sae.decoder_, found.atoms)["mean_max_cosine"])
+    error, cosine = ({name: np.mean(v) for name, v in of.items()} for of in (errors, cosines))
+    for name in ("fixed", "learned", "strong"):
+        assert error[name] > error["topk"]
+        assert cosine[name] < cosine["topk"] + 0.01
+    assert error["strong"] > 2 * error["topk"]
