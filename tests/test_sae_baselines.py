@@ -113,7 +113,7 @@ def test_nmf_codes_are_at_least_as_good_as_those_of_scikit_learn():
 
 def test_nmf_says_what_to_do_with_negative_values():
     X = rows().rows
-    with pytest.raises(InputError, match="shift.*rectify"):
+    with pytest.raises(InputError, match=r"shift.*rectify"):
         Baseline("nmf", M).fit(X)
     shifted = Baseline("nmf", M, negative="shift", validation=0, random_state=0).fit(X)
     np.testing.assert_array_equal(shifted.bias_, X.min(0))

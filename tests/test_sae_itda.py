@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 import biosae as bs
 from biosae.errors import InputError
-from biosae.sae import SAE, planted
+from biosae.sae import SAE, planted, recovery
 from biosae.sae.itda import ITDA, Dictionary, jaccard
 
 REFERENCE = Path(__file__).parent / "reference" / "methods" / "itda.npz"
@@ -266,12 +267,33 @@ def test_the_same_seed_gives_the_same_atoms_and_wrong_settings_are_named():
 # ------------------------------------------------------------------------------------------------------- the claim
 
 
+def test_a_common_offset_hides_the_errors_unless_rows_are_centred():
+    """The error of a row is about its angle, which an offset makes small for every row."""
+    made = planted("offset", n_rows=2000, d=16, n_atoms=32, k=3, random_state=0)
+    none, centre = (ITDA(200, 4, normalise=n, random_state=0).fit(made.rows) for n in ("none", "centre"))
+    assert none.n_latents_ < 30 < centre.n_latents_ == 200
+    assert centre.evaluate(made.rows)["fvu"] < 0.5 * none.evaluate(made.rows)["fvu"]
+
+
 @pytest.mark.slow
 def test_one_per_cent_of_the_rows_against_an_sae_of_all():
-    """The paper: about 1 % of the data gives nearly the reconstruction of an SAE."""
-    X = planted("sparse", n_rows=40_000, d=32, n_atoms=64, k=4, noise=0.01, random_state=0).rows
-    test = planted("sparse", n_rows=44_000, d=32, n_atoms=64, k=4, noise=0.01, random_state=0).rows[40_000:]
-    sae = SAE(n_latents=128, k=8, random_state=0).fit(X)
-    few = ITDA(128, 8, random_state=0).fit(X[:400])
-    every = ITDA(128, 8, random_state=0).fit(X)
-    print({name: round(m.evaluate(test)["fvu"], 4) for name, m in (("sae", sae), ("itda 1 %", few), ("itda", every))})
+    """Of the paper's claim (about 1 % of the data and time, nearly the reconstruction of an SAE) the first half holds.
+
+    At equal size and k the error is about twice that of the SAE, with 1 % of the rows as with all of them; only many
+    more atoms bring it below. Atoms are rows, that is mixtures: the planted directions are not found.
+    """
+    made = planted("sparse", n_rows=22_000, d=32, n_atoms=64, k=4, noise=0.01, random_state=0)
+    X, test = made.rows[:20_000], made.rows[20_000:]
+    began = time.perf_counter()
+    sae = SAE(n_latents=128, k=8, n_steps=600, batch_size=1024, random_state=0).fit(X)
+    trained = time.perf_counter()
+    few = ITDA(128, 8, random_state=0).fit(X[:200])
+    chosen = time.perf_counter() - trained
+    assert chosen < 0.05 * (trained - began)
+    every, large = (ITDA(m, 8, tau=0.02 / 32, random_state=0).fit(X) for m in (128, 1000))
+    fvu = {name: m.evaluate(test)["fvu"] for name, m in zip(("sae", "few", "every", "large"), (sae, few, every, large))}
+    assert 1.5 * fvu["sae"] < fvu["few"] < 2.5 * fvu["sae"]
+    assert 0.8 < fvu["few"] / fvu["every"] < 1.2
+    assert fvu["large"] < fvu["sae"]
+    found = {name: recovery(m.decoder_, made.atoms, signed=True) for name, m in (("sae", sae), ("itda", every))}
+    assert found["sae"]["share_found"] > 0.9 > 0.1 > found["itda"]["share_found"]

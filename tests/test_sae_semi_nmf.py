@@ -140,6 +140,18 @@ def test_codes_are_the_minimum_of_non_negative_least_squares(d, m, seed):
     np.testing.assert_allclose(error, best, atol=1e-4)
 
 
+@pytest.mark.parametrize(("d", "m"), [(40, 30), (5, 40)])
+def test_codes_with_many_active_or_dependent_atoms(d, m):
+    rng = np.random.default_rng(0)
+    atoms = (rng.standard_normal((m, d)) + 1).astype(np.float32)
+    atoms[1] = atoms[0]
+    x = np.concatenate([rng.random((10, m)) @ atoms, rng.standard_normal((10, d)), atoms[:2]]).astype(np.float32)
+    z = nonnegative_codes(x, atoms, None).toarray()
+    best = [scipy.optimize.nnls(atoms.T.astype(np.float64), row.astype(np.float64))[1] for row in x]
+    np.testing.assert_allclose(np.linalg.norm(x - z @ atoms, axis=1), best, atol=1e-4 * np.abs(x).max())
+    assert (z >= 0).all() and np.isfinite(z).all()
+
+
 def test_codes_of_orthogonal_atoms_are_the_positive_parts():
     x = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
     np.testing.assert_allclose(
