@@ -10,7 +10,9 @@ import torch
 
 from biosae.errors import InputError
 from biosae.sae import SAE, activations, objectives
+from biosae.sae.methods.abstopk import AbsTopK
 from biosae.sae.methods.base import Now
+from biosae.sae.methods.gated import Gated
 from biosae.sae.methods.plain import (
     BatchTopK,
     BatchTopKOptions,
@@ -24,6 +26,7 @@ from biosae.sae.methods.plain import (
     TopKOptions,
     random_ends,
 )
+from biosae.sae.methods.threshold import Threshold
 from biosae.sae.model import SparseAutoencoder
 from biosae.sae.step import Wanted, dense
 from biosae.sae.synthetic import planted
@@ -321,6 +324,60 @@ def test_levels_must_fit_the_dictionary():
         Matryoshka(D, M, k=K, options=MatryoshkaOptions(prefixes=(0.5, 1), level_k=(1, 2)))
 
 
+FORMS = [
+    (Relu, {"norm": "atoms"}),
+    (Relu, {"tied": True, "norm": "atoms"}),
+    (JumpRelu, {"penalty": "l0"}),
+    (JumpRelu, {"penalty": "tanh", "norm": "atoms"}),
+    (TopK, {"multi": 4}),
+    (TopK, {"tied": True, "encoder_bias": False, "pre_bias": False}),
+    (BatchTopK, {"shrink": True}),
+    (Matryoshka, {"prefixes": "random", "bias_term": True}),
+    (Matryoshka, {"prefixes": (0.5, 1.0), "level_k": (1, 3)}),
+    (Gated, {}),
+    (AbsTopK, {}),
+    (Threshold, {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), FORMS, ids=lambda v: getattr(v, "__name__", str(v)))
+@pytest.mark.parametrize("m", [2, 9])
+def test_no_form_meets_a_number_that_is_not_finite(kind, options, m):
+    """Zero rows, equal rows, one row, more latents wanted than there are, fewer latents than features, all dead."""
+    d, k = 4, 3
+    try:
+        method = kind(d, m, k=k, options=kind.Options(**options))
+    except InputError:
+        assert options.get("level_k") and m == 2
+        return
+    g = torch.Generator().manual_seed(0)
+    for rows in (torch.zeros(5, d), torch.ones(5, d), torch.randn(1, d, generator=g), torch.randn(6, d, generator=g)):
+        method.initialise(rows, atoms="data", scale="least_squares", generator=g)
+        method.zero_grad()
+        now = Now(k=k, dead=torch.arange(m), aux_k=5, aux_alpha=0.1, generator=g)
+        loss = method.loss(rows, now)
+        loss.total.backward()
+        method.complete_(rows, g)
+        z = method.encode(rows).detach()
+        for value in (loss.total, loss.residual, z, method.decode(z), *(p.grad for p in method.parameters())):
+            assert torch.isfinite(value).all()
+        for i, row in enumerate(rows):
+            torch.testing.assert_close(method.encode(row[None])[0].detach(), z[i])
+
+
+@pytest.mark.parametrize(("kind", "options"), FORMS, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_float64_agrees(kind, options):
+    method = kind(D, M, k=K, options=kind.Options(**options))
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(20, D, generator=g)
+    method.initialise(x, atoms="data", scale="probes", generator=g)
+    losses = []
+    for dtype in (torch.float32, torch.float64):
+        now = Now(k=K, generator=torch.Generator().manual_seed(2))
+        losses.append(float(method.to(dtype).loss(x.to(dtype), now).total.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 # ------------------------------------------------------------------------------------------------------ the estimator
 
 FEW = {"n_latents": 24, "k": 3, "n_steps": 40, "validation": 0.0, "random_state": 0, "device": "cpu"}
@@ -351,6 +408,22 @@ def test_option_forms_fit_save_and_code_row_by_row(name, options, rows, tmp_path
     assert again.get_params()["architecture"] == name
     norms = np.linalg.norm(sae.decoder_, axis=1)
     assert (np.abs(norms - 1).max() < 1e-5) == (options.get("norm", "unit") == "unit")
+
+
+def test_random_prefixes_go_on_bit_for_bit_after_an_interrupt(rows, tmp_path):
+    """The generator that draws them is part of the state."""
+    settings = {"options": {"prefixes": "random"}, **FEW, "checkpoint": str(tmp_path), "checkpoint_every": 10}
+
+    def stop(step, numbers):
+        if step == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SAE("matryoshka", callbacks=(stop,), **settings).fit(rows)
+    resumed = SAE("matryoshka", **settings).fit(rows)
+    whole = SAE("matryoshka", options={"prefixes": "random"}, **FEW).fit(rows)
+    np.testing.assert_array_equal(resumed.decoder_, whole.decoder_)
+    assert len(resumed.history_) == len(whole.history_)
 
 
 def test_shrink_can_be_switched_on_a_fitted_model(rows):

@@ -15,7 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Goal to what differs from the defaults; the measurements are in docs/methods/choosing.md."""
 RELEASED: dict[str, dict[str, Any]] = {
     "histoscope": {
-        "architecture": "topk", "k": 250, "options": {"tied": True, "encoder_bias": False, "norm": "atoms"},
+        "architecture": "topk_signed", "k": 250, "options": {"tied": True, "encoder_bias": False, "norm": "atoms"},
         "normalise": "standardise", "batch_size": 32, "max_epochs": 2, "learning_rate": 1e-4, "warmup": 0.0,
         "decay": 0.0, "clip_norm": None, "aux_k": 0,
     },
