@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biosae.errors import FormatError, InputError, nearest
+from biosae.errors import BiosaeError, FormatError, InputError, nearest
 from biosae.sae.estimator import SAE
 from biosae.sae.interchange import weights as common
 from biosae.sae.interchange.files import pickle_of
@@ -85,7 +86,16 @@ def read(path: str | os.PathLike, *, format: str = "auto", device: str = "auto",
         if name not in FORMATS[format].takes:
             takes = ", ".join(FORMATS[format].takes) or "no such argument"
             raise InputError(f"read(..., format={format!r}) does not take {name!r}; it takes {takes}")
-    weights = _module(format).read(path, **missing)
+        _check(name, missing[name])
+    try:
+        weights = _module(format).read(path, **missing)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        if isinstance(error, BiosaeError):
+            raise
+        raise FormatError(
+            f"{path} is not as {format} writes it: a value has the wrong type ({error}); the file is damaged or not of "
+            "this format"
+        ) from error
     return common.build(weights, device=device)
 
 
@@ -116,6 +126,14 @@ def write(sae: SAE, folder: str | os.PathLike, *, format: str) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _module(format).write(weights, folder)
+
+
+def _check(name: str, value: Any) -> None:
+    """Raise ``InputError`` for an argument in place of what a file lacks that makes no sense."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    good = {"k": isinstance(value, int) and number and value >= 1, "architecture": isinstance(value, str)}
+    if value is not None and not good.get(name, number):
+        raise InputError(f"{name}={value!r} makes no sense: k is a whole number >= 1, threshold and scale are numbers")
 
 
 def detect(path: Path) -> str:
