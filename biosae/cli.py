@@ -179,29 +179,38 @@ def embed(
 def train(
     embeddings: Annotated[Path, typer.Argument(help="Embeddings folder.")],
     out: Out,
-    architecture: Annotated[str, typer.Option(help="topk, batchtopk, matryoshka, jumprelu or relu.")] = "topk",
+    architecture: Annotated[
+        str, typer.Option(help="topk, batchtopk, relu, gated, gba ..., or itda, pca ...: docs/methods/index.md.")
+    ] = "topk",
     n_latents: Annotated[int | None, typer.Option(help="Latents (default: chosen by the data).")] = None,
     k: Annotated[int | None, typer.Option(help="Active latents a row (default: chosen by the width).")] = None,
     n_steps: Annotated[int | None, typer.Option(help="Training steps (default: about 60 passes).")] = None,
     split: Annotated[str | None, typer.Option(help="Fit on this split only.")] = None,
     parallel: Annotated[str | None, typer.Option(help="Under torchrun, shared are: data or latents.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="Further setting, e.g. --option l1=0.1 (repeatable).")
+    ] = None,
     random_state: Seed = 0,
 ) -> None:
-    """Fit a sparse autoencoder to an embeddings folder; started again after a kill, it goes on."""
+    """Fit a sparse autoencoder (or what it is compared with) to an embeddings folder.
+
+    Started again after a kill, it goes on.
+    """
     from biosae.embeddings.store import Embeddings
     from biosae.pipeline.inputs import in_split
-    from biosae.sae import SAE
     from biosae.sae.distributed import writes
+    from biosae.sae.named import named
 
     emb = Embeddings.open(embeddings)
     if split is not None:
         emb = emb.select(in_split(emb.obs, split))
     unfinished = out / "unfinished"
-    sae = SAE(
-        architecture, n_latents=n_latents, k=k, n_steps=n_steps, random_state=random_state, checkpoint=str(unfinished),
-        parallel=parallel,
-    ).fit(emb)  # fmt: skip
-    sae.save(out)
+    given = {"n_latents": n_latents, "k": k, "n_steps": n_steps, "parallel": parallel}
+    given = {name: value for name, value in given.items() if value is not None}
+    sae = named(architecture, random_state=random_state, **given, **dict(_assignment(text) for text in option or []))
+    if "checkpoint" in sae.names():
+        sae.set_params(checkpoint=str(unfinished))
+    sae.fit(emb).save(out)
     if not writes(parallel):
         return
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -100,7 +100,7 @@ class EncoderConfig(_Section):
 
 
 class SAEConfigSection(_Section):
-    """``[sae]``: arguments of :class:`biosae.sae.SAE`, and the rows it may learn from."""
+    """``[sae]``: a method by name (:func:`biosae.sae.named.named`), its settings, and the rows it may learn from."""
 
     architecture: str = "topk"
     n_latents: int | None = None

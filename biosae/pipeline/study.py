@@ -203,7 +203,7 @@ class Study:
 
     def _train(self, view: View) -> None:
         from biosae.embeddings.store import Embeddings
-        from biosae.sae import SAE
+        from biosae.sae.named import named
 
         c = self.config.sae
         emb = Embeddings.open(self.folder / view.embeddings)
@@ -214,8 +214,9 @@ class Study:
         # a training that was killed goes on from its own state; one with other settings or rows has another folder
         kind = hash_json([c.model_dump(), seed, emb.fingerprint, list(emb.obs.index)])[:12]
         unfinished = folder / f"unfinished-{kind}"
-        options = {"checkpoint": str(unfinished), **c.options}
-        sae = SAE(c.architecture, n_latents=c.n_latents, k=c.k, random_state=seed, **options)
+        sae = named(c.architecture, n_latents=c.n_latents, k=c.k, random_state=seed, **c.options)
+        if "checkpoint" in sae.names() and sae.checkpoint is None:
+            sae.set_params(checkpoint=str(unfinished))
         sae.fit(emb).save(folder)
         for state in folder.glob("unfinished-*"):
             shutil.rmtree(state)

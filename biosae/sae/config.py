@@ -18,6 +18,8 @@ SPARSE_STEP_ONLY = {
 }  # fmt: skip
 """Settings that only the sparse step reads, and the options that stand for them elsewhere."""
 BACKENDS = ("auto", "numba", "torch", "triton", "dense")
+BUILT_IN = ("l1", "l0_weight", "bandwidth", "threshold", "prefixes")
+"""Settings of the sparse step; methods have options of their own instead."""
 DECODER_INITS = ("data", "random")
 ENCODER_INITS = ("least_squares", "probes")
 FEW_PASSES = 20
@@ -212,6 +214,13 @@ class SAEConfig(Settings):
             raise InputError("early_stopping=True needs held-out rows: set validation above 0")
         if self.is_method:
             options_of(self.architecture, self.options)
+            for setting in fields(SAEConfig):
+                value = getattr(self, setting.name)
+                if setting.name in BUILT_IN and value != setting.default:
+                    raise InputError(
+                        f"{setting.name}={value!r} belongs to a built-in architecture without options; here give it in "
+                        "options, by the name that the page of the architecture says"
+                    )
             for name, option in SPARSE_STEP_ONLY.items():
                 if getattr(self, name) != SAEConfig.__dataclass_fields__[name].default:
                     raise InputError(
