@@ -227,15 +227,15 @@ def error_report(
         target = np.square(part).sum(1) ** (norm_power / 2)
         return linear_fit(predictor, target, held=out, intercept=norm_intercept, rcond=rcond).r2
 
-    spread, total = np.square(x[out] - x[out].mean(0)).sum(), np.square(x[out]).sum()
-    left, before = np.square((e - linear)[out]).sum(), square[out].sum()
+    spread, total = float(np.square(x[out] - x[out].mean(0)).sum()), float(np.square(x[out]).sum())
+    left, before = float(np.square((e - linear)[out]).sum()), float(square[out].sum())
     return ErrorReport(
         n_fit=int((~out).sum()),
         n_evaluated=int(out.sum()),
         by=held.by,
         fvu=fvu(before, spread, total),
         fvu_nonlinear=fvu(left, spread, total),
-        linear_share=float(1 - left / before) if before > 0 else float("nan"),
+        linear_share=1 - left / before if before > 0 else float("nan"),
         r2_vec=vector.r2,
         r2_vec_pooled=vector.r2_pooled,
         r2_norm={name: norm_r2(x, part) for name, part in parts.items()},
