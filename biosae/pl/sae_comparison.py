@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+COLOURS = [colour for colour in style.COLOURS if colour != style.PALETTE["yellow"]]  # too pale for thin lines
 MARKERS = "osD^vP*X"
 PANELS = (
     ("dead_share", None, "dead latents"),
@@ -56,7 +57,7 @@ def sae_comparison(table: pd.DataFrame, *, fig: Figure | None = None) -> Figure:
     fits["name"] = _names(fits)
     table = table.assign(name=_names(table))
     order = fits.groupby("name")["fvu_val"].mean().sort_values(kind="stable").index.tolist()
-    looks = {name: (style.COLOURS[i % 8], MARKERS[(i + i // 8) % 8]) for i, name in enumerate(sorted(order))}
+    looks = {name: (COLOURS[i % 7], MARKERS[(i + i // 7) % 8]) for i, name in enumerate(sorted(order))}
     panels = [panel for panel in PANELS if panel[0] in fits and fits[panel[0]].notna().any()]
     height = max(2.6, 0.9 + 0.17 * len(order))
     with style.paper():
@@ -88,7 +89,10 @@ def _size(number: int, of: int) -> float:
 
 
 def _curve(ax: Axes, fits: pd.DataFrame, order: list[str], looks: dict[str, tuple[str, str]]) -> None:
+    from matplotlib.ticker import LogLocator
+
     top = min(1.0, 1.08 * float(fits["fvu_val"].max()))
+    low = float(fits["fvu_val"].clip(lower=1e-6).min())
     for name in order:
         colour, marker = looks[name]
         groups = _means(fits, name)
@@ -107,7 +111,12 @@ def _curve(ax: Axes, fits: pd.DataFrame, order: list[str], looks: dict[str, tupl
     if l0.max() > 4 * l0.min():
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.set_ylim(0, top)
+    if top > 4 * low:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_formatter("")
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.set_ylim(0.9 * low if top > 4 * low else 0, top)
     ax.set_xlabel("active latents a row (L0, held out)")
     ax.set_ylabel("variance unexplained (FVU, held out)")
 

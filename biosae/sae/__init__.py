@@ -7,6 +7,7 @@ from biosae.sae.agreement import Stability, stability
 from biosae.sae.alignment import Alignment
 from biosae.sae.baselines import Baseline
 from biosae.sae.coder import Coder, load
+from biosae.sae.compare import compare
 from biosae.sae.config import SAEConfig
 from biosae.sae.estimator import SAE
 from biosae.sae.fitting import fit_many
@@ -36,6 +37,7 @@ __all__ = [
     "Stability",
     "analysis",
     "best_samples",
+    "compare",
     "cross_modal_weights",
     "density_histogram",
     "downstream_gradient",
