@@ -13,10 +13,6 @@ from biosae.sae.normalise import MODES
 
 ARCHITECTURES = ("relu", "topk", "batchtopk", "matryoshka", "jumprelu")
 """Those with a sparse training step; the others are in :data:`biosae.sae.methods.METHODS`."""
-SPARSE_STEP_ONLY = {
-    "l1": "l1", "l0_weight": "weight", "bandwidth": "bandwidth", "threshold": "threshold", "prefixes": "prefixes",
-}  # fmt: skip
-"""Settings that only the sparse step reads, and the options that stand for them elsewhere."""
 BACKENDS = ("auto", "numba", "torch", "triton", "dense")
 BUILT_IN = ("l1", "l0_weight", "bandwidth", "threshold", "prefixes")
 """Settings of the sparse step; methods have options of their own instead."""
@@ -220,12 +216,6 @@ class SAEConfig(Settings):
                     raise InputError(
                         f"{setting.name}={value!r} belongs to a built-in architecture without options; here give it in "
                         "options, by the name that the page of the architecture says"
-                    )
-            for name, option in SPARSE_STEP_ONLY.items():
-                if getattr(self, name) != SAEConfig.__dataclass_fields__[name].default:
-                    raise InputError(
-                        f"{name}={getattr(self, name)!r} is for the built-in architectures without options; here it is "
-                        f"an option: options={{{option!r}: ...}}, where {self.architecture!r} has it"
                     )
         if self.warmup + self.decay > 1:
             raise InputError(f"warmup + decay = {self.warmup + self.decay} exceeds 1: no steps are left between them")
