@@ -210,3 +210,26 @@ def test_tables_of_two_widths_and_missing_partners_are_refused_with_the_remedy()
     for wrong in ({"mask": 1.0}, {"group_weight": -1.0}):
         with pytest.raises(InputError):
             Options(**wrong).check()
+
+
+def test_rows_without_a_partner_are_nan_and_still_teach_and_codes_survive_saving(tmp_path):
+    rng = np.random.default_rng(0)
+    sources = rng.gamma(2, 1, (600, 10)) * (rng.random((600, 10)) < 0.2)
+    X, Y = (np.float32(sources @ rng.normal(size=(10, 12)) + 1) for _ in range(2))
+    lonely_x, lonely_y = X.copy(), Y.copy()
+    lonely_y[:200], lonely_x[400:] = np.nan, np.nan
+    settings = {"n_latents": 32, "k": 4, "n_steps": 60, "random_state": 0, "validation": 0.0}
+    sae = bs.sae.SAE("group_sparse", **settings).fit(lonely_x, partner=lonely_y)
+    assert sae.metrics_["n_rows"] == 400  # rows that have the first modality
+    assert sae.evaluate(X)["fvu"] < 0.5
+    assert sae.evaluate(Y, table=1)["fvu"] < 0.5
+    sae.save(tmp_path)
+    again = bs.sae.load(tmp_path)
+    for table, rows in enumerate((X, Y)):
+        Z = sae.codes(rows, table=table)
+        assert (again.codes(rows, table=table) != Z).nnz == 0
+        assert (sae.codes(rows[5:6], table=table) != Z[5]).nnz == 0
+        assert np.array_equal(again.inverse_transform(Z, table=table), sae.inverse_transform(Z, table=table))
+    lonely_y[450] = np.nan
+    with pytest.raises(InputError, match="neither modality"):
+        bs.sae.SAE("group_sparse", **settings).fit(lonely_x, partner=lonely_y)
