@@ -14,7 +14,9 @@ from biosae.sae.fitting import fit_many
 from biosae.sae.interchange import read, write
 from biosae.sae.itda import ITDA, jaccard
 from biosae.sae.methods.afa import eps_lbo
+from biosae.sae.methods.archetypal import archetypes
 from biosae.sae.methods.gsae import downstream_gradient
+from biosae.sae.methods.poly import interactions, latent_effect
 from biosae.sae.metrics import density_histogram
 from biosae.sae.modalities import modality_score, multimodal_monosemanticity, zero_shot_scores
 from biosae.sae.presets import preset
@@ -36,6 +38,7 @@ __all__ = [
     "SemiNMF",
     "Stability",
     "analysis",
+    "archetypes",
     "best_samples",
     "compare",
     "cross_modal_weights",
@@ -46,7 +49,9 @@ __all__ = [
     "gradient_pursuit",
     "hierarchy",
     "instance_mse",
+    "interactions",
     "jaccard",
+    "latent_effect",
     "load",
     "matching_pursuit",
     "modality_score",

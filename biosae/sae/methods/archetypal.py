@@ -6,8 +6,10 @@ Fel et al. 2025, arXiv 2502.12892.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
+import scipy.sparse
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -81,6 +83,7 @@ class Archetypal(Selecting):
             self.log_factor = nn.Parameter(torch.zeros(1))
         self.b_dec = nn.Parameter(torch.zeros(d))
         self.register_buffer("points", torch.zeros(p, d))
+        self.register_buffer("centre", torch.zeros(d))
         self.make_threshold()
 
     def atoms(self, *, table: int = 0) -> torch.Tensor:
@@ -120,6 +123,7 @@ class Archetypal(Selecting):
         bias = geometric_median(rows)
         self.b_dec.copy_(bias)
         m, p = self.mixture.shape
+        self.centre.copy_(bias)
         self.points.copy_(centroids(rows, p) - bias)
         first = min(m, p) if atoms == "data" else 0
         self.mixture[:first] = torch.eye(m, p)[:first]
@@ -139,6 +143,33 @@ class StrictArchetypal(Archetypal):
     """The same with delta = 0: atoms are mixtures of points, times one factor."""
 
     Options: ClassVar[type] = ArchetypalOptions
+
+
+def archetypes(sae: Any) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
+    """Of what each atom of a fitted archetypal SAE is mixed.
+
+    Parameters
+    ----------
+    sae
+        Fitted ``SAE("archetypal")`` or ``SAE("relaxed_archetypal")``.
+
+    Returns
+    -------
+    weights : csr_matrix (m, p)
+        Share of each point in the mixture of each latent; rows sum to 1.
+    points : ndarray (p, d), float32
+        The k-means centroids, in the space of the embedding.
+
+    Raises
+    ------
+    InputError
+        If the SAE is of another architecture.
+    """
+    model = getattr(sae, "_model", None)
+    if not isinstance(model, Archetypal):
+        raise InputError("archetypes are those of a fitted SAE('archetypal') or SAE('relaxed_archetypal')")
+    points = (model.points + model.centre).cpu().numpy()
+    return scipy.sparse.csr_matrix(model.mixture.detach().cpu().numpy()), sae._raw(points, 0)
 
 
 @torch.no_grad()

@@ -298,7 +298,7 @@ def _together(codes: scipy.sparse.csr_matrix, order: int, min_rows: int) -> np.n
     return np.concatenate(found).astype(np.int64)[order_of]
 
 
-def without(coder: Any, Z: Any, latent: int) -> np.ndarray:
+def latent_effect(coder: Any, Z: Any, latent: int) -> np.ndarray:
     """What a latent does in each row: x_hat(z) - x_hat(z without it), float32 (n, d).
 
     With a polynomial decoder this depends on the latents beside it; with a linear one it is z_j times the atom.
