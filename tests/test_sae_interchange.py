@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
@@ -112,6 +113,19 @@ def test_a_read_sae_survives_our_own_folder(case, tmp_path):
         np.testing.assert_array_equal(one, two)
     assert again.provenance_ == json.loads(json.dumps(sae.provenance_))
     assert np.isfinite(again.evaluate(x)["fvu"])
+
+
+def test_a_read_sae_is_like_any_other(tmp_path):
+    sae, x = opened("saelens/topk"), np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    assert bs.sae.stability([sae, opened("saelens/jumprelu")]).n_dead == (0, 0)
+    latents = bs.encode(sae, bs.Embeddings.from_array(x))
+    np.testing.assert_allclose(latents.X.toarray(), sae.codes(x).toarray())
+    for twin in (pickle.loads(pickle.dumps(sae)), copy.deepcopy(sae)):  # noqa: S301 our own bytes
+        np.testing.assert_array_equal(twin.codes(x).toarray(), sae.codes(x).toarray())
+    before = sae.evaluate(x)["fvu"]
+    for _ in range(5):  # training goes on from the weights that were read
+        sae.partial_fit(x)
+    assert sae.evaluate(x)["fvu"] < before and np.isfinite(sae.density_).all()
 
 
 def test_versions_and_licences_are_kept(tmp_path):

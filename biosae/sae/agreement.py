@@ -285,7 +285,8 @@ def _dictionary(model: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
     if decoder.ndim != 2 or not decoder.size or not np.isfinite(decoder).all():
         raise InputError(f"decoder {number} must be a finite table (latents, features), found shape {decoder.shape}")
     density = getattr(model, "density_", None)
-    live = np.ones(len(decoder), bool) if density is None else np.asarray(density) > 0
+    # NaN where the rows of training are unknown, as for models of other libraries: taken for alive
+    live = np.ones(len(decoder), bool) if density is None else ~(np.asarray(density) <= 0)
     if not live.any():
         raise InputError(f"model {number} has no live latent: none was active in a training row; fit it again")
     norms = np.linalg.norm(decoder, axis=1)

@@ -26,7 +26,8 @@ MISSING = {
     "overcomplete/relu": {"architecture": "relu"}, "overcomplete/batchtopk": {"threshold": 0.4},
     "overcomplete/matching_pursuit": {"architecture": "mp", "k": 4},
     "overcomplete/orthogonal_matching_pursuit": {"architecture": "omp", "k": 4},
-    "overcomplete/jumprelu": {}, "overcomplete/archetypal_jumprelu": {}, "histoscope/batchtopk_tied": {"threshold": 0.1},
+    "overcomplete/jumprelu": {}, "overcomplete/archetypal_jumprelu": {},
+    "histoscope/batchtopk_tied": {"threshold": 0.1},
 }  # fmt: skip
 
 
