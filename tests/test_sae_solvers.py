@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.sparse
+import sklearn.base
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -358,6 +359,28 @@ def test_encode_works_with_a_pursuit(fitted):
     emb = bs.Embeddings.from_array(X[:64])
     adata = bs.encode(Pursuit(sae, k=3).fit(X), emb)
     np.testing.assert_allclose(adata.X.toarray(), Pursuit(sae, k=3).fit(X).transform(X[:64]).toarray(), atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["omp", "mp", "gradient", "lasso"])
+def test_pursuit_keeps_the_contract_of_coders(fitted, solver):
+    sae, X = fitted
+    coder = Pursuit(sae, solver=solver, k=500).fit(X[:128])  # more than there are atoms
+    assert coder.k_ == 32 and coder.random_state_ == sae.random_state_
+    special = np.vstack([np.zeros((1, 16)), np.ones((1, 16)), sae.bias_[None], 1e4 * X[:1]]).astype(np.float32)
+    z = coder.transform(special)
+    assert np.isfinite(z.data).all() and (z.data != 0).all() and z[2].nnz == 0
+    assert np.isfinite(coder.inverse_transform(z)).all()
+    assert np.isfinite(coder.evaluate(np.ones((3, 16), np.float32))["l0"])
+    half = X[:20].astype(np.float16)
+    np.testing.assert_array_equal(coder.transform(half).toarray(), coder.transform(half.astype(np.float32)).toarray())
+    quality, z = coder.metrics_, coder.transform(X[:128])
+    error = np.square(X[:128] - coder.inverse_transform(z)).sum() / np.square(X[:128] - X[:128].mean(0)).sum()
+    assert quality["fvu"] == pytest.approx(error, rel=1e-4, abs=1e-9) and quality["l0"] == pytest.approx(z.nnz / 128)
+    assert quality["dead_share"] == pytest.approx((z.getnnz(0) == 0).mean())
+    frame = coder.set_output(transform="pandas").transform(X[:5])
+    assert list(frame.columns) == list(coder.get_feature_names_out()) and frame.shape == (5, 32)
+    again = sklearn.base.clone(Pursuit(sae, solver=solver, k=3))
+    assert again.k == 3 and again.solver == solver and not again.__sklearn_is_fitted__()
 
 
 def test_what_pursuit_refuses(fitted, tmp_path):
