@@ -27,9 +27,10 @@ import torch
 from biosae.files import write_json
 from biosae.sae import compare, planted, recovery
 from biosae.sae.coder import Coder
-from biosae.sae.compare import AXES, OTHERS, named
+from biosae.sae.compare import AXES
 from biosae.sae.config import ARCHITECTURES
 from biosae.sae.methods import METHODS, method
+from biosae.sae.named import OTHERS, named
 from biosae.sae.synthetic import KINDS
 from biosae.settings import settings
 
@@ -150,16 +151,12 @@ def side_by_side(args: argparse.Namespace) -> None:
     X, tiles, about = patches(args)
     chosen = np.sort(np.random.default_rng(1).permutation(len(X))[: args.rows])
     labels = {name: about.loc[tiles[chosen], name].to_numpy() for name in LABELS}
-    given = [named(name).set_params(**SPECIAL.get(name, {})) for name in names(args)]
-    given = [
-        model.set_params(**{k: v for k, v in {"n_steps": args.steps, "device": "cpu"}.items() if k in model.names()})
-        if name in ARCHITECTURES or name in METHODS
-        else model
-        for name, model in zip(names(args), given, strict=True)
-    ]
-    table = compare(
-        X[chosen], methods=given, seeds=SEEDS, k=args.k, n_latents=256, labels=labels, groups=tiles[chosen], n_null=10
-    )
+    wanted = {"n_steps": args.steps, "device": "cpu"}
+    given = []
+    for name in names(args):
+        once = wanted if name in ARCHITECTURES else {**wanted, "k": args.k[len(args.k) // 2]}
+        given.append(coder(name, 0, d=X.shape[1], n_latents=256, **once))
+    table = compare(X[chosen], methods=given, seeds=SEEDS, k=args.k, labels=labels, groups=tiles[chosen], n_null=10)
     table.to_csv(args.out / "methods_compare.csv", index=False)
     pl.save(pl.sae_comparison(table), args.out / "methods_compare")
     print(
@@ -175,7 +172,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS, nargs="*", default=list(PARTS))
     parser.add_argument("--methods", nargs="*", help="some of them; all by default")
-    parser.add_argument("--k", type=int, nargs="*", default=[8, 16, 32], help="active latents of compare")
+    parser.add_argument(
+        "--k", type=int, nargs="*", default=[8, 16, 32], help="of compare; plug-ins take the middle one"
+    )
     parser.add_argument("--rows", type=int, default=12_000, help="patches of compare")
     parser.add_argument("--steps", type=int, default=960, help="training steps of compare")
     for folder in ("data", "weights", "cache"):

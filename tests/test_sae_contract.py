@@ -32,7 +32,7 @@ PLUGIN = [name for name in GRADIENT if name not in ARCHITECTURES]
 NAMES = [*GRADIENT, *(name for name, (module, *_) in OTHERS.items() if importlib.util.find_spec(module))]
 N, D, M, K = 768, 16, 24, 3
 QUICK = {"n_steps": 120, "batch_size": 128, "device": "cpu"}
-SPECIAL = {"kmeans": {"k": None}, "nmf": {"negative": "shift"}, "dictionary": {"options": {"max_iter": 3}}}
+SPECIAL = {"kmeans": {"k": None}, "nmf": {"negative": "shift", "k": None}, "dictionary": {"options": {"max_iter": 3}}}
 """What a method needs on these rows."""
 OTHER_ATOMS = {"pca", "ica", "nmf", "semi_nmf", "transcoder"}
 """Not meant to find these atoms: no more axes than features; sums of positive parts; atoms of the second table."""

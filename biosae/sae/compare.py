@@ -288,7 +288,7 @@ def _fit(runs: list[_Run], seed: int, train: _Part) -> None:
     streams: dict[tuple, list[_Run]] = {}
     for run in runs:
         coder = run.fitted[seed] = _copy(run.coder)
-        own = {"random_state": seed, "validation": 0.0}
+        own = {"random_state": seed, "validation": 0.0, "checkpoint": None}
         if getattr(coder, "early_stopping", False):
             del own["validation"]  # it stops by a part of the training rows
         coder.set_params(**{name: value for name, value in own.items() if name in coder.names()})
