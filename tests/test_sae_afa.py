@@ -11,6 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from biosae.errors import InputError
+from biosae.sae import SAE, eps_lbo, load, planted, recovery
 from biosae.sae.methods.afa import (
     AFAOptions,
     TopAFA,
@@ -103,7 +105,7 @@ def test_equals_the_authors_code(name, scale):
 def test_the_weight_is_the_released_coefficient_times_d():
     found = np.load(REFERENCE)
     d = found["x"].shape[1]
-    made = model(found["W_enc"], found["W_dec"], found["b_dec"], never_all=True, weight=d / 32)
+    made = model(found["W_enc"], found["W_dec"], found["b_dec"], never_all=True, about_bias=False)
     loss = made.loss(torch.from_numpy(found["x"]), Now(k=1))
     assert float(loss.total.detach()) / d == pytest.approx(
         float(found["unit_l2_loss"] + found["unit_afa_loss"]), rel=1e-5
@@ -149,3 +151,52 @@ def test_metric_counts_the_bias_and_the_norms_of_atoms():
     assert length[0] == pytest.approx(5)
     assert quasi_orthogonality([1.0], [[0.0, 0.0]], sizes=[1, 1])[1][0] == np.inf
     assert np.isnan(quasi_orthogonality([1.0], [[1.0]], sizes=[1])[1][0])
+
+
+def test_options_out_of_range_are_refused():
+    with pytest.raises(InputError):
+        AFAOptions(weight=-1.0).check()
+
+
+def test_fit_save_and_metric(tmp_path):
+    X = planted("offset", n_rows=1500, d=16, n_atoms=24, k=2, random_state=0).rows
+    sae = SAE("top_afa", n_latents=48, n_steps=100, random_state=0).fit(X)
+    codes = sae.codes(X)
+    sae.save(tmp_path / "sae")
+    assert (load(tmp_path / "sae").codes(X) != codes).nnz == 0
+    length = np.sqrt(np.asarray(codes.power(2).sum(1)).ravel())
+    found = eps_lbo(sae, X)
+    np.testing.assert_allclose(found["norm_x"], np.linalg.norm(X, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(found["norm_f"], np.hypot(length, np.linalg.norm(sae.bias_)), rtol=1e-4)
+    expected = np.abs(found["norm_x"] ** 2 - found["norm_f"] ** 2) / (47 * found["norm_f"] ** 2)
+    np.testing.assert_allclose(found["eps_lbo"], expected, rtol=1e-6)
+
+
+def test_norms_are_compared_about_the_bias():
+    """Moving rows and b_dec together changes nothing, unless the norm term is that of the released code."""
+    found = np.load(REFERENCE)
+    x, shift = torch.from_numpy(found["x"]), torch.full((16,), 0.7)
+    for about_bias in (True, False):
+        totals = [
+            model(found["W_enc"], found["W_dec"], found["b_dec"] + by.numpy(), about_bias=about_bias)
+            .loss(x + by, Now(k=1))
+            .total.item()
+            for by in (0 * shift, shift)
+        ]
+        assert (totals[0] == pytest.approx(totals[1], rel=1e-4)) == about_bias
+
+
+@pytest.mark.slow
+def test_planted_atoms_are_found_in_part_and_not_at_all_with_the_released_norm_term():
+    """4 of 64 atoms are active in a row; k is not given (numbers: docs/methods/top_afa.md)."""
+    made = planted("sparse", n_rows=8000, k=4, noise=0.02, random_state=0)
+    settings = {"n_latents": 128, "n_steps": 1000, "batch_size": 512, "random_state": 0}
+    afa = SAE("top_afa", **settings).fit(made.rows)
+    released = SAE("top_afa", options={"about_bias": False}, **settings).fit(made.rows)
+    found = [recovery(sae.decoder_, made.atoms)["share_found"] for sae in (afa, released)]
+    for sae, share in zip((afa, released), found, strict=True):
+        length = np.sqrt(np.asarray(sae.codes(made.rows).power(2).sum(1)).ravel())
+        ratio = np.median(length / np.linalg.norm(made.rows - sae.bias_, axis=1))
+        print(sae.metrics_["fvu"], sae.metrics_["l0"], (sae.density_ == 0).mean(), share, ratio)
+    assert 3 < afa.metrics_["l0"] < 12 and found[0] > 0.5
+    assert released.metrics_["l0"] > 40 and found[1] < 0.1

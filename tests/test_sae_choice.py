@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from biosae.errors import InputError
-from biosae.sae import objectives
+from biosae.sae import SAE, load, objectives, planted, recovery
 from biosae.sae.activations import batchtopk
 from biosae.sae.methods.base import Now
 from biosae.sae.methods.choice import (
@@ -180,3 +180,49 @@ def test_options_out_of_range_are_refused():
     for options in (ChoiceOptions(under=2), ChoiceOptions(memory=0), FeatureChoiceOptions(alpha=-1)):
         with pytest.raises(InputError):
             options.check()
+
+
+# ------------------------------------------------------------------------------------------------ the estimator
+
+
+@pytest.mark.parametrize("name", ["mutual_choice", "feature_choice"])
+def test_fit_and_save(name, tmp_path):
+    X = planted("sparse", n_rows=1500, d=16, n_atoms=24, k=3, random_state=0).rows
+    sae = SAE(name, n_latents=32, k=3, n_steps=80, random_state=0).fit(X)
+    codes = sae.codes(X)
+    assert sae.metrics_["l0"] == pytest.approx(3, abs=0.3)
+    assert (codes[7] != sae.codes(X[7:8])).nnz == 0
+    sae.save(tmp_path / "sae")
+    assert (load(tmp_path / "sae").codes(X) != codes).nnz == 0
+
+
+def of_zipf_frequencies(n, *, seed):
+    """64 atoms in 32 dimensions, 4 a row on average, the one of rank r in proportion to 1 / r, at most half."""
+    rng = np.random.default_rng(seed)
+    atoms = rng.standard_normal((64, 32))
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    frequency = 1 / np.arange(1, 65)
+    active = rng.random((n, 64)) < np.minimum(0.5, frequency * 4 / frequency.sum())
+    rows = active * rng.uniform(0.5, 1.5, active.shape) @ atoms + 0.02 * rng.standard_normal((n, 32))
+    return rows.astype(np.float32), atoms
+
+
+@pytest.mark.slow
+def test_feature_choice_leaves_fewer_latents_dead_than_topk():
+    for seed in range(2):
+        X, atoms = of_zipf_frequencies(8000, seed=seed)
+        settings = {"n_latents": 256, "k": 4, "n_steps": 1000, "batch_size": 512, "random_state": seed}
+        found = {}
+        for name in ("topk", "mutual_choice", "feature_choice"):
+            sae = SAE(name, **settings).fit(X[:6000])
+            held = sae.evaluate(X[6000:])
+            found[name] = {
+                "dead": float((sae.density_ == 0).mean()),
+                "fvu": held["fvu"],
+                "l0": held["l0"],
+                **recovery(sae.decoder_, atoms),
+            }
+            print(seed, name, found[name])
+        assert found["feature_choice"]["dead"] < min(found["topk"]["dead"], 0.02)
+        assert found["feature_choice"]["share_found"] > 0.9
+        assert found["mutual_choice"]["fvu"] < found["topk"]["fvu"]

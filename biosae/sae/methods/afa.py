@@ -105,22 +105,25 @@ def quasi_orthogonality(square: Any, codes: Any, *, sizes: Any, bias: float = 0.
 class AFAOptions(NoOptions):
     """Options of ``top_afa``."""
 
-    weight: float = 1.0
-    """Weight of (||z|| - ||x||)^2, for rows of mean square 1. The released code averages its squared error over the d
-    columns of rows of norm sqrt(d): its ``afa_coeff`` is this weight / d."""
+    weight: float | None = None
+    """Weight of (||z|| - ||x||)^2, for rows of mean square 1. None: d / 32. The released code averages its squared
+    error over the d columns of rows of norm sqrt(d): its ``afa_coeff``, 1/128 to 1/16, is this weight / d."""
+    about_bias: bool = True
+    """Compare ||z|| in the loss with ||x - b_dec||, as the choice does (b_dec not differentiated). False: with ||x||,
+    as the released code does; b_dec can then move away until all latents are chosen."""
     never_all: bool = False
     """Never choose all latents, even where their joint norm fits best, as the released code does."""
 
     def check(self) -> None:
         """Raise ``InputError`` for a negative weight."""
-        if not self.weight >= 0:
+        if self.weight is not None and not self.weight >= 0:
             raise InputError(f"weight={self.weight!r} must be 0 or larger")
 
 
 class TopAFA(Method):
     """r = max((x - b_dec) W_enc^T, 0); z keeps the largest of them until ||z|| is nearest to ||x - b_dec||.
 
-    There is no k and no encoder bias. Loss: mse + weight mean_i (||z_i|| - ||x_i||)^2 + aux_alpha AuxK.
+    There is no k and no encoder bias. Loss: mse + weight mean_i (||z_i|| - ||x_i - b_dec||)^2 + aux_alpha AuxK.
 
     References
     ----------
@@ -148,7 +151,9 @@ class TopAFA(Method):
         a = self.preactivations(x)
         z = self._codes(x, a)
         residual = self.decode(z) - x
-        total = residual.square().sum(1).mean() + self.options.weight * norm_mismatch(z, x)
+        weight = self.n_features / 32 if self.options.weight is None else self.options.weight
+        about = x - self.b_dec.detach() if self.options.about_bias else x
+        total = residual.square().sum(1).mean() + weight * norm_mismatch(z, about)
         if now.aux_k and len(now.dead):
             total = total + now.aux_alpha * auxk(-residual, a, now.dead, self.W_dec, now.aux_k)
         return Loss(total, z.detach(), residual.detach())
