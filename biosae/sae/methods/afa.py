@@ -46,7 +46,8 @@ def norm_matched(
     """
     with torch.no_grad():
         v, order = (r * sizes).square().sort(dim=1, descending=True, stable=True)
-        length = v.cumsum(1).sqrt_()
+        wide = v.dtype if v.device.type == "mps" else torch.float64  # sums must still grow by the smallest latent
+        length = v.cumsum(1, dtype=wide).sqrt_()
         if never_all:
             length[:, -1] = torch.inf
         last = (length - target[:, None]).abs_().argmin(1, keepdim=True)
