@@ -10,6 +10,9 @@ import scipy.optimize
 
 from biosae.errors import InputError
 
+STEEPEST = 10.0
+"""Largest exponent m: a steeper law is one point that lies apart."""
+
 
 @dataclass(frozen=True)
 class WidthLaw:
@@ -30,7 +33,7 @@ class WidthLaw:
 
 
 def width_law(widths: Any, values: Any) -> WidthLaw:
-    """Fit c + a W^-m with c, a, m >= 0 to FVU (or another error) over the number of latents.
+    """Fit c + a W^-m with c, a >= 0 and m from 0 to 10 to FVU (or another error) over the number of latents.
 
     Parameters
     ----------
@@ -54,7 +57,7 @@ def width_law(widths: Any, values: Any) -> WidthLaw:
         raise InputError(f"widths {w.shape} and values {y.shape} must be finite, widths positive, one value a width")
     if len(np.unique(w)) < 4:
         raise InputError(f"three numbers cannot be fitted to {len(np.unique(w))} widths; give at least four")
-    u, unit = w / np.exp(np.log(w).mean()), np.abs(y).max() or 1.0
+    u, unit = w / np.exp(np.log(w).mean()), float(np.abs(y).max()) or 1.0
     best = None
     for m in np.geomspace(0.02, 4, 60):
         (c, a), residual = scipy.optimize.nnls(np.column_stack([np.ones_like(u), u**-m]), y / unit)
@@ -65,7 +68,15 @@ def width_law(widths: Any, values: Any) -> WidthLaw:
         return c + a * u**-m
 
     found, covariance = scipy.optimize.curve_fit(
-        curve, u, y / unit, p0=best[1], bounds=(0, np.inf), ftol=1e-14, xtol=1e-14, gtol=1e-14, max_nfev=10_000
+        curve,
+        u,
+        y / unit,
+        p0=best[1],
+        bounds=(0, (np.inf, np.inf, STEEPEST)),
+        ftol=1e-14,
+        xtol=1e-14,
+        gtol=1e-14,
+        max_nfev=10_000,
     )
     if np.square(curve(u, *found) - y / unit).sum() > best[0] ** 2:
         found = best[1]
