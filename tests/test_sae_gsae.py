@@ -14,6 +14,8 @@ from biosae.sae import SAE, load, planted
 from biosae.sae.activations import topk
 from biosae.sae.methods.base import Now
 from biosae.sae.methods.gsae import GradientOptions, GradientSAE, downstream_gradient, sensitive_topk
+from biosae.sae.normalise import Normaliser
+from biosae.sae.partner import gradients
 
 T = torch.tensor
 
@@ -192,3 +194,15 @@ def test_downstream_loss_is_kept_better_than_by_topk_at_equal_k():
     for loss, unexplained in zip(losses, fvu, strict=True):
         assert loss["gsae"] - loss["rows"] < 0.5 * (loss["topk"] - loss["rows"])
         assert unexplained["gsae"] < unexplained["topk"] + 0.05
+
+
+@pytest.mark.parametrize("mode", ["centre_scale", "standardise", "whiten"])
+def test_gradients_follow_the_scaling_of_the_rows(mode):
+    """g . d is what a latent does to the loss to first order, in whatever space atoms and gradients are written."""
+    rng = np.random.default_rng(0)
+    x, g = rng.standard_normal((200, 5)) * [1, 2, 3, 4, 5], rng.standard_normal((200, 5))
+    scaling = Normaliser.fit(mode, [x])
+    atoms = rng.standard_normal((7, 5))
+    back = np.eye(5) if scaling.whiten is None else np.linalg.inv(scaling.whiten)
+    theirs = gradients(scaling, torch.from_numpy(g)).numpy() @ atoms.T
+    np.testing.assert_allclose(theirs, g @ (atoms @ back).T, rtol=1e-9)

@@ -22,7 +22,7 @@ from biosae.sae.methods.base import Method
 from biosae.sae.metrics import Quality
 from biosae.sae.model import SparseAutoencoder
 from biosae.sae.normalise import Normaliser, inverse
-from biosae.sae.partner import Joined, Scalings, split
+from biosae.sae.partner import Joined, Scalings, gradients, split
 from biosae.sae.rows import Held, Rows
 from biosae.sae.sparse_ops import kernels
 
@@ -52,6 +52,8 @@ class SAE(Coder, SAEConfig):
         ``n_rows_val`` on the held-out rows (NaN and 0 where none could be held out).
     density_ : ndarray (m,)
         Share of training rows in which each latent is active.
+    seconds_ : float
+        Time of the steps of the last ``fit``, without reading rows.
     history_ : list of dict
         ``step, loss, fvu, l0, dead, lr`` of about 50 batches.
     validation_ : dict
@@ -160,8 +162,6 @@ class SAE(Coder, SAEConfig):
         ``partner``: the targets, which a ``transcoder`` is measured on. ``table=1``: X are rows of the second modality.
         """
         self._check_fitted()
-        if self._out_table == 0:
-            return super().evaluate(X)
         if table:
             rows = self._second(X, table)
             quality = Quality(self._outside(1)[1] * (not self.partner_normaliser_.rowwise), self.n_latents_)
@@ -169,6 +169,8 @@ class SAE(Coder, SAEConfig):
                 z = self._codes(x, table=1)
                 quality.update(x, self._decode(z, x, 1), z)
             return quality.summary()
+        if self._out_table == 0:
+            return super().evaluate(X)
         if partner is None:
             raise InputError("a transcoder is measured on its targets: evaluate(X, partner=Y)")
         self._check_rows(Rows(X))
@@ -196,20 +198,18 @@ class SAE(Coder, SAEConfig):
     # ------------------------------------------------------------------------------------------------ internal
 
     @property
-    def _out_table(self) -> int:
-    @property
     def additive(self) -> bool:
         """Whether a latent adds its code times its atom to the reconstruction of the embedding itself."""
         return not isinstance(self._model, Method) or (self._model.affine and self._out_table == 0)
 
+    @property
+    def _out_table(self) -> int:
         return int(isinstance(self._model, Method) and self._model.partner == "target")
 
     @property
     def _needs_rows(self) -> bool:
         return bool(self._scaling(self._out_table).rowwise)
 
-    def _scaling(self, table: int) -> Normaliser:
-        return self.partner_normaliser_ if table else self.normaliser_
     def _second(self, X: Any, table: int) -> Rows:
         """Rows of the second modality."""
         if table != 1 or not isinstance(self._model, Method) or self._model.partner != "modality":
@@ -219,6 +219,8 @@ class SAE(Coder, SAEConfig):
             raise InputError(f"X has {rows.d} features, the second modality had {self.partner_features_}")
         return rows
 
+    def _scaling(self, table: int) -> Normaliser:
+        return self.partner_normaliser_ if table else self.normaliser_
 
     def _keep_plan(self, plan: Plan, seed: int, n_features: int) -> None:
         self.n_features_in_, self.n_latents_, self.k_ = n_features, plan.n_latents, plan.k
@@ -303,7 +305,9 @@ class SAE(Coder, SAEConfig):
         parts = [scipy.sparse.csr_matrix((0, self.n_latents_), dtype=np.float32)]
         for part, n in _padded(np.concatenate([scaling.ready(x[:, :d]), x[:, d:]], axis=1)):
             part = part.to(device)
-            y = torch.cat([scaling.apply(part[:, :d]), part[:, d:]], dim=1)
+            y = scaling.apply(part[:, :d])
+            if x.shape[1] > d:
+                y = torch.cat([y, gradients(scaling, part[:, d:])], dim=1)
             z = model.encode(y, table=table)[:n]
             parts.append(sparse_rows(z / scaling.scale if self._in_units else z))
         return stacked(parts)

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +213,7 @@ def partial_fit(sae: SAE, X: Any) -> SAE:
             k_anneal_steps=0,
             log_every=50,
         )
-        normaliser = sae.normaliser_ if goes_on else _scaling(sae.normalise, (x for _, x in rows.blocks()))
+        normaliser = sae.normaliser_ if goes_on else _scaling(sae.normalise, lambda: (x for _, x in rows.blocks()))
         device = torch.device(resolve_device(sae.device))
         first = None if goes_on else rows.take(np.random.default_rng(seed).permutation(rows.n)[:INIT_ROWS])
         trainer = trainer_of(sae, endless, normaliser, first, seed, device)
@@ -339,15 +339,17 @@ def _normaliser(
     if _continues(sae):
         return sae.normaliser_
     if sae.normalise not in made:
-        blocks = [stream.sample(CHUNK_ROWS, 0)] if stream.n is None else stream.blocks()
+        blocks = stream.blocks if stream.n is not None else lambda: [stream.sample(CHUNK_ROWS, 0)]
         made[sae.normalise] = _scaling(sae.normalise, blocks, joined)
     return made[sae.normalise]
 
 
-def _scaling(mode: str, blocks: Iterable[np.ndarray], joined: Joined | None = None) -> Normaliser | Scalings:
+def _scaling(
+    mode: str, blocks: Callable[[], Iterable[np.ndarray]], joined: Joined | None = None
+) -> Normaliser | Scalings:
     """The scaling, fitted; what speaks against the mode on these rows is said before training starts."""
     if joined is None:
-        normaliser = Normaliser.fit(mode, blocks)
+        normaliser = Normaliser.fit(mode, blocks())
     else:
         normaliser = Scalings.fit(mode, blocks, kind=joined.kind, widths=joined.widths)
     if normaliser.offset["advice"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from biosae.errors import InputError
-from biosae.sae.normalise import Normaliser
+from biosae.sae.normalise import Normaliser, inverse
 from biosae.sae.rows import BLOCK, Rows
 
 KINDS = ("gradient", "target", "modality")
@@ -24,7 +24,8 @@ class Joined:
     X
         Embeddings (n, d).
     Y
-        (n, d2), of the same rows in the same order. Of two ``Embeddings`` the sample ids must agree.
+        (n, d2), of the same rows in the same order. Where both are ``Embeddings`` or data frames with an index of their
+        own, the sample ids must agree; an array has none.
     kind
         One of :data:`KINDS`. For ``modality`` rows of Y, or of X, that are NaN throughout are absent: they become 0 and
         their ``has`` column is 0.
@@ -42,16 +43,20 @@ class Joined:
         first, second = self.tables
         if first.n != second.n:
             raise InputError(f"the partner table has {second.n} rows, X has {first.n}; give one row for each row of X")
-        ids = [None if t.obs is None else list(t.obs.index) for t in self.tables]
-        if None not in ids and ids[0] != ids[1]:
-            raise InputError("X and its partner hold other samples, or the same in another order; select() them alike")
+        if first.ids is not None and second.ids is not None and not np.array_equal(first.ids, second.ids):
+            raise InputError(
+                "X and its partner hold other samples, or the same in another order: select() embeddings alike, "
+                "reindex() a data frame; to_numpy() says that rows belong together by their position"
+            )
         if kind == "gradient" and first.d != second.d:
             raise InputError(f"gradients have {second.d} columns, the embeddings have {first.d}")
         self.widths = (first.d, second.d)
         self.shape = (first.n, sum(self.widths) + 2 * (kind == "modality"))
         self.dtype = np.dtype(np.float32)
-        self.identity, self.fingerprint, self.obs = first.identity, first.fingerprint, first.obs
-        self.tokens_per_sample = first.tokens
+        self.identity, self.fingerprint = first.identity, first.fingerprint
+        known = [t for t in self.tables if t.obs is not None]
+        known = next((t for t in known if "patient" in t.obs.columns), known[0] if known else first)
+        self.obs, self.tokens_per_sample = known.obs, known.tokens  # whichever says who the rows are of
 
     def __getitem__(self, which: Any) -> np.ndarray:
         parts = [table[which] for table in self.tables]
@@ -76,6 +81,8 @@ class _Table:
     """Float32 rows of an array or of stored embeddings."""
 
     def __init__(self, X: Any, *, partly: bool) -> None:
+        index = getattr(getattr(X, "obs", X), "index", None)
+        named = hasattr(index, "map") and not hasattr(index, "step")  # not a list's method, nor 0, 1, 2 ...
         if partly and not callable(getattr(X, "blocks", None)):
             X = np.asarray(X, np.float32)
             rows = Rows(np.where(np.isnan(X).all(axis=1, keepdims=True), 0, X))
@@ -86,6 +93,7 @@ class _Table:
         if rows.n is None:
             raise InputError("chunks cannot be matched to a second table; pass two tables")
         self.n, self.d, self.obs, self.tokens = rows.n, rows.d, rows.obs, rows.tokens
+        self.ids = np.repeat(np.asarray(index.map(str), dtype=object), self.tokens) if named else None
         self.identity, self.fingerprint = rows.identity, rows.fingerprint
 
     def __getitem__(self, which: Any) -> np.ndarray:
@@ -102,18 +110,15 @@ class Scalings:
     kind: str
     widths: tuple[int, int]
     parts: tuple[Normaliser, Normaliser | None]
-    """Gradients are passed on as they are: None."""
+    """Gradients follow the scaling of the rows: None."""
 
     @classmethod
-    def fit(cls, mode: str, blocks: Iterable[np.ndarray], *, kind: str, widths: tuple[int, int]) -> Scalings:
-        """The same mode for both tables, each from the rows that it has."""
-        blocks = list(blocks)
-        d = widths[0]
-        has = [b[:, sum(widths) :] > 0 if kind == "modality" else np.ones((len(b), 2), bool) for b in blocks]
-        first = Normaliser.fit(mode, [b[h[:, 0], :d] for b, h in zip(blocks, has, strict=True)])
-        second = None
-        if kind != "gradient":
-            second = Normaliser.fit(mode, [b[h[:, 1], d : sum(widths)] for b, h in zip(blocks, has, strict=True)])
+    def fit(
+        cls, mode: str, blocks: Callable[[], Iterable[np.ndarray]], *, kind: str, widths: tuple[int, int]
+    ) -> Scalings:
+        """The same mode for both tables, each from the rows that it has; ``blocks`` starts one pass through them."""
+        first = Normaliser.fit(mode, (_own(b, widths, 0) for b in blocks()))
+        second = None if kind == "gradient" else Normaliser.fit(mode, (_own(b, widths, 1) for b in blocks()))
         return cls(kind, widths, (first, second))
 
     @property
@@ -140,10 +145,23 @@ class Scalings:
         """Joined rows for training; absent rows are 0."""
         x, y, has = split(u, self.widths)
         x = self.parts[0].apply(x)
-        y = y if self.parts[1] is None else self.parts[1].apply(y)
+        y = gradients(self.parts[0], y) if self.parts[1] is None else self.parts[1].apply(y)
         if self.kind == "modality":
             x, y = x * has[:, :1], y * has[:, 1:]
         return torch.cat([x, y, has], dim=1)
+
+
+def gradients(scaling: Normaliser, g: torch.Tensor) -> torch.Tensor:
+    """Gradients by raw rows (n, d) as gradients by rows y = c (x - mean) W, but for the factor c: g W^-T."""
+    if scaling.whiten is None:
+        return g
+    return g @ torch.from_numpy(inverse(scaling.whiten)).T.to(g)
+
+
+def _own(block: np.ndarray, widths: tuple[int, int], table: int) -> np.ndarray:
+    """The rows that one table has."""
+    *parts, has = split(block, widths)
+    return parts[table][has[:, table] > 0] if has.shape[1] else parts[table]
 
 
 def split(rows: Any, widths: tuple[int, int]) -> tuple[Any, Any, Any]:
