@@ -8,6 +8,7 @@ import pytest
 import scipy.sparse
 import scipy.stats
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from biosae.embeddings import Embeddings
@@ -28,6 +29,7 @@ def random_codes(n, m, *, signed=False, seed=0):
 
 
 @given(st.integers(2, 40), st.integers(1, 6), st.booleans(), st.integers(0, 20))
+@hypothesis_settings(max_examples=30)
 def test_ranks_of_sparse_columns_are_those_of_dense_ones(n, m, signed, seed):
     z = random_codes(n, m, signed=signed, seed=seed)
     ranks, spread = rank_codes(z)

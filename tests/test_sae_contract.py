@@ -30,8 +30,8 @@ VARIANTS = {
 GRADIENT = [*dict.fromkeys([*ARCHITECTURES, *METHODS]), *VARIANTS]
 PLUGIN = [name for name in GRADIENT if name not in ARCHITECTURES]
 NAMES = [*GRADIENT, *(name for name, (module, *_) in OTHERS.items() if importlib.util.find_spec(module))]
-N, D, M, K = 768, 16, 24, 3
-QUICK = {"n_steps": 120, "batch_size": 128, "device": "cpu"}
+N, D, M, K = 576, 16, 24, 3
+QUICK = {"n_steps": 80, "batch_size": 128, "device": "cpu"}
 SPECIAL = {"kmeans": {"k": None}, "nmf": {"negative": "shift", "k": None}, "dictionary": {"options": {"max_iter": 3}}}
 """What a method needs on these rows."""
 OTHER_ATOMS = {"pca", "ica", "nmf", "semi_nmf", "transcoder"}
@@ -127,9 +127,9 @@ def test_a_saved_coder_is_the_same(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_gives_the_same_bits(name):
-    again = fitted(name)
-    np.testing.assert_array_equal(again.decoder_, model(name).decoder_)
-    np.testing.assert_array_equal(dense(again.codes(truth().rows)), dense(model(name).codes(truth().rows)))
+    one, again = (fitted(name, n_steps=12) for _ in range(2))
+    np.testing.assert_array_equal(one.decoder_, again.decoder_)
+    np.testing.assert_array_equal(dense(one.codes(truth().rows)), dense(again.codes(truth().rows)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,8 +151,9 @@ def test_float64_agrees_with_float32(name):
     if coder.normalise == "centre_scale":
         x = coder.normaliser_.apply(x)
     one, other = coder._model.encode(x), copy.deepcopy(coder._model).double().encode(x.double())
-    np.testing.assert_array_equal((one != 0).numpy(), (other != 0).numpy())
-    np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-4, atol=1e-5)
+    same = ((one != 0) == (other != 0)).all(1)  # a row at the edge of a choice may come out on either side
+    assert same.float().mean() >= 0.98
+    np.testing.assert_allclose(one[same].numpy(), other[same].numpy(), rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ 3: odd inputs

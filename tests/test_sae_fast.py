@@ -99,7 +99,7 @@ def test_half_of_a_full_buffer_is_a_random_half():
 
 
 @given(LENGTHS, st.integers(2, 40), st.integers(1, 12), st.booleans(), st.integers(0, 30))
-@hypothesis_settings(max_examples=80)
+@hypothesis_settings(max_examples=40)
 def test_every_row_once_an_epoch_and_exact_positions(lengths, capacity, batch, memory, start):
     n = sum(lengths)
     batch = min(batch, n)
