@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,6 @@ from biosae.sae.labels import Labels
 from biosae.sae.methods import METHODS, method
 from biosae.sae.named import OTHERS, named
 from biosae.sae.rows import Held, Rows, row_groups, spread
-
-if TYPE_CHECKING:
-    import pandas
 
 STREAM = ("batch_size", "order", "buffer_rows", "validation", "parallel", "device")
 """Settings that models on one stream have in common."""
@@ -68,7 +65,7 @@ def compare(
     validation: float = 0.2,
     n_null: int = 20,
     random_state: int = 0,
-) -> pandas.DataFrame:
+) -> Any:
     """Fit methods side by side and say how well each reconstructs, how sparse and how stable it is.
 
     All fits have the same training rows and the same held-out groups. Those trained by gradient with one seed learn
