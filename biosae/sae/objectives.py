@@ -24,7 +24,7 @@ def l1_norm(z: torch.Tensor) -> torch.Tensor:
 
 
 def l1_atoms(z: torch.Tensor, decoder: torch.Tensor) -> torch.Tensor:
-    """mean_i sum_j |z_ij| ||d_j||, for atoms of any norm: no rescaling of a latent changes it (Anthropic, April 2024)."""
+    """mean_i sum_j |z_ij| ||d_j||, for atoms of any norm: no rescaling of a latent changes it (Anthropic 2024)."""
     return (z.abs() @ decoder.norm(dim=1)).mean()
 
 
