@@ -95,7 +95,9 @@ def planted_atoms(args: argparse.Namespace) -> None:
                     model = coder(name, seed, d=PLANTED["d"], **LEARNT)
                     line["seconds"] = fit(model, name, truth.rows)
                     signed = bool(model.codes(truth.rows[:512]).data.min(initial=0) < 0)
-                    line |= recovery(model.decoder_, truth.atoms, signed=signed)
+                    kind_of_table = method(name).partner if name in METHODS else None
+                    atoms = second_table(name, truth.atoms) if kind_of_table == "target" else truth.atoms
+                    line |= recovery(model.decoder_, atoms, signed=signed)
                     line |= {"fvu": model.metrics_["fvu"], "l0": model.metrics_["l0"], "signed": signed}
                 except Exception as error:  # the others go on; the line says why
                     line["error"] = f"{type(error).__name__}: {error}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = [colour for colour in style.COLOURS if colour != style.PALETTE["yellow"]]  # too pale for thin lines
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vPX<"
 PANELS = (
     ("dead_share", None, "dead latents"),
     ("shared", "shared_null", "atoms found again\nin other seeds"),
@@ -28,9 +28,9 @@ NEEDED = ("method", "setting", "seed", "k", "fvu_val", "l0_val", "n_rows", "n_ro
 def sae_comparison(table: pd.DataFrame, *, fig: Figure | None = None) -> Figure:
     """Held-out error against active latents; dead latents, stability over seeds and best label, one line a method.
 
-    A mark is the mean over seeds and its bar their range. Several k of one method are joined, and larger marks have
-    the larger k. Grey strokes are chance levels. Each method has a colour and a mark of its own, so that the figure can
-    be read without colours; methods that failed are named below.
+    Methods stand in the order of the table. A mark is the mean over seeds and its bar their range. Several k of one
+    method are joined, and larger marks have the larger k. Grey strokes are chance levels. Each method has a colour and
+    a mark of its own, so that the figure can be read without colours; methods that failed are named below.
 
     Parameters
     ----------
@@ -51,13 +51,12 @@ def sae_comparison(table: pd.DataFrame, *, fig: Figure | None = None) -> Figure:
     missing = [c for c in NEEDED if c not in table]
     if missing:
         raise InputError(f"the table has no column {', '.join(map(repr, missing))}; pass what biosae.sae.compare gives")
-    fits = table[table["error"].fillna("") == ""].copy()
+    table = table.assign(name=_names(table))
+    fits = table[table["error"].fillna("") == ""]
     if not len(fits):
         raise InputError("no fit succeeded; see the column 'error' of the table")
-    fits["name"] = _names(fits)
-    table = table.assign(name=_names(table))
-    order = fits.groupby("name")["fvu_val"].mean().sort_values(kind="stable").index.tolist()
-    looks = {name: (COLOURS[i % 7], MARKERS[(i + i // 7) % 8]) for i, name in enumerate(sorted(order))}
+    order = list(dict.fromkeys(fits["name"]))
+    looks = {name: (COLOURS[i % 7], MARKERS[i % 8]) for i, name in enumerate(order)}  # 56 pairs before one comes again
     panels = [panel for panel in PANELS if panel[0] in fits and fits[panel[0]].notna().any()]
     height = max(2.6, 0.9 + 0.17 * len(order))
     with style.paper():
@@ -75,7 +74,10 @@ def sae_comparison(table: pd.DataFrame, *, fig: Figure | None = None) -> Figure:
 
 
 def _names(table: pd.DataFrame) -> pd.Series:
-    return table["method"] + table["setting"].map(lambda text: f" ({text})" if text else "")
+    """Method, with its setting where the table has several of it."""
+    setting = table["setting"].fillna("")
+    several = setting.groupby(table["method"]).transform("nunique") > 1
+    return table["method"] + (" (" + setting + ")").where(several & (setting != ""), "")
 
 
 def _means(fits: pd.DataFrame, name: str) -> list[pd.DataFrame]:
