@@ -140,6 +140,13 @@ def test_centroids_are_as_good_as_those_of_scikit_learn() -> None:
     assert inertia <= 1.05 * theirs
 
 
+def test_centroids_of_many_rows() -> None:
+    """More rows than the iteration uses: centroids are of rows spread over all of them."""
+    rows = drawn(3, 20_000, 1)
+    found = centroids(rows, 2).flatten().sort().values
+    assert found.tolist() == pytest.approx([-((2 / np.pi) ** 0.5), (2 / np.pi) ** 0.5], abs=0.03)
+
+
 def test_finite_on_odd_rows() -> None:
     for options in ({}, {"delta": 0.0}, {"activation": "jumprelu"}, {"activation": "batchtopk"}):
         model = made(4, 8, **options)

@@ -184,7 +184,7 @@ def centroids(rows: torch.Tensor, n_points: int) -> torch.Tensor:
     ordered = ordered[:: max(1, len(ordered) // max(KMEANS_ROWS, 4 * n_points))]
     if n_points >= len(rows):
         return ordered[torch.arange(n_points) % len(rows)]
-    found = ordered[((torch.arange(n_points) + 0.5) * len(rows) / n_points).long()].clone()
+    found = ordered[((torch.arange(n_points) + 0.5) * len(ordered) / n_points).long()].clone()
     nearest = None
     for _ in range(KMEANS_ROUNDS):
         square = found.square().sum(1)
