@@ -37,6 +37,7 @@ def test_worked_numbers() -> None:
     far = kl_per_row(torch.tensor([[30.0]]), torch.tensor([[9.0]]))
     assert float(far) == pytest.approx(0.5 * (100 + np.exp(2) - 1 - 2), rel=1e-6)
     assert float(kl_per_row(torch.tensor([[3.0, 4.0]]))) == 12.5
+    assert float(kl_per_row(torch.tensor([[30.0, 40.0]]))) == 1250  # only means that are drawn about are clamped
 
 
 def test_without_penalty_it_is_topk_without_pre_bias() -> None:

@@ -48,11 +48,11 @@ def kl_per_row(mean: torch.Tensor, log_variance: torch.Tensor | None = None) -> 
     """KL of N(mean, exp(log_variance)) from N(0, 1), summed over latents, (n,).
 
     0.5 sum(mean^2 + exp(lv) - 1 - lv), means clamped to [-10, 10] and lv to [-6, 2]; without ``log_variance`` 0.5 sum
-    mean^2, the KL between Gaussians of equal variance.
+    mean^2, the KL between Gaussians of equal variance, with no clamp.
     """
-    square = mean.clamp(-LARGEST_MEAN, LARGEST_MEAN).square()
     if log_variance is None:
-        return 0.5 * square.sum(1)
+        return 0.5 * mean.square().sum(1)
+    square = mean.clamp(-LARGEST_MEAN, LARGEST_MEAN).square()
     lv = log_variance.clamp(*LOG_VARIANCES)
     return 0.5 * (square + lv.exp() - 1 - lv).sum(1)
 
