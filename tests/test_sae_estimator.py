@@ -409,6 +409,30 @@ def test_saved_bytes_repeat_and_carry_licence_and_groups(tmp_path):
         again.transform(Stored(X, identity={"encoder": "two"}))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "now"),
+    [
+        ("topk", {"multi": 4}, {"options": {"multi": 4, "pre_bias": False}}),
+        ("mp", None, {"options": {"rule": "abs"}}),
+        ("polysae", None, {"options": {"scale": 1.0}}),
+        ("batchtopk", None, {"options": {"shrink": True}}),
+        ("topk", None, {"architecture": "relu"}),
+    ],
+)
+def test_settings_of_another_model_are_not_taken_for_those_of_the_fitted_one(name, options, now, tmp_path):
+    """Saved with them, it would open as another model; the code of a row would be another."""
+    x = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
+    sae = SAE(name, 12, 3, options=options, n_steps=2, random_state=0, device="cpu").fit(x)
+    codes = sae.codes(x)
+    before = sae.get_params()
+    sae.set_params(**now)
+    for call in (lambda: sae.codes(x), lambda: sae.save(tmp_path), lambda: sae.evaluate(x)):
+        with pytest.raises(InputError, match="fit again"):
+            call()
+    sae.set_params(**before).save(tmp_path)
+    assert (SAE.load(tmp_path, device="cpu").codes(x) != codes).nnz == 0
+
+
 def test_layernorm_model_round_trip(tmp_path):
     sae = SAE(normalise="layernorm", **SMALL | {"n_steps": 3}).fit(X)
     sae.save(tmp_path)

@@ -544,6 +544,40 @@ def test_warm_start_goes_on_from_the_last_fit():
     assert sae.history_[0]["fvu"] < 1.2 * first and sae.metrics_["fvu"] < first
 
 
+OF_ONE_TABLE = ("gated", "abstopk", "topk_signed", "threshold", "polysae", "mp", "variational", "archetypal")
+
+
+@pytest.mark.parametrize("name", OF_ONE_TABLE)
+def test_methods_go_on_from_the_last_fit_or_a_file(name, tmp_path):
+    sae = SAE(name, **PART | {"n_steps": 10}).fit(X)
+    sae.save(tmp_path)
+    codes, fvu = sae.codes(X), sae.metrics_["fvu"]
+    for model in (sae, SAE.load(tmp_path, device="cpu")):
+        model.set_params(warm_start=True, learning_rate=1e-12).fit(X)  # no step moves anything
+        np.testing.assert_allclose(model.codes(X).toarray(), codes.toarray(), atol=1e-4)
+        model.set_params(learning_rate=5e-3).partial_fit(X)
+        assert model.metrics_["fvu"] < 1.2 * fvu and model.n_steps_ == 10 + len(range(0, 1500, 128))
+
+
+def test_what_goes_on_has_the_options_that_it_began_with():
+    sae = SAE("gated", options={"l1": 0.1}, warm_start=True, **PART | {"n_steps": 3}).fit(X)
+    sae.set_params(options={"l1": 5.0})
+    for again in (sae.fit, sae.partial_fit):
+        with pytest.raises(InputError, match=r"l1=0\.1"):
+            again(X)
+    sae.set_params(warm_start=False).fit(X)
+    assert sae._model.options.l1 == 5.0
+    sae = SAE("mp", warm_start=True, **PART | {"n_steps": 3}).fit(X)
+    sae.set_params(options={"tolerance": 0.5}).fit(X)
+    assert sae._model.options.tolerance == 0.5
+
+
+def test_resampled_thresholds_start_where_the_options_say():
+    sae = SAE("jumprelu", options={"threshold": 0.5, "bandwidth": 1e-6}, resample_every=4, **PART | {"n_steps": 8})
+    threshold = sae.fit(X)._model.threshold
+    torch.testing.assert_close(threshold, torch.full_like(threshold, 0.5), atol=0.05, rtol=0)
+
+
 # --------------------------------------------------------------------------------------------------------- the loop
 
 

@@ -195,6 +195,25 @@ class SAE(Coder, SAEConfig):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_model")
 
+    def _check_fitted(self) -> None:
+        super()._check_fitted()
+        self._check_made()
+
+    def _check_made(self) -> None:
+        """Refuse an architecture or options that the fitted model was not made with; its ``late`` ones may change."""
+        architecture, options = self._made
+        same = self.architecture == architecture and self.is_method == (options is not None)
+        if same and options is not None:
+            now = options_of(self.architecture, self.options)
+            same = replace(now, **{name: getattr(options, name) for name in self._model.late}) == options
+        if not same:
+            given = "" if options is None else f", {options}"
+            raise InputError(
+                f"the fitted model has architecture={architecture!r}{given}; the settings now are "
+                f"architecture={self.architecture!r}, options={self.options!r}: set them back, fit again without "
+                "warm_start, or clone the SAE to start anew"
+            )
+
     # ------------------------------------------------------------------------------------------------ internal
 
     @property
@@ -229,6 +248,7 @@ class SAE(Coder, SAEConfig):
 
     def _keep_model(self, model: SparseAutoencoder | Method, scaling: Normaliser | Scalings) -> None:
         self._model = model.eval().requires_grad_(False)
+        self._made = self.architecture, options_of(self.architecture, self.options) if self.is_method else None
         two = isinstance(scaling, Scalings)
         self.normaliser_, self.partner_normaliser_ = scaling.parts if two else (scaling, None)
         self.partner_features_ = scaling.widths[1] if two else 0
@@ -330,7 +350,7 @@ class SAE(Coder, SAEConfig):
     def _decode_through(self, z: Any, table: int) -> np.ndarray:
         """Reconstructions by the model's own decoder, in the space of the rows."""
         device, parts = next(self._model.parameters()).device, []
-        for start in range(0, z.shape[0], CHUNK):
+        for start in range(0, max(z.shape[0], 1), CHUNK):
             part = z[start : start + CHUNK]
             part = torch.from_numpy(np.asarray(part.toarray() if scipy.sparse.issparse(part) else part, np.float32))
             part = part * self._scaling(0).scale if self._in_units else part

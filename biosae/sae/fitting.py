@@ -265,7 +265,9 @@ def trainer_of(
     if first is None:
         model = copy.deepcopy(sae._model).to(device)
         model.k = plan.k
-        if not sae.is_method:
+        if sae.is_method:
+            model.options = options_of(sae.architecture, sae.options)
+        else:
             model.ends, model.bandwidth = plan.ends, sae.bandwidth
             normaliser.unfold_(model)
     else:
@@ -318,17 +320,16 @@ def _warm(sae: SAE, goes_on: bool) -> SAEConfig:
     Raises
     ------
     InputError
-        If the settings now ask for another architecture or width than the fitted model has.
+        If the settings now ask for another architecture, other options or another width than the fitted model has.
     """
     if not goes_on:
         return sae
-    made = {"architecture": sae._model.architecture, "n_latents": sae.n_latents_}
-    for name, value in made.items():
-        if getattr(sae, name) not in (value, None):
-            raise InputError(
-                f"the fitted model that is to go on has {name}={value!r}, the setting now is {getattr(sae, name)!r}; "
-                "set it back, or clone the SAE to start anew"
-            )
+    sae._check_made()
+    if sae.n_latents not in (sae.n_latents_, None):
+        raise InputError(
+            f"the fitted model that is to go on has n_latents={sae.n_latents_!r}, the setting now is "
+            f"{sae.n_latents!r}; set it back, or clone the SAE to start anew"
+        )
     given = SAEConfig(**sae.get_params())
     return given.set_params(n_latents=sae.n_latents_, k=sae.k if sae.k is not None else sae.k_)
 

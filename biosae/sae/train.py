@@ -232,7 +232,8 @@ class Trainer:
         self.weights["W_enc"][idle] = 0.2 * norm * start
         self.weights["b_enc"][idle] = 0
         if "threshold" in self.weights:
-            self.weights["threshold"][idle] = self.config.threshold
+            first = self.model.options if self.is_method else self.config
+            self.weights["threshold"][idle] = first.threshold
         for name in self.weights.keys() - {"b_dec"}:
             for moment in self.moments[name]:
                 moment[idle] = 0
