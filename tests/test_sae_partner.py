@@ -1,0 +1,80 @@
+"""Second tables: which rows belong together, whose rows they are, how they are scaled."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import biosae as bs
+from biosae.errors import InputError
+from biosae.sae.normalise import Normaliser
+from biosae.sae.partner import Joined, Scalings
+
+N, D = 120, 6
+
+
+@pytest.fixture
+def tables():
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(2, N, D)).astype(np.float32) + np.float32(3)
+    obs = pd.DataFrame({"patient": [f"p{i // 12}" for i in range(N)]}, index=[f"s{i}" for i in range(N)])
+    return X, Y, obs
+
+
+def test_data_frames_are_joined_by_their_index_never_by_position(tables):
+    X, Y, obs = tables
+    X, Y = (pd.DataFrame(t, index=obs.index) for t in (X, Y))
+    other = Y.sample(frac=1, random_state=1)
+    embeddings = bs.Embeddings.from_array(X.to_numpy(), obs=obs)
+    for first in (X, embeddings):
+        assert np.array_equal(Joined(first, Y, "target")[:][:, D:], Y)
+        with pytest.raises(InputError, match="another order"):
+            Joined(first, other, "target")
+        assert Joined(first, other.to_numpy(), "target").shape == (N, 2 * D)
+        assert Joined(first, other.reset_index(drop=True), "target").shape == (N, 2 * D)
+
+
+def test_rows_of_tokens_are_matched_token_by_token(tables):
+    X, Y, obs = tables
+    tokens = bs.Embeddings.from_array(X, obs=obs[:30], tokens_per_sample=4)
+    each = pd.DataFrame(Y, index=np.repeat(obs.index[:30], 4))
+    assert Joined(tokens, each, "target").tokens_per_sample == 4
+    with pytest.raises(InputError, match="another order"):
+        Joined(tokens, each[::-1], "target")
+    with pytest.raises(InputError, match="other samples"):
+        Joined(tokens, bs.Embeddings.from_array(Y, obs=obs), "target")
+
+
+def test_whole_patients_are_held_out_whichever_table_knows_them(tables):
+    X, Y, obs = tables
+    known = bs.Embeddings.from_array(Y, obs=obs)
+    unknown = bs.Embeddings.from_array(X, obs=obs[[]])
+    settings = {"n_latents": 16, "k": 2, "n_steps": 2, "random_state": 0, "validation": 0.2}
+    for first in (X, unknown):
+        sae = bs.sae.SAE("group_sparse", **settings).fit(first, partner=known)
+        assert sae.validation_["by"] == "patient"
+        assert sae.trained_on([f"p{i}" for i in range(10)]).sum() == 8
+
+
+def test_each_table_is_scaled_from_the_rows_that_it_has_and_no_block_is_kept(tables):
+    X, Y, _ = tables
+    X, Y = X.copy(), 5 * Y
+    X[:50], Y[90:] = np.nan, np.nan
+    joined, given = Joined(X, Y, "modality"), []
+
+    def blocks():
+        for start in range(0, N, 10):
+            block = joined[start : start + 10]
+            given.append(weakref.ref(block))
+            yield block
+            assert sum(ref() is not None for ref in given) <= 2
+
+    found = Scalings.fit("centre_scale", blocks, kind="modality", widths=joined.widths)
+    for part, rows in zip(found.parts, (X[50:], Y[:90]), strict=True):
+        alone = Normaliser.fit("centre_scale", [rows])
+        assert np.allclose(part.mean, rows.mean(0), atol=1e-5)
+        assert part.scale == pytest.approx(np.square(rows - rows.mean(0)).sum(1).mean() ** -0.5, rel=1e-5)
+        assert part.scale == pytest.approx(alone.scale, rel=1e-9)
