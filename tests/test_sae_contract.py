@@ -14,7 +14,7 @@ import torch
 
 from biosae import sae as room
 from biosae.errors import InputError, NotFittedError
-from biosae.sae import SAE, planted, recovery
+from biosae.sae import SAE, Pursuit, planted, recovery
 from biosae.sae.compare import AXES
 from biosae.sae.config import ARCHITECTURES
 from biosae.sae.methods import METHODS, method
@@ -28,6 +28,8 @@ VARIANTS = {
 }
 """Options that turn a built-in architecture into another one."""
 GRADIENT = [*dict.fromkeys([*ARCHITECTURES, *METHODS]), *VARIANTS]
+PURSUITS = [f"pursuit {solver}" for solver in ("omp", "mp", "gradient", "lasso")]
+"""Solvers on the dictionary of another coder."""
 PLUGIN = [name for name in GRADIENT if name not in ARCHITECTURES]
 NAMES = [*GRADIENT, *(name for name, (module, *_) in OTHERS.items() if importlib.util.find_spec(module))]
 N, D, M, K = 576, 16, 24, 3
@@ -55,6 +57,8 @@ def second_table(name):
 
 def made(name, **settings):
     """An unfitted coder that is small and quick."""
+    if name in PURSUITS:
+        return Pursuit(made("topk"), solver=name.split()[1], k=K)
     name, options = VARIANTS.get(name, (name, None))
     coder = named(name) if options is None else named(name, options=options)
     wanted = {"n_latents": M, "k": K, "random_state": 0, **QUICK, **settings, **SPECIAL.get(name, {})}
@@ -99,7 +103,7 @@ def wanted_rows(name, X):
 # ------------------------------------------------------------------------------------ 1: rows stand for themselves
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *PURSUITS])
 def test_codes_of_a_row_do_not_depend_on_its_company(name):
     X, coder = truth().rows, model(name)
     whole = dense(coder.codes(X))
@@ -110,12 +114,13 @@ def test_codes_of_a_row_do_not_depend_on_its_company(name):
     np.testing.assert_array_equal(np.concatenate([dense(coder.codes(X[:100])), dense(coder.codes(X[100:]))]), whole)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *PURSUITS])
 def test_a_saved_coder_is_the_same(name, tmp_path):
     X, coder = truth().rows, model(name)
     coder.save(tmp_path / "model")
     for again in (room.load(tmp_path / "model"), type(coder).load(tmp_path / "model")):
-        assert type(again) is type(coder) and again.get_params() == coder.get_params()
+        assert type(again) is type(coder)
+        assert again.get_params() == coder.get_params() | ({"coder": None} if name in PURSUITS else {})
         np.testing.assert_array_equal(dense(again.codes(X)), dense(coder.codes(X)))
         np.testing.assert_array_equal(rebuilt(again, X), rebuilt(coder, X))
         np.testing.assert_array_equal(again.decoder_, coder.decoder_)
@@ -159,7 +164,7 @@ def test_float64_agrees_with_float32(name):
 # ------------------------------------------------------------------------------------------------ 3: odd inputs
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *PURSUITS])
 def test_odd_rows_have_finite_codes(name):
     coder = model(name)
     for rows in (
@@ -202,7 +207,7 @@ def test_more_latents_a_row_than_there_are_and_fewer_latents_than_features(name)
 # ------------------------------------------------------------------------------------------ 4: numbers that agree
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *PURSUITS])
 def test_reported_numbers_follow_from_the_codes(name):
     coder, X = model(name), truth().rows
     z, x_hat = coder.codes(X), rebuilt(coder, X).astype(np.float64)
