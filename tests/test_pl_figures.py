@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
 from synthetic_run import FakeSamples, make_associations, make_latents
 
 from biosae import pl
 from biosae.errors import InputError
 from biosae.pl import results, style
+from biosae.pl.gallery import BLOCKS
 from biosae.stats import summary
 from biosae.stats.ranking import strength
 
@@ -242,6 +244,28 @@ def test_gallery_shows_the_reason_of_an_unreadable_tile_and_counts(adata) -> Non
     active = adata[:, "L0003"].X.nnz
     assert f"active in {active} of 240 samples" in fig.get_suptitle()
     assert sum(bool(ax.images) for sub in fig.subfigs for ax in sub.axes) == 17
+
+
+def test_gallery_of_signed_codes_shows_both_ends_and_calls_no_negative_code_silent(adata) -> None:
+    signed = adata.copy()
+    values = signed[:, "L0003"].X.toarray().ravel()
+    values[::2] *= -1
+    changed = signed.X.toarray()
+    changed[:, signed.var_names.get_loc("L0003")] = values
+    signed.X = csr_matrix(changed)
+    by = dict(list(pl.select_tiles(signed, "L0003", n=4, cap_per_patient=None).groupby("block")["activation"]))
+    np.testing.assert_array_equal(by["top"], np.sort(values)[::-1][:4])
+    np.testing.assert_array_equal(by["bottom"], np.sort(values)[:4])
+    assert (by["inactive"] == 0).all()
+    assert (by["active"] != 0).all()
+    fig = pl.gallery(signed, "L0003", samples=FakeSamples(signed.obs), n=4)
+    assert [sub.get_suptitle().split(" (")[0] for sub in fig.subfigs] == list(BLOCKS.values())
+    text = (
+        f"active in {(values != 0).sum()} of 240 samples ({(values != 0).mean():.1%}), negative in {(values < 0).sum()}"
+    )
+    assert text in fig.get_suptitle()
+    plain = pl.gallery(adata, "L0003", samples=FakeSamples(adata.obs), n=4)
+    assert len(plain.subfigs) == 3
 
 
 def test_gallery_of_a_dead_latent_has_only_silent_tiles(adata) -> None:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 NOUNS = {"image": "tile", "signal": "window", "features": "vector"}
 """Kind of item -> what one is called in a caption."""
-BLOCKS = {"top": "highest activation", "active": "random among active", "inactive": "random among silent"}
+BLOCKS = {
+    "top": "highest activation", "bottom": "most negative activation", "active": "random among active",
+    "inactive": "random among silent",
+}  # fmt: skip
+"""``bottom`` is of signed codes only: both ends of a latent may have a meaning."""
 
 
 def activation(adata: AnnData, latent: str) -> pd.Series:
@@ -41,7 +45,8 @@ def select_tiles(
     """Choose the tiles of a gallery: the top, random active ones and random silent ones, few a patient.
 
     Without a cap one patient often fills the gallery, and a latent of that patient looks like a latent of biology.
-    No tile is chosen twice; the random active tiles are drawn from those that are not among the top.
+    No tile is chosen twice; the random active tiles are drawn from those that are not among the top. Where codes are
+    signed, a tile is active if its code is not 0, and the most negative ones are a block of their own.
 
     Parameters
     ----------
@@ -57,8 +62,8 @@ def select_tiles(
     Returns
     -------
     DataFrame
-        Columns ``block`` (``top``, ``active``, ``inactive``), ``sample_id``, ``activation``, ``patient`` (missing
-        where unknown); fewer than ``n`` rows a block where the cap or the data leave fewer.
+        Columns ``block`` (``top``, ``bottom``, ``active``, ``inactive``), ``sample_id``, ``activation``,
+        ``patient`` (missing where unknown); fewer than ``n`` rows a block where the cap or the data leave fewer.
 
     Raises
     ------
@@ -70,11 +75,12 @@ def select_tiles(
     ids = (obs["sample_id"] if "sample_id" in obs else pd.Series(obs.index, index=obs.index)).astype(str).to_numpy()
     patients = obs["patient"].astype(object).to_numpy() if "patient" in obs else np.full(len(obs), None, dtype=object)
     rng = np.random.default_rng(random_state)
-    active, silent = np.flatnonzero(values > 0), np.flatnonzero(values <= 0)
+    falling, rising = np.argsort(-values, kind="stable"), np.argsort(values, kind="stable")
     orders = {
-        "top": active[np.argsort(-values[active], kind="stable")],
-        "active": rng.permutation(active),
-        "inactive": rng.permutation(silent),
+        "top": falling[values[falling] > 0],
+        "bottom": rising[values[rising] < 0],
+        "active": rng.permutation(np.flatnonzero(values)),
+        "inactive": rng.permutation(np.flatnonzero(values == 0)),
     }
     taken: set[str] = set()
     rows = []
@@ -96,11 +102,19 @@ def select_tiles(
     return pd.DataFrame(rows, columns=["block", "sample_id", "activation", "patient"])
 
 
+def headings(chosen: pd.DataFrame) -> dict[str, str]:
+    """Blocks to show of chosen tiles, with their headings: ``bottom`` only where there is any."""
+    return {block: text for block, text in BLOCKS.items() if block != "bottom" or (chosen["block"] == block).any()}
+
+
 def firing_sentence(adata: AnnData, latent: str) -> str:
     """``active in 312 of 2,000 samples (15.6 %), 14 of 20 patients``."""
-    active = (activation(adata, latent) > 0).to_numpy()
+    values = activation(adata, latent)
+    active = (values != 0).to_numpy()
     noun = "tokens" if "sample_id" in adata.obs and adata.obs["sample_id"].duplicated().any() else "samples"
     text = f"active in {active.sum():,} of {len(active):,} {noun} ({active.mean():.1%})"
+    if (values < 0).any():
+        text += f", negative in {(values < 0).sum():,}"
     if "patient" in adata.obs:
         patients = adata.obs["patient"]
         text += f", {patients[active].nunique():,} of {patients.nunique():,} patients"
@@ -134,8 +148,8 @@ def gallery(
     random_state: int = 0,
     fig: Figure | None = None,
 ) -> Figure:
-    """Three blocks of items (tiles; signals as traces) with the activation under each: highest, random among active,
-    random among silent.
+    """Blocks of items (tiles; signals as traces) with the activation under each: highest, (of signed codes) most
+    negative, random among active, random among silent.
 
     A tile that cannot be read is a grey square with the reason. Images are joined to rows by sample id.
 
@@ -161,10 +175,10 @@ def gallery(
     """
     chosen = select_tiles(adata, latent, n=n, cap_per_patient=cap_per_patient, random_state=random_state)
     columns = min(n, 6)
-    rows_a_block = max(1, -(-n // columns))
+    rows_a_block, shown = max(1, -(-n // columns)), headings(chosen)
     with style.paper():
-        fig = style.figure((6.9, 0.55 + 3 * (0.24 + rows_a_block * 1.28))) if fig is None else fig
-        for part, (block, heading) in zip(fig.subfigures(3, 1), BLOCKS.items()):
+        fig = style.figure((6.9, 0.55 + len(shown) * (0.24 + rows_a_block * 1.28))) if fig is None else fig
+        for part, (block, heading) in zip(fig.subfigures(len(shown), 1), shown.items()):
             tiles = chosen[chosen["block"] == block]
             part.suptitle(f"{heading} (n = {len(tiles)})", x=0.01, ha="left", fontsize=8, color=style.INK)
             grid = part.subplots(rows_a_block, columns, squeeze=False).ravel()

@@ -9,7 +9,7 @@ import pandas as pd
 
 from biosae import pl
 from biosae.pl import results, style
-from biosae.pl.gallery import BLOCKS, activation, firing_sentence, noun, read_picture
+from biosae.pl.gallery import activation, firing_sentence, headings, noun, read_picture
 from biosae.reports.run import Run
 from biosae.reports.tables import Figures, Table, table, thumbnail, without_constants
 from biosae.reports.verdicts import best_rows
@@ -38,7 +38,8 @@ def cards(run: Run, figures: Figures, latents: list[str]) -> list[dict[str, Any]
 def _card(run: Run, figures: Figures, latent: str) -> dict[str, Any]:
     chosen = pl.select_tiles(run.adata, latent, n=N_TILES, cap_per_patient=2)
     if run.samples is not None:
-        figures.file_only(f"gallery_{latent}", pl.gallery, run.adata, latent, samples=run.samples, n=6, size=(6.9, 4.9))
+        size = (6.9, 0.4 + 1.5 * len(headings(chosen)))
+        figures.file_only(f"gallery_{latent}", pl.gallery, run.adata, latent, samples=run.samples, n=6, size=size)
     return {
         "latent": latent,
         "firing": firing_sentence(run.adata, latent),
@@ -51,7 +52,7 @@ def _card(run: Run, figures: Figures, latent: str) -> dict[str, Any]:
 
 def _blocks(run: Run, chosen: pd.DataFrame) -> list[dict[str, Any]]:
     blocks = []
-    for block, heading in BLOCKS.items():
+    for block, heading in headings(chosen).items():
         tiles = []
         for tile in chosen[chosen["block"] == block].itertuples():
             image = read_picture(run.samples, tile.sample_id)
@@ -100,7 +101,7 @@ def _patients(run: Run, latent: str, chosen: pd.DataFrame) -> str:
     """How widely the latent is spread over patients; no one is named."""
     if "patient" not in run.adata.obs:
         return "Patients are not known, so one patient may carry this latent."
-    values = activation(run.adata, latent).groupby(run.adata.obs["patient"].astype(str).to_numpy()).sum()
+    values = activation(run.adata, latent).abs().groupby(run.adata.obs["patient"].astype(str).to_numpy()).sum()
     total = values.sum()
     top = chosen[chosen["block"] == "top"]
     people = style.count(top["patient"].nunique(), "patient")
