@@ -154,7 +154,7 @@ def _caption(table: pd.DataFrame, failed: list[str]) -> str:
     parts = [
         f"n = {int(first['n_rows']):,} rows; {int(first['n_rows_val']):,} held out "
         f"({style.count(first['n_groups_val'], 'group')}); {style.count(table['seed'].nunique(), 'seed')}. "
-        "Bars: range over seeds. Grey: chance level."
+        "Bars: range over seeds. Grey: chance level. Larger marks: larger k."
     ]
     if failed:
         parts.append("Failed: " + ", ".join(failed) + ".")
