@@ -578,6 +578,23 @@ def test_resampled_thresholds_start_where_the_options_say():
     torch.testing.assert_close(threshold, torch.full_like(threshold, 0.5), atol=0.05, rtol=0)
 
 
+def test_a_resampled_gate_starts_with_its_magnitude():
+    """A latent whose magnitude stayed closed would never fire again, whatever its new direction."""
+    made, batches = trainer(architecture="gated", resample_every=4, n_steps=8, decay=0.0)
+    made.weights["b_mag"][:8] = -100
+    for batch in batches[:4]:
+        made.step(batch)
+    assert bool((made.weights["b_mag"] > -1).all()) and not bool(made.moments["b_mag"][0][:8].any())
+
+
+def test_resampling_with_a_second_table():
+    settings = PART | {"n_latents": 256, "k": 2, "n_steps": 8, "resample_every": 4}
+    sae = SAE("gsae", **settings).fit(X, partner=X[:, ::-1].copy())
+    assert np.isfinite(sae.metrics_["fvu"])
+    with pytest.raises(InputError, match="two tables"):
+        SAE("transcoder", **settings).fit(X, partner=X)
+
+
 # --------------------------------------------------------------------------------------------------------- the loop
 
 

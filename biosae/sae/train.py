@@ -73,9 +73,11 @@ class Trainer:
         self.weights = {name: p.detach() for name, p in model.named_parameters()}
         self.moments = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in self.weights.items()}
         self.is_method = isinstance(model, Method)
-        if config.resample_every and not set(ENCODES) <= self.weights.keys():
+        second = getattr(model, "partner", None) in ("target", "modality")
+        if config.resample_every and (second or not set(ENCODES) <= self.weights.keys()):
             raise InputError(
-                f"architecture={config.architecture!r} has no encoder rows to resample: resample_every=None"
+                f"architecture={config.architecture!r} has no encoder rows to resample, or learns from two tables: "
+                "resample_every=None"
             )
         device = next(iter(self.weights.values())).device
         self.since_fired = torch.zeros(model.n_latents, dtype=torch.int64, device=device)
@@ -153,7 +155,8 @@ class Trainer:
                 mean.lerp_(self.weights[name], 1 - self.config.ema)
             every = self.config.resample_every
             if every and self.done % every == every - 1 and self.done < self.plan.decay_start:
-                self._resample(x, outcome.residual, every // 2 * self.comm.rows(len(x)))
+                rows = x[:, : self.weights["b_dec"].numel()]  # without gradients
+                self._resample(rows, outcome.residual, every // 2 * self.comm.rows(len(x)))
         self.done += 1
         if logged:
             self._log(x, outcome, rate)
@@ -230,7 +233,8 @@ class Trainer:
         norm = norm / count if count > 0 else 1.0
         self.weights["W_dec"][idle] = start
         self.weights["W_enc"][idle] = 0.2 * norm * start
-        self.weights["b_enc"][idle] = 0
+        for name in ("b_enc", *getattr(self.model, "from_zero", ())):
+            self.weights[name][idle] = 0
         if "threshold" in self.weights:
             first = self.model.options if self.is_method else self.config
             self.weights["threshold"][idle] = first.threshold
