@@ -114,3 +114,22 @@ def test_rows_scaled_one_by_one_are_undone_with_the_rows_that_are_rebuilt(tables
         sae.inverse_transform(Z[:50], like=Y, table=table)
     with pytest.raises(InputError, match="pass like="):
         sae.inverse_transform(Z, table=table)
+
+
+def test_pairs_are_counted_as_matched_only_where_they_are_pairs(tables):
+    X, Y, obs = tables
+    first, second = (bs.Embeddings.from_array(t, obs=obs) for t in (X, Y))
+    alignment = bs.sae.Alignment(random_state=0, max_epochs=1, min_steps=2).fit(first, second)
+    assert 0 <= alignment.matched(first, second) <= 1
+    with pytest.raises(InputError, match="another order"):
+        alignment.matched(first, second.select(np.arange(N)[::-1]))
+    with pytest.raises(InputError, match="50 rows"):
+        alignment.matched(X, Y[:50])
+
+
+def test_atoms_of_arrays_of_different_length_are_not_compared(tables):
+    X, Y, _ = tables
+    one, same, other = (bs.sae.ITDA(k=2, random_state=0).fit(rows) for rows in (X, Y, X[:100]))
+    assert 0 < bs.sae.jaccard(one, same) <= 1
+    with pytest.raises(InputError, match="different sets of samples"):
+        bs.sae.jaccard(one, other)
