@@ -87,7 +87,7 @@ class Trainer:
         self.seconds = 0.0
         self.stopped = ""
         self.history: list[dict[str, float]] = []
-        self.average = {n: w.clone() for n, w in self.weights.items()} if config.ema else {}
+        self.average = {n: w.clone() for n, w in self._averaged().items()} if config.ema else {}
         self.kept: dict[str, torch.Tensor] = {}
         self._keep()
         self.best, self.waited = math.inf, 0
@@ -99,6 +99,11 @@ class Trainer:
     def buffers(self) -> dict[str, torch.Tensor]:
         """What a method keeps besides its weights, by name."""
         return dict(self.model.named_buffers()) if self.is_method else {}
+
+    def _averaged(self) -> dict[str, torch.Tensor]:
+        """What the moving average is of: the weights, and buffers that are learnt beside them."""
+        buffers = self.buffers
+        return self.weights | {name: buffers[name] for name in getattr(self.model, "averaged", ())}
 
     def set_buffer(self, name: str, value: torch.Tensor) -> None:
         """Put a buffer of the method back."""
@@ -151,8 +156,9 @@ class Trainer:
                 self.dead = (self.since_fired >= self.plan.dead_after).nonzero().squeeze(1)
                 self.some_dead = self.comm.total(len(self.dead)) > 0
                 self.density = float(outcome.active) / (len(x) * len(self.since_fired))
+            now = self._averaged() if self.average else {}
             for name, mean in self.average.items():
-                mean.lerp_(self.weights[name], 1 - self.config.ema)
+                mean.lerp_(now[name], 1 - self.config.ema)
             every = self.config.resample_every
             if every and self.done % every == every - 1 and self.done < self.plan.decay_start:
                 rows = x[:, : self.weights["b_dec"].numel()]  # without gradients
@@ -312,7 +318,7 @@ class Trainer:
             self.kept.setdefault(name, torch.empty_like(weight)).copy_(weight)
         if self.average and self.model.unit_atoms:
             unit_rows_(self.kept["W_dec"])
-        self.kept |= {name: buffer.clone() for name, buffer in self.buffers.items()}
+        self.kept |= {name: buffer.clone() for name, buffer in self.buffers.items() if name not in self.average}
         self.kept_at = self.done
 
     def _diverged(self) -> None:
