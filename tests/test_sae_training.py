@@ -12,8 +12,9 @@ from biosae.errors import DivergedError, InputError
 from biosae.sae import SAE, step
 from biosae.sae.config import SAEConfig, k_at, penalty_at, rate_at, resolve
 from biosae.sae.fitting import empty_model, fit_many, trainer_of
+from biosae.sae.loop import run
 from biosae.sae.normalise import Normaliser
-from biosae.sae.train import BETAS, EPS, Trainer, run
+from biosae.sae.train import BETAS, EPS, Trainer
 
 ARCHITECTURES = ("relu", "topk", "batchtopk", "matryoshka", "jumprelu")
 BACKENDS = ("numba", "torch", "dense")

@@ -13,11 +13,11 @@ import torch
 
 from biosae import provenance
 from biosae.errors import IdentityError, InputError
-from biosae.sae import checkpoint, distributed
+from biosae.sae import checkpoint, distributed, saved
 from biosae.sae.coder import CHUNK, Coder, sparse_rows, stacked
 from biosae.sae.config import Plan, SAEConfig
 from biosae.sae.fitting import fit_many, partial_fit
-from biosae.sae.methods import method, options_of
+from biosae.sae.methods import options_of
 from biosae.sae.methods.base import Method
 from biosae.sae.metrics import Quality
 from biosae.sae.model import SparseAutoencoder
@@ -402,17 +402,7 @@ class SAE(Coder, SAEConfig):
         return (atoms * (unit / scaling.scale)).astype(np.float32), bias
 
     def _tensors(self) -> dict[str, np.ndarray]:
-        prefix = "model." if isinstance(self._model, Method) else ""
-        tensors = {prefix + name: value.detach().cpu().numpy() for name, value in self._model.state_dict().items()}
-        for prefix, scaling in (("", self.normaliser_), ("partner_", self.partner_normaliser_)):
-            if scaling is not None:
-                tensors |= {
-                    f"{prefix}mean": scaling.mean.astype(np.float64),
-                    f"{prefix}scale": np.float64(scaling.scale),
-                }
-                if scaling.whiten is not None:
-                    tensors[f"{prefix}whiten"] = scaling.whiten
-        return tensors
+        return saved.tensors(self._model, (self.normaliser_, self.partner_normaliser_))
 
     def _facts(self) -> dict[str, Any]:
         partner = self.partner_normaliser_
@@ -428,59 +418,11 @@ class SAE(Coder, SAEConfig):
 
     def _restore(self, tensors: dict[str, np.ndarray], config: dict[str, Any], device: torch.device) -> None:
         self.validate()
-        self.partner_identity_, self.partner_fingerprint_ = (
-            config.get("partner_identity"), config.get("partner_fingerprint"),
-        )  # fmt: skip
-        m, d = self.n_latents_, self.n_features_in_
-        widths = (d, config.get("partner_features", 0))
-        scaling = _scaling(tensors, "", d, config["rowwise"], config.get("offset", {}))
-        if self.is_method:
-            model = method(self.architecture)(
-                d, m, k=self.k_, options=options_of(self.architecture, self.options), n_partner=widths[1]
-            )
-            _fill(model, tensors)
-            if model.partner is not None and (widths[1] or model.partner != "gradient"):
-                second = None
-                if model.partner != "gradient":
-                    second = _scaling(tensors, "partner_", widths[1], config["partner_rowwise"], {})
-                scaling = Scalings(model.partner, widths, (scaling, second))
-        else:
-            model = SparseAutoencoder(
-                d, m, architecture=self.architecture, k=self.k_, ends=config.get("ends"), bandwidth=self.bandwidth
-            )
-            shapes = {"W_enc": (m, d), "b_enc": (m,), "W_dec": (m, d), "b_dec": (d,)}
-            shapes["threshold"] = (m,) if self.architecture == "jumprelu" else ()
-            model.load_state_dict(
-                {
-                    name: torch.from_numpy(checkpoint.shaped(tensors, name, shape).copy())
-                    for name, shape in shapes.items()
-                }
-            )
+        self.partner_identity_ = config.get("partner_identity")
+        self.partner_fingerprint_ = config.get("partner_fingerprint")
+        shape = {"n_features": self.n_features_in_, "n_latents": self.n_latents_, "k": self.k_}
+        model, scaling = saved.restored(self, tensors, config, **shape)
         self._keep_model(model.to(device), scaling)
-
-
-def _scaling(
-    tensors: dict[str, np.ndarray], prefix: str, d: int, rowwise: str | bool | None, offset: dict[str, Any]
-) -> Normaliser:
-    """Scaling of one table from a file."""
-    whiten = checkpoint.shaped(tensors, f"{prefix}whiten", (d, d)) if f"{prefix}whiten" in tensors else None
-    mean = checkpoint.shaped(tensors, f"{prefix}mean", (d,))
-    return Normaliser(mean, float(checkpoint.shaped(tensors, f"{prefix}scale", ())), rowwise, whiten, offset)
-
-
-def _fill(model: Method, tensors: dict[str, np.ndarray]) -> None:
-    """Put the tensors of a file into an empty method; buffers may have sizes of their own."""
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    for name in model.state_dict():
-        key = f"model.{name}"
-        shape = shapes.get(name, tensors[key].shape if key in tensors else ())
-        value = torch.from_numpy(checkpoint.shaped(tensors, key, shape).copy())
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        if name in shapes:
-            getattr(module, leaf).data = value
-        else:
-            setattr(module, leaf, value)
 
 
 def _padded(u: np.ndarray) -> Iterator[tuple[torch.Tensor, int]]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import torch
 
@@ -23,7 +19,6 @@ from biosae.sae.methods.base import Method, Now
 from biosae.sae.model import SparseAutoencoder, unit_rows_
 from biosae.sae.sparse_ops import GUESS
 from biosae.sae.step import Outcome, Taken, Wanted, by_autograd, dense, missed, reconstruct, sparse
-from biosae.settings import settings
 
 REFRESH = 8
 """Steps between two looks at what must come back from the device: dead latents, density, whether all is finite."""
@@ -358,102 +353,8 @@ class Trainer:
             self._saved = time.monotonic()
 
 
-def run(trainers: list[Trainer], batches: Callable[[int], Iterator[torch.Tensor]]) -> None:
-    """Train all of them on one stream until each has finished.
-
-    Parameters
-    ----------
-    batches
-        Gives the endless stream of raw batches from a step on.
-
-    Raises
-    ------
-    DivergedError
-        See :meth:`Trainer.step`.
-    KeyboardInterrupt
-        After Ctrl-C or SIGTERM, at the end of the step and once the states of all trainers are written.
-
-    Notes
-    -----
-    Before each step the processes that train together ask each other whether one has met an error or an interrupt; all
-    of them then end with it.
-    """
-    total = max(t.plan.n_steps for t in trainers)
-    first = min((t.done for t in trainers if not t.finished), default=total)
-    if first >= total:
-        return
-    comm = trainers[0].comm
-    stream = batches(first)
-    bar = _progress(total, first, shown=comm.rank == 0)
-    try:
-        with _interrupts() as asked:
-            trouble: BaseException | None = None
-            for position in range(first, total + 1):
-                over = all(t.finished for t in trainers)
-                if trouble is None and asked:
-                    trouble = KeyboardInterrupt()
-                if trouble is None and not over:
-                    try:
-                        rows = next(stream)
-                    except (Exception, KeyboardInterrupt) as error:
-                        trouble = error  # all must hear of it
-                trouble = comm.agree(trouble)
-                if isinstance(trouble, KeyboardInterrupt):
-                    for trainer in trainers:
-                        trainer.save(force=True)
-                if trouble is not None:
-                    raise trouble
-                if over:
-                    break
-                due = [t for t in trainers if not t.finished and t.done == position]
-                for trainer in due:
-                    started = time.perf_counter()
-                    trainer.step(rows)
-                    trainer.seconds += time.perf_counter() - started
-                bar.update()
-                for trainer in due:
-                    trainer.save(force=trainer.finished)
-                    try:
-                        trainer.tell()
-                    except (Exception, KeyboardInterrupt) as error:
-                        trouble = error
-    finally:
-        bar.close()
-        stream.close()
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM wait for the end of a step, so that what is saved is the state between two steps.
-
-    Gives the list of those that came. A second Ctrl-C acts at once.
-    """
-    came: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and number in came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
-        yield came
-        return
-    former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
 def _ratio(error: float, spread: float) -> float:
     """Fraction of variance unexplained; of rows that are all alike 0 or infinity."""
     if spread > 0:
         return error / spread
     return math.inf if error > 0 else error
-
-
-def _progress(total: int, initial: int, *, shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, initial=initial, desc="SAE", unit="step", disable=not (shown and settings.progress))
