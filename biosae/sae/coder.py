@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import importlib
 import os
@@ -37,7 +38,7 @@ STATE = (
 """Fitted attributes (without their ``_``) that ``config.json`` of every coder holds."""
 
 
-class Coder(Settings):
+class Coder(Settings, abc.ABC):
     """Anything with ``fit``, sparse codes and a dictionary: :class:`biosae.sae.SAE` and what is compared with it.
 
     A subclass is a dataclass of settings that gives ``fit`` (ending with :meth:`_keep_rows` and :meth:`_measure`),
@@ -65,25 +66,25 @@ class Coder(Settings):
 
     # ------------------------------------------------------------------------------------ what a subclass gives
 
+    @abc.abstractmethod
     def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> Coder:
         """Fit to embeddings (n, d); see the subclass."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _codes(self, x: np.ndarray) -> scipy.sparse.csr_matrix:
         """Codes (n, m) of float32 rows (n, d): sorted indices, no stored zeros, each row by itself."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _decode(self, z: Any, x: np.ndarray | None) -> np.ndarray:
         """Reconstructions float32 (n, d) of codes; ``x``: their rows, needed where :attr:`_needs_rows`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _tensors(self) -> dict[str, np.ndarray]:
         """Arrays from which :meth:`_restore` makes the fitted coder again."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _restore(self, tensors: dict[str, np.ndarray], config: dict[str, Any], device: torch.device) -> None:
         """Inverse of :meth:`_tensors` (and :meth:`_facts`); ``FormatError`` where a tensor is missing or misshapen."""
-        raise NotImplementedError
 
     def _facts(self) -> dict[str, Any]:
         """What ``config.json`` holds besides settings and :data:`STATE`."""

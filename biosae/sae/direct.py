@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import importlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -64,13 +65,13 @@ class Direct(Coder):
         self._measure(_measured(rows, self.random_state_), held)
         return self
 
+    @abc.abstractmethod
     def validate(self) -> None:
         """Check every setting; ``InputError`` names the first that is wrong."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _learn(self, rows: Rows, held: Held) -> None:
         """Set ``decoder_`` (m, d) float32 and ``bias_`` (d,) float32 from the rows that are not held out."""
-        raise NotImplementedError
 
     def _centre(self, rows: Rows, held: Held) -> np.ndarray:
         """Bias that the setting ``normalise`` asks for: the mean of the training rows, summed in float64, or 0."""

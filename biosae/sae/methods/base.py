@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -54,7 +55,7 @@ class Loss:
     """What :meth:`Method.after_step_` wants to know."""
 
 
-class Method(nn.Module):
+class Method(nn.Module, abc.ABC):
     """A linear encoder, an activation and a linear decoder; subclasses change what they need.
 
     ``a = (x - b_dec) W_enc^T + b_enc``, ``z = activation(a)``, ``x_hat = z W_dec + b_dec``.
@@ -127,12 +128,12 @@ class Method(nn.Module):
         """Pre-activations a, (n, m), of rows (n, d)."""
         return F.linear(x - self.b_dec, self.W_enc, self.b_enc)
 
+    @abc.abstractmethod
     def encode(self, x: torch.Tensor, *, table: int = 0) -> torch.Tensor:
         """Codes z, (n, m), for evaluation: each row by itself.
 
         ``table`` is 1 for rows of the second modality. With a ``gradient`` partner x may have its columns behind.
         """
-        raise NotImplementedError
 
     def decode(self, z: torch.Tensor, *, table: int = 0) -> torch.Tensor:
         """Reconstructions, (n, d), of codes (n, m)."""
@@ -144,9 +145,9 @@ class Method(nn.Module):
 
     # ------------------------------------------------------------------------------------------------- training
 
+    @abc.abstractmethod
     def loss(self, x: torch.Tensor, now: Now) -> Loss:
         """Loss of a batch by the training rule; changes nothing."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def constrain_(self, generator: torch.Generator) -> None:
