@@ -1,0 +1,1 @@
+"""Latents and SAEs in the formats of other tools."""

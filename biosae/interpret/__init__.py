@@ -1,0 +1,1 @@
+"""What a latent means: examples, maps, concepts, explanations, stress tests, names."""

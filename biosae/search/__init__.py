@@ -1,0 +1,1 @@
+"""What else is like it: nearest neighbours, properties, clusters, differences of cohorts."""
