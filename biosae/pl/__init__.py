@@ -6,7 +6,7 @@ from biosae.pl.density import density
 from biosae.pl.diagnostics import null, qq
 from biosae.pl.factors import factor_map
 from biosae.pl.forest import forest
-from biosae.pl.gallery import gallery, select_tiles
+from biosae.pl.gallery import gallery
 from biosae.pl.replication import replication
 from biosae.pl.sae_comparison import sae_comparison
 from biosae.pl.scanner import confounders, scanner
@@ -32,7 +32,6 @@ __all__ = [
     "sae_comparison",
     "save",
     "scanner",
-    "select_tiles",
     "tissue",
     "traces",
     "volcano",
