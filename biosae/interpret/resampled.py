@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +72,40 @@ class Order:
         return float(other[at:].sum() / n0), float(self.distinct[at])
 
 
+class Parts:
+    """AUROCs of several sets of rows in one pass (strata, folds); rows may lie in several sets.
+
+    Parameters
+    ----------
+    parts
+        Of each set: values (k,), rows of the table (k,), and which of them are positive (k,).
+    """
+
+    def __init__(self, parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+        self.rows = np.concatenate([rows for _, rows, _ in parts])
+        self.positive = np.concatenate([positive for _, _, positive in parts]).astype(bool)
+        levels = [np.unique(values, return_inverse=True) for values, _, _ in parts]
+        sizes = [len(distinct) for distinct, _ in levels]
+        self.start = np.r_[0, np.cumsum(sizes)[:-1]].astype(int)
+        self.part = np.repeat(np.arange(len(parts)), sizes)
+        self.level = np.concatenate([level.ravel() + first for (_, level), first in zip(levels, self.start)])
+
+    def pairs(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs ranked rightly (ties count half) and all pairs of every set."""
+        own = weight[self.rows]
+        n = len(self.part)
+        up, down = (np.bincount(self.level, own * side, minlength=n) for side in (self.positive, ~self.positive))
+        below = np.cumsum(down) - 0.5 * down
+        before = np.r_[0.0, np.cumsum(down)][self.start]
+        right = np.add.reduceat(up * (below - before[self.part]), self.start)
+        return right, np.add.reduceat(up, self.start) * np.add.reduceat(down, self.start)
+
+    def aurocs(self, weight: np.ndarray) -> np.ndarray:
+        """AUROC of every set, NaN without pairs."""
+        right, pairs = self.pairs(weight)
+        return np.divide(right, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
 def pearson(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> float:
     """Correlation of weighted rows; NaN where one does not vary."""
     total = weight.sum()
@@ -107,8 +141,9 @@ def over_patients(
     random_state: int = 0,
     n_draws: int = LEAST_DRAWS,
     what: str = "the score",
+    bounded: bool = True,
 ) -> Number:
-    """A statistic in [0, 1] and its 95 % interval, patients drawn again with all their rows.
+    """A statistic and its 95 % interval, patients drawn again with all their rows.
 
     Where the draws do not vary (a score of 1 in every patient), the bound is the exact binomial one of as many trials
     as there are patients: never an interval of no width.
@@ -127,6 +162,8 @@ def over_patients(
         Seed and number of resamples.
     what
         Name of the number in reasons.
+    bounded
+        The statistic lies in [0, 1].
     """
     used = np.ones(len(groups), dtype=bool) if used is None else used
     n_samples = int(used.sum())
@@ -149,7 +186,7 @@ def over_patients(
         reason = f"{what} does not exist in {found.n_failed} of {len(found.draws)} resamples of patients"
         return Number(score, np.nan, np.nan, n_patients, n_samples, "no_interval", reason)
     low, high = found.low, found.high
-    if high - low < 1e-12:
+    if bounded and high - low < 1e-12:
         bounds = logit_interval(np.array([score]), np.zeros(1), critical=1.96, n_min=n_patients)
         low, high = float(bounds[0][0]), float(bounds[1][0])
     if n_patients < FEW_GROUPS:

@@ -41,7 +41,7 @@ class StressCard:
     """The statement that is tested, in words."""
     table: pd.DataFrame = field(repr=False)
     details: dict[str, pd.DataFrame] = field(repr=False)
-    """``dose``, ``layer``, ``context:<column>``, ``contradiction``, ``neighbours``, ``look_alikes``, ``seeds``,
+    """``dose``, ``layer``, ``context:<column>``, ``contradiction``, ``neighbours``, ``look_alikes:<name>``, ``seeds``,
     ``perturbation``: those that could be made."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,6 +78,7 @@ def stress(
     view: np.ndarray | None = None,
     groups: str = "patient",
     top: float = 0.1,
+    only: Sequence[str] | None = None,
     random_state: int = 0,
 ) -> StressCard:
     """Test the statement "this latent goes with this label" under conditions in which it may break.
@@ -132,6 +133,8 @@ def stress(
         Column of the patients.
     top
         Share of the firings that count as the strongest.
+    only
+        Checks to make; all by default.
     random_state
         Seed of folds, controls and resamples.
 
@@ -157,6 +160,9 @@ def stress(
         raise InputError(f"direction={direction!r}; {nearest(direction, DIRECTIONS)}")
     if not 0 < top <= 1:
         raise InputError(f"top={top} must lie in (0, 1]")
+    unknown = [name for name in only or () if name not in THRESHOLDS]
+    if unknown:
+        raise InputError(f"no check {unknown[0]!r}; {nearest(unknown[0], THRESHOLDS)}")
     claim = _claim(adata, latent, target, positive, cut, direction, groups, random_state)
     strata = [context] if isinstance(context, str) else list(context)
     others = [off_targets] if isinstance(off_targets, str) else list(off_targets)
@@ -173,27 +179,32 @@ def stress(
         if detail is not None:
             details[key or check] = detail
 
-    note("association", "", checks.association(claim))
-    note("dose", "", probes.dose(claim, others or strata, random_state=random_state))
-    note("layer", "", checks.layer(claim, layers or {}))
-    for column in strata:
-        note("context", column, checks.context(claim, column), f"context:{column}")
-    if not strata:
-        note("context", "", claim.no("no column of strata was named (context=)"))
-    note("contradiction", "", checks.contradiction(claim, top=top))
     seen = None if view is None else np.asarray(view)[claim.rows]
-    note("neighbours", "", probes.neighbours(claim, seen))
-    found = {name: checks.look_alike(claim, mask) for name, mask in likes.items()}
-    for name, (number, reading, _) in found.items():
-        rows.append(("look_alikes", name, number, reading))
-    if found:
-        tables = [table.assign(look_alike=name) for name, (_, _, table) in found.items() if table is not None]
-        if tables:
-            details["look_alikes"] = pd.concat(tables, ignore_index=True)
-    else:
-        note("look_alikes", "", claim.no("no look-alikes were named (look_alikes=)"))
-    note("seeds", "", checks.seeds(claim, list(seeds)))
-    note("perturbation", "", checks.perturbation(claim, perturbed or {}))
+    single = {
+        "association": lambda: checks.association(claim),
+        "dose": lambda: probes.dose(claim, others or strata, random_state=random_state),
+        "layer": lambda: checks.layer(claim, layers or {}),
+        "contradiction": lambda: checks.contradiction(claim, top=top),
+        "neighbours": lambda: probes.neighbours(claim, seen),
+        "seeds": lambda: checks.seeds(claim, list(seeds)),
+        "perturbation": lambda: checks.perturbation(claim, perturbed or {}),
+    }
+    wanted = list(THRESHOLDS) if only is None else list(only)
+    for check in THRESHOLDS:
+        if check not in wanted:
+            continue
+        if check == "context":
+            for column in strata:
+                note("context", column, checks.context(claim, column), f"context:{column}")
+            if not strata:
+                note("context", "", claim.no("no column of strata was named (context=)"))
+        elif check == "look_alikes":
+            for name, mask in likes.items():
+                note("look_alikes", name, checks.look_alike(claim, mask), f"look_alikes:{name}")
+            if not likes:
+                note("look_alikes", "", claim.no("no look-alikes were named (look_alikes=)"))
+        else:
+            note(check, "", single[check]())
     table = pd.DataFrame([_row(latent, target, *row) for row in rows], columns=COLUMNS)
     return StressCard(str(latent), str(target), claim.text, table, details)
 

@@ -12,7 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from biosae.errors import InputError
-from biosae.interpret.resampled import Number, Order, concordance, over_patients, pearson, refused, spearman
+from biosae.interpret.resampled import Number, Order, Parts, concordance, over_patients, pearson, refused, spearman
 from biosae.stats.association import associate
 from biosae.stats.correlation import as_columns, rank_columns
 from biosae.stats.effects import auroc
@@ -124,21 +124,16 @@ def context(claim: Claim, column: str) -> Found:
         return number, reading, table
     used = known & np.isin(stratum, usable)
     own = [np.flatnonzero(used & (stratum == name)) for name in usable]
-    orders = [Order(claim.v[rows]) for rows in own]
-    whole = Order(claim.v)
-
-    def all_of(weight: np.ndarray) -> list[float]:
-        parts = [order.auroc(claim.y[rows], weight[rows]) for order, rows in zip(orders, own)]
-        return [whole.auroc(claim.y, weight * used), *parts]
+    sets = Parts([(claim.v[rows], rows, claim.y[rows]) for rows in (np.flatnonzero(used), *own)])
 
     def kept(weight: np.ndarray) -> float:
-        found = all_of(weight)
-        largest = max(found)
+        found = sets.aurocs(weight)
         if not np.isfinite(found).all():
             return float("nan")
-        return float(np.clip((min(found) - 0.5) / (largest - 0.5), 0.0, 1.0)) if largest > 0.5 else 0.0
+        largest = found.max()
+        return float(np.clip((found.min() - 0.5) / (largest - 0.5), 0.0, 1.0)) if largest > 0.5 else 0.0
 
-    pooled, *parts = all_of(used.astype(float))
+    pooled, *parts = sets.aurocs(used.astype(float)).tolist()
     if max(pooled, *parts) <= 0.5:
         return claim.no("the latent is at chance pooled and in every stratum: there is no effect to keep")
     number = claim.interval(kept, used=used, classes=claim.y.astype(int), what="the score")

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from scipy import special
 
 from biosae.errors import InputError
-from biosae.interpret.resampled import Order
+from biosae.interpret.resampled import Parts
 from biosae.interpret.stress_checks import Claim, Found
 from biosae.stats.adjust import is_categorical
 from biosae.stats.features import decoder, embedding, row_scale
@@ -45,13 +45,15 @@ def folds(y: np.ndarray, groups: np.ndarray, random_state: int) -> list[tuple[np
         return [(train, test) for train, test in splits if len(np.unique(y[train])) == len(np.unique(y))]
 
 
-def _linear(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def linear_probe(
+    x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Weights (d, classes) and intercepts of a logistic regression in units of the embedding."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model = probe(False).fit(x, y)
+        model = probe(False).fit(x, y, logisticregression__sample_weight=weight)
     scaler, last = model[0], model[-1]
     w = last.coef_ / scaler.scale_
     b = last.intercept_ - w @ scaler.mean_
@@ -75,14 +77,14 @@ def dose(claim: Claim, off_targets: Sequence[str], *, random_state: int) -> Foun
     splits = folds(claim.y.astype(int), claim.groups, random_state)
     if not splits:
         return claim.no("a class of the label is in fewer than 2 patients: no probe can be read on patients left out")
-    controls = _controls(adata, claim.at, random_state)
+    controls = controls_of(adata, claim.at, np.random.default_rng(random_state))[:N_CONTROLS]
     typical = _typical(adata, np.r_[claim.at, controls])
     moves = typical[:, None] * atoms[np.r_[claim.at, controls]]  # (1 + controls, d)
     alpha = np.array(DOSES)
     response = np.full((len(x), len(alpha)), np.nan)
     of_controls = np.zeros((len(controls), len(alpha)))
     for train, test in splits:
-        w, b = _linear(x[train], claim.y[train].astype(int))
+        w, b = linear_probe(x[train], claim.y[train].astype(int))
         base = x[test] @ (w[:, 1] - w[:, 0]) + b[1] - b[0]
         push = moves @ (w[:, 1] - w[:, 0])
         logits = base[:, None] + scale[test, None] * push[0] * alpha
@@ -141,13 +143,13 @@ def _typical(adata: Any, at: np.ndarray) -> np.ndarray:
     return np.array([np.median(p[p > 0]) if (p > 0).any() else 0.0 for p in parts])
 
 
-def _controls(adata: Any, at: int, random_state: int) -> np.ndarray:
-    """Other live latents, drawn from those whose density is nearest."""
+def controls_of(adata: Any, at: int, rng: np.random.Generator) -> np.ndarray:
+    """Other live latents in random order, of those whose density is nearest."""
     X = sp.csr_matrix(adata.X)
     density = np.bincount(X.indices[X.data != 0], minlength=X.shape[1]) / X.shape[0]
     live = np.flatnonzero((density > 0) & (np.arange(len(density)) != at))
-    near = live[np.argsort(np.abs(np.log(density[live] / max(density[at], 1e-12))), kind="stable")[: 5 * N_CONTROLS]]
-    return np.random.default_rng(random_state).permutation(near)[:N_CONTROLS]
+    gap = np.abs(np.log(density[live] / max(density[at], 1e-12)))
+    return rng.permutation(live[np.argsort(gap, kind="stable")[: 5 * N_CONTROLS]])
 
 
 def _balanced(hit: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -179,7 +181,7 @@ def _off_targets(
         hit, seen = np.zeros((len(y), len(alpha))), np.zeros(len(y), dtype=bool)
         for train, test in splits:
             train, test = known[train], known[test]
-            w, b = _linear(x[train], y[train])
+            w, b = linear_probe(x[train], y[train], _balancing(y[train], claim.y[train]))
             base, push = x[test] @ w + b, move @ w
             for k, a in enumerate(alpha):
                 hit[test, k] = (base + (a * scale[test])[:, None] * push).argmax(axis=1) == y[test]
@@ -192,6 +194,15 @@ def _off_targets(
             continue
         out[name] = (hit, y)
     return out, lost
+
+
+def _balancing(y: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Weights by which every class holds as much of the label as any other: a probe of the scanner should not be read
+    from the label where the two go together.
+    """
+    cell = 2 * y + label
+    size = np.bincount(cell)[cell]
+    return len(y) / len(np.unique(cell)) / size
 
 
 def _classes(column: pd.Series) -> np.ndarray:
@@ -237,23 +248,22 @@ def neighbours(claim: Claim, view: np.ndarray | None) -> Found:
         if not splits:
             left_out.append(str(adata.var_names[j]))
             continue
-        pieces = list(_told_apart(x, pooled, y, splits))
-        parts.append(pieces)
-        weight = np.ones(len(x))
-        shared = len(np.intersect1d(mine, theirs))
+        told = Parts(list(_told_apart(x, pooled, y, splits)))
+        parts.append(told)
         rows.append({
-            "latent": str(adata.var_names[j]), "cosine": float(cosine[j]), "auroc": _within_folds(pieces, weight),
-            "n_own": len(mine), "n_other": len(theirs), "n_shared": shared,
+            "latent": str(adata.var_names[j]), "cosine": float(cosine[j]),
+            "auroc": _within_folds(told, np.ones(len(x))), "n_own": len(mine), "n_other": len(theirs),
+            "n_shared": len(np.intersect1d(mine, theirs)),
         })  # fmt: skip
     if not parts:
         return claim.no(
             f"strongest examples of the latent or of its {len(nearest)} nearest lie in fewer than 2 patients, so that "
             "no probe can be read on patients left out"
         )
-    used = np.isin(np.arange(len(x)), np.concatenate([rows_ for pieces in parts for _, rows_, _ in pieces]))
+    used = np.isin(np.arange(len(x)), np.concatenate([told.rows for told in parts]))
 
     def mean(weight: np.ndarray) -> float:
-        return float(np.mean([_within_folds(pieces, weight) for pieces in parts]))
+        return float(np.mean([_within_folds(told, weight) for told in parts]))
 
     number = claim.interval(mean, used=used, what="the AUROC")
     table = pd.DataFrame(rows)
@@ -274,19 +284,14 @@ def _strongest(X: sp.csc_matrix, j: int) -> np.ndarray:
 
 def _told_apart(
     x: np.ndarray, pooled: np.ndarray, y: np.ndarray, splits: list[tuple[np.ndarray, np.ndarray]]
-) -> Iterator[tuple[Order, np.ndarray, np.ndarray]]:
-    """Of every fold: scores of its test rows, these rows of the table, and their classes."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of every fold: scores of its test rows, these rows of the table, and which are the latent's own."""
     for train, test in splits:
-        w, _ = _linear(x[pooled[train]], y[train])
-        yield Order(x[pooled[test]] @ (w[:, 1] - w[:, 0])), pooled[test], y[test] == 1
+        w, _ = linear_probe(x[pooled[train]], y[train])
+        yield x[pooled[test]] @ (w[:, 1] - w[:, 0]), pooled[test], y[test] == 1
 
 
-def _within_folds(pieces: list[tuple[Order, np.ndarray, np.ndarray]], weight: np.ndarray) -> float:
+def _within_folds(told: Parts, weight: np.ndarray) -> float:
     """AUROC over the pairs within folds."""
-    above = pairs = 0.0
-    for order, rows, positive in pieces:
-        own = weight[rows]
-        n = own[positive].sum() * own[~positive].sum()
-        if n > 0:
-            above, pairs = above + n * order.auroc(positive, own), pairs + n
-    return above / pairs if pairs > 0 else float("nan")
+    right, pairs = told.pairs(weight)
+    return float(right.sum() / pairs.sum()) if pairs.sum() > 0 else float("nan")
