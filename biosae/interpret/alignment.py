@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from biosae.interpret.masks import displaced
 from biosae.interpret.precision import Resampled, average_precision, purity
 from biosae.interpret.probe import RIDGE, log_loss, prevalence_loss, probes
-from biosae.interpret.rows import groups_of, joined, samples_of
+from biosae.interpret.rows import enough_groups, groups_of, joined, samples_of
 from biosae.stats import cluster_bootstrap
 
 TOP = 16
@@ -172,7 +172,7 @@ def _table(
             row |= _judged(adata, codes, known, y, ridge, held, top, samples_of(obs).iloc[parts["test"]].to_numpy())
             row["ap_place"] = _place(obs, parts, known, y)
             G = row["n_groups_test"]
-            row["status"] = "too_few_groups" if G < 3 else "few_groups" if G < 20 else "ok"
+            row["status"] = enough_groups(G)
             if n_draws and G >= 3:
                 score = row["weight"] * codes["test"][:, [adata.var_names.get_loc(row["latent"])]].toarray().ravel()
                 row["ap_low"], row["ap_high"] = _interval(

@@ -87,7 +87,7 @@ class Attenuation:
             return np.zeros(len(z))
         if self.how == "range":
             mean, sd = self.target[i]
-            return (np.abs(z - mean) > self.width * sd).astype(float)
+            return (np.abs(z - mean) > self.width * sd + 1e-9 * np.abs(mean)).astype(float)
         if self.edges is None:
             return 1 - posterior(z, self.target[i], self.rest[i], self.prior)
         place = np.clip(np.searchsorted(self.edges[i], z, side="right") - 1, 0, self.edges.shape[1] - 2)
@@ -183,7 +183,9 @@ def attenuation(
 
 
 def _moments(codes: sp.csc_matrix) -> np.ndarray:
-    """Mean and standard deviation (m, 2) of columns, zeros included."""
-    mean = np.asarray(codes.mean(axis=0)).ravel()
-    square = np.asarray(codes.multiply(codes).mean(axis=0)).ravel()
-    return np.c_[mean, np.sqrt(np.clip(square - mean**2, 0, None))]
+    """Mean and standard deviation (m, 2) of columns, zeros included, in two passes."""
+    n, m = codes.shape
+    column = np.repeat(np.arange(m), np.diff(codes.indptr))
+    mean = np.bincount(column, codes.data, m) / n
+    squares = np.bincount(column, (codes.data - mean[column]) ** 2, m) + (n - np.diff(codes.indptr)) * mean**2
+    return np.c_[mean, np.sqrt(squares / n)]

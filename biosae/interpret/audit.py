@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from biosae.errors import InputError, StatisticsError, nearest
 from biosae.interpret.precision import Resampled, average_precisions
-from biosae.interpret.rows import groups_of, joined, samples_of
+from biosae.interpret.rows import enough_groups, groups_of, joined, samples_of
 from biosae.sae.labels import shuffled
 
 BUDGETS = (10, 25, 50, 100)
@@ -141,7 +141,7 @@ def propose_audit(
             "n_proposed": int((weight > 0).sum()), "n_train": len(y),
             "n_test": samples_of(obs).iloc[parts["test"]].nunique(), "n_groups_train": len(set(unit_of)),
             "n_groups_test": G,
-            "status": "nothing_proposed" if not weight.any() else "too_few_groups" if G < 3 else "few_groups" if G < 20 else "ok",
+            "status": "nothing_proposed" if not weight.any() else enough_groups(G),
         })  # fmt: skip
     table = pd.DataFrame(rows)
     order = np.argsort(-weight, kind="stable")
@@ -208,7 +208,7 @@ def _weights(X: sp.csr_matrix, y: np.ndarray, C: float, random_state: int) -> np
         model = LogisticRegression(penalty="l1", C=C, solver="liblinear", random_state=random_state, max_iter=200)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", message=".*penalty.*")  # scikit-learn 1.8 renames the argument
             total += np.abs(model.fit(X, y == c).coef_[0])
     return total
 

@@ -50,7 +50,7 @@ def token_parts(samples: Any, emb: Any, *, parts: Mapping[int, str] | None = Non
     absent = emb.obs.index.difference(samples.ids)
     if len(absent):
         raise InputError(f"{len(absent)} embedded samples are not among the samples, e.g. {str(absent[0])!r}")
-    preprocess = _preprocess(emb, samples)
+    preprocess = preprocess_of(emb, samples)
     masked = samples.obs["mask"].reindex(emb.obs.index).notna().to_numpy()
     cells: dict[int, dict[int, np.ndarray]] = {}
     failures: dict[str, str] = {}
@@ -125,7 +125,7 @@ def _names(samples: Any, parts: Mapping[int, str] | None) -> dict[int, str] | No
     return named or None
 
 
-def _preprocess(emb: Any, samples: Any) -> Any:
+def preprocess_of(emb: Any, samples: Any) -> Any:
     """The preprocessing that the embeddings' identity states."""
     from biosae.encoders.preprocess import Preprocess
 

@@ -68,3 +68,8 @@ def groups_of(obs: pd.DataFrame, groups: str | None, parts: Mapping[str, np.ndar
             f"out; split by {found.name} (bs.data.split)"
         )
     return found
+
+
+def enough_groups(n: int) -> str:
+    """Status of a result on n independent groups: ``ok``, ``few_groups`` (3 to 19), ``too_few_groups``."""
+    return "too_few_groups" if n < 3 else "few_groups" if n < 20 else "ok"

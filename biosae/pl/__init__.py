@@ -1,5 +1,6 @@
 """Figures: each function draws what others computed, takes ``ax=`` (or ``fig=``) and returns it."""
 
+from biosae.pl.alignment import alignment
 from biosae.pl.associations import associations
 from biosae.pl.comparison import comparison, readout
 from biosae.pl.density import density
@@ -7,9 +8,12 @@ from biosae.pl.diagnostics import null, qq
 from biosae.pl.factors import factor_map
 from biosae.pl.forest import forest
 from biosae.pl.gallery import gallery
+from biosae.pl.heatmap import heatmap
 from biosae.pl.replication import replication
 from biosae.pl.sae_comparison import sae_comparison
 from biosae.pl.scanner import confounders, scanner
+from biosae.pl.slide import slide
+from biosae.pl.strip import strip
 from biosae.pl.style import PALETTE, paper, save
 from biosae.pl.tissue import tissue
 from biosae.pl.traces import traces
@@ -17,6 +21,7 @@ from biosae.pl.volcano import volcano
 
 __all__ = [
     "PALETTE",
+    "alignment",
     "associations",
     "comparison",
     "confounders",
@@ -24,6 +29,7 @@ __all__ = [
     "factor_map",
     "forest",
     "gallery",
+    "heatmap",
     "null",
     "paper",
     "qq",
@@ -32,6 +38,8 @@ __all__ = [
     "sae_comparison",
     "save",
     "scanner",
+    "slide",
+    "strip",
     "tissue",
     "traces",
     "volcano",
