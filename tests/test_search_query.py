@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 
-from biosae.errors import InputError
+from biosae.encoders.text import TextTower
+from biosae.errors import IdentityError, InputError
 from biosae.search import (
     by_item,
     by_property,
@@ -111,21 +113,35 @@ def test_softmax_property_retrieval_by_hand():
         by_relevance(table(), [1.0])
 
 
-def test_by_text_through_embedding_and_through_latents():
-    def tower(texts: list[str]) -> np.ndarray:
-        return np.array([{"vole": [2.0, 0.0]}[t] for t in texts])
+class Words(torch.nn.Module):
+    """Stands for a text tower: a vector for each known sentence."""
 
-    found = by_text(table(), "vole", tower)
+    def encode_text(self, numbers: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[2.0, 0.0], [0.0, 1.0]])[numbers]
+
+
+def tower(weights: str = "abc") -> TextTower:
+    known = {"a vole": 0}
+    return TextTower(
+        Words(), lambda texts: torch.tensor([known.get(t, 1) for t in texts]), name="small", weights_sha256=weights
+    )
+
+
+def test_by_text_through_embedding_and_through_latents():
+    adata = table()
+    adata.uns["biosae"] = {"identity": {"weights_sha256": "abc", "layer": "final", "pool": "head", "encoder": "small"}}
+    found = by_text(adata, "vole", tower(), templates=("a {}",))
     assert found["sample_id"].tolist() == ["a", "b", "c", "e", "d"]
     assert found["score"].tolist() == pytest.approx([1, np.sqrt(0.5), 0, 0, -1])
-    through = by_text(table(), "vole", tower, through="latents", n_latents=1)
+    through = by_text(adata, "vole", tower(), templates=("a {}",), through="latents", n_latents=1)
     assert through.attrs["weights"] == {"L0": 1.0} and through["sample_id"].tolist()[:3] == ["a", "c", "b"]
-    with pytest.raises(InputError, match="share no space"):
-        by_text(table(), "vole", lambda texts: np.ones((1, 3)))
-    without = table()
-    del without.obsm["embedding"]
+    with pytest.raises(IdentityError, match="same file"):
+        by_text(adata, "vole", tower("other"))
+    with pytest.raises(InputError, match="did you mean 'latents'"):
+        by_text(adata, "vole", tower(), through="latent")
+    del adata.obsm["embedding"]
     with pytest.raises(InputError, match="keep_embedding=True"):
-        by_text(without, "vole", tower)
+        by_text(adata, "vole", tower())
 
 
 def slides() -> anndata.AnnData:

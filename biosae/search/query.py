@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -215,7 +216,7 @@ def softmax_weights(
 
 
 def by_text(
-    adata: Any, text: str, text_encoder: Callable[[list[str]], Any], *, through: str = "embedding", n: int = 10,
+    adata: Any, text: str, tower: Any, *, templates: Sequence[str] = ("{}",), through: str = "embedding", n: int = 10,
     n_latents: int = 10, temperature: float = 0.1, exclude: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Items that fit a text, where the embeddings come from an encoder of images and texts.
@@ -223,36 +224,40 @@ def by_text(
     Parameters
     ----------
     adata
-        Latents with ``obsm["embedding"]`` in the space that image and text share (``pool="head"`` of an open_clip
-        encoder).
+        Latents of projected image features (``embed(..., layer=-1, pool="head")`` of an open_clip encoder).
     text
-        A phrase such as ``"a tissue section with lymphocytes"``.
-    text_encoder
-        Takes a list of texts, gives their vectors (texts, d): the text tower that belongs to the encoder.
+        A phrase such as ``"lymphocytes"``.
+    tower
+        :func:`biosae.encoders.text_tower` of the same model.
+    templates
+        Sentences around the text, such as ``"an H&E image of {}"``; their mean is taken.
     through
-        ``"embedding"``: cosine of text and embedding. ``"latents"``: cosine of text and decoder rows gives the
-        relevance for :func:`by_relevance`, so that the answer says through which latents it came about.
+        ``"embedding"``: cosine of text and embedding. ``"latents"``: cosine of text and decoder rows is the relevance
+        for :func:`by_relevance`, so that the answer says through which latents it came about.
     n, n_latents, temperature, exclude
         As in :func:`by_relevance`.
 
+    Returns
+    -------
+    DataFrame
+        ``rank, sample_id, score``; through latents also ``attrs["weights"]``.
+
     Raises
     ------
+    IdentityError
+        If the embeddings are not the projected image features of the tower's model.
     InputError
-        If there are no embeddings, or text and embedding have different dimensions.
+        If the latents hold no embeddings.
     """
     if through not in THROUGH:
         raise InputError(f"through={through!r} is unknown; {nearest(through, THROUGH)}")
-    vector = np.asarray(text_encoder([text]), np.float64)
     if through == "embedding" and "embedding" not in adata.obsm:
         raise InputError("these latents hold no embeddings; encode with keep_embedding=True, or take through='latents'")
+    tower.check(SimpleNamespace(identity=adata.uns.get("biosae", {}).get("identity")))
+    vector = np.asarray(tower.embed([text], templates=templates), np.float64)[0]
     space = np.asarray(adata.obsm["embedding"] if through == "embedding" else adata.varm["decoder"], np.float64)
-    if vector.shape != (1, space.shape[1]):
-        raise InputError(
-            f"the text has shape {vector.shape}, embeddings have {space.shape[1]} columns: they share no space. Embed "
-            "the images with an encoder of images and texts at layer 'final', pool='head', and take its own text tower"
-        )
     scale = np.linalg.norm(space, axis=1) * np.linalg.norm(vector)
-    similar = np.divide(space @ vector[0], scale, out=np.zeros(len(space)), where=scale > 0)
+    similar = np.divide(space @ vector, scale, out=np.zeros(len(space)), where=scale > 0)
     if through == "latents":
         return by_relevance(adata, similar, n=n, n_latents=n_latents, temperature=temperature, exclude=exclude)
     return _table(adata, similar, _allowed(adata, exclude), n, [])
