@@ -22,6 +22,7 @@ import pandas as pd
 import biosae as bs
 from biosae.interpret.masks import preprocess_of
 from biosae.pl.style import figure, paper
+from biosae.settings import settings
 
 LATENTS, K = 512, 16
 BUDGETS = (10, 25, 50, 100)
@@ -109,7 +110,12 @@ def run(name: str, data: Path, weights: Path, out: Path) -> None:
         bs.pl.save(bs.pl.alignment(table), out / f"alignment_{name}")
     tokens = bs.encode(models["BatchTopK"], emb, tokens=None, keep_embedding=False)
     maps(name, samples, emb, labels, tokens, table[table["model"] == "BatchTopK"], out)
-    audit = bs.interpret.propose_audit(tokens, study.known, labels, groups=study.groups, budgets=BUDGETS)
+    parts = labels.drop(columns="background")
+    common = table.loc[table["class"].isin(parts.columns), "prevalence"].max()
+    audit = bs.interpret.propose_audit(
+        tokens, study.known, parts, groups=study.groups, budgets=BUDGETS, threshold=max(0.3, common + 0.1)
+    )
+    audit["threshold"] = audit.attrs["biosae"]["threshold"]
     audit.to_csv(out / f"{name}_audit.csv", index=False)
     separable(models, emb, labels, tokens, study.groups).to_csv(out / f"{name}_separability.csv", index=False)
     print(name, "done after", round(time.perf_counter() - started), "s", flush=True)
@@ -184,6 +190,7 @@ def shown_as(preprocess: Any, image: np.ndarray) -> np.ndarray:
 def main() -> None:
     data, weights, out = (Path(p) for p in sys.argv[1:4])
     out.mkdir(parents=True, exist_ok=True)
+    settings.progress = False
     for name in sys.argv[4:] or STUDIES:
         run(name, data, weights, out)
 

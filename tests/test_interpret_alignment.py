@@ -203,6 +203,15 @@ def test_absent_classes_are_counted_not_scored() -> None:
     assert summary["map_absent_0"] == pytest.approx(summary["map"] / 2)
 
 
+def test_samples_without_masks_are_neither_pure_nor_impure() -> None:
+    adata, labels = planted()
+    unknown = labels.astype(float)
+    unknown[adata.obs["sample_id"].isin(["s12", "s13", "s14", "s15"]).to_numpy()] = np.nan
+    table = bs.interpret.alignment(adata, unknown, n_draws=0).set_index("class")
+    assert table.loc["nucleus", "purity"] == 1 and table.loc["nucleus", "n_samples_test"] == 8
+    assert bs.interpret.alignment_summary(table.reset_index())["n_trivial"] == 1  # background fills most of it
+
+
 def test_what_does_not_fit_is_refused() -> None:
     adata, labels = planted()
     with pytest.raises(InputError, match="tokens=None"):
@@ -257,8 +266,8 @@ class Masked:
 
 def embedded(n: int, grid: tuple[int, int] = (2, 2), **preprocess: object) -> bs.Embeddings:
     spec = {
-        "mean": [0.5] * 3, "std": [0.5] * 3, "size": 8, "interpolation": "bicubic", "crop_pct": 1.0, "resize": "shorter",
-        "rescale_to_mpp": None,
+        "mean": [0.5] * 3, "std": [0.5] * 3, "size": 8, "interpolation": "bicubic", "crop_pct": 1.0,
+        "resize": "shorter", "rescale_to_mpp": None,
     }  # fmt: skip
     obs = pd.DataFrame(index=pd.Index([f"i{k}" for k in range(n)], name="sample_id"))
     T = grid[0] * grid[1]
@@ -360,7 +369,7 @@ def test_random_codes_are_sparse_positive_and_repeatable() -> None:
 
 
 def proposing(seed: int = 0) -> tuple[anndata.AnnData, pd.DataFrame]:
-    """40 latents; the first four follow a part that only samples of class 'a' have; three patients' worth of samples."""
+    """40 latents; the first four follow a part that only sick samples have."""
     rng = np.random.default_rng(seed)
     n_samples, T, m = 60, 16, 40
     n = n_samples * T
@@ -428,6 +437,8 @@ def test_proposals_that_make_no_sense_are_refused() -> None:
     adata.obs["same"] = "x"
     with pytest.raises(StatisticsError, match="one class"):
         bs.interpret.propose_audit(adata, "same", labels)
+    with pytest.raises(StatisticsError, match="never fires would pass"):
+        bs.interpret.propose_audit(adata, "disease", labels, threshold=0.05)
     strict = bs.interpret.propose_audit(adata, "disease", labels, C=1e-6, n_null=0, n_draws=0, budgets=(10,))
     assert strict["status"].item() == "nothing_proposed"
     assert strict["yield"].item() == pytest.approx(0.1)  # then all latents share their places

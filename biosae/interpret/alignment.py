@@ -130,7 +130,8 @@ def alignment_summary(table: pd.DataFrame, *, threshold: float = 0.3) -> pd.Seri
     Returns
     -------
     Series
-        ``probe_r, map, coverage, purity, map_place, n_classes, n_absent``, means over the classes of which average
+        ``probe_r, map, coverage, purity, map_place, n_classes, n_absent, n_trivial`` (classes so frequent that a
+        constant score covers them), means over the classes of which average
         precision is known, and ``map_absent_0``: the mean with 0 for classes without a test row, as the source has it.
     """
     known = table[table["ap"].notna()]
@@ -142,7 +143,8 @@ def alignment_summary(table: pd.DataFrame, *, threshold: float = 0.3) -> pd.Seri
         "map_place": known["ap_place"].mean(),
     }
     values |= {f"{n}_null": known[f"{n}_null"].mean() for n in ("ap", "probe_r") if f"{n}_null" in known}
-    values |= {"n_classes": len(known), "n_absent": len(table) - len(known)}
+    trivial = int((known["prevalence"] >= threshold).sum())
+    values |= {"n_classes": len(known), "n_absent": len(table) - len(known), "n_trivial": trivial}
     return pd.Series({**values, "map_absent_0": table["ap"].fillna(0).mean()})
 
 
@@ -153,9 +155,11 @@ def _table(
 ) -> pd.DataFrame:  # fmt: skip
     values = labels.to_numpy()
     held = np.zeros((len(parts["test"]), values.shape[1]))
+    seen = ~np.isnan(values[parts["test"]]).all(axis=1)  # rows of which nothing is known are neither pure nor impure
     majority = np.nan_to_num(values[parts["test"]], nan=-1.0)
     some = majority.max(1) > 0
     held[np.flatnonzero(some), majority.argmax(1)[some]] = 1
+    samples = samples_of(obs).iloc[parts["test"]].to_numpy()[seen]
     rows = []
     for c, name in enumerate(labels.columns):
         known = {part: ~np.isnan(values[at, c]) for part, at in parts.items()}
@@ -169,7 +173,7 @@ def _table(
         }  # fmt: skip
         row["status"] = _status(y)
         if row["status"] == "ok":
-            row |= _judged(adata, codes, known, y, ridge, held, top, samples_of(obs).iloc[parts["test"]].to_numpy())
+            row |= _judged(adata, codes, known, y, ridge, held[seen], seen, top, samples)
             row["ap_place"] = _place(obs, parts, known, y)
             G = row["n_groups_test"]
             row["status"] = enough_groups(G)
@@ -193,7 +197,7 @@ def _status(y: Mapping[str, np.ndarray]) -> str:
 
 def _judged(
     adata: Any, codes: Mapping[str, sp.csc_matrix], known: Mapping[str, np.ndarray], y: Mapping[str, np.ndarray],
-    ridge: float, held: np.ndarray, top: int, samples: np.ndarray,
+    ridge: float, held: np.ndarray, seen: np.ndarray, top: int, samples: np.ndarray,
 ) -> dict[str, Any]:  # fmt: skip
     """The latent that fits the training rows best, and its numbers on the test rows."""
     train = codes["train"] if known["train"].all() else codes["train"][known["train"]]
@@ -203,7 +207,7 @@ def _judged(
     z = codes["test"][:, [j]].toarray().ravel()
     mine = z[known["test"]]
     loss, base = log_loss(mine, y["test"], w, b), prevalence_loss(fitted.prevalence, y["test"])
-    shown = -z if w < 0 and z.min() < 0 else z
+    shown = (-z if w < 0 and z.min() < 0 else z)[seen]
     pure, n_top = purity(shown, held, top)
     first = np.argsort(-shown, kind="stable")[:n_top]
     return {

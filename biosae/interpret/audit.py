@@ -83,7 +83,8 @@ def propose_audit(
     InputError
         For unknown columns, budgets or pools, or a known label that audits itself.
     StatisticsError
-        If groups lie in both parts, ``known`` varies within a sample or has one class in training.
+        If groups lie in both parts, ``known`` varies within a sample or has one class in training, or no class is rarer
+        than ``threshold``.
 
     Notes
     -----
@@ -108,6 +109,7 @@ def propose_audit(
     X, y, unit_of = _pooled(adata, obs, known, parts["train"], unit, pool)
     weight = _weights(X, y, C, random_state)
     codes = sp.csc_matrix(sp.csr_matrix(adata.X)[parts["test"]], dtype=np.float64)
+    labels, frequent = _rare_enough(labels, parts["test"], share, threshold)
     values = labels.to_numpy()[parts["test"]]
     ap = _audited(codes, values, share)
     best = np.full(len(ap), np.nan)
@@ -149,9 +151,26 @@ def propose_audit(
     names = np.where(some, labels.columns.to_numpy(dtype=object)[which], None)
     table.attrs["biosae"] = {
         "known": known, "pool": pool, "threshold": threshold, "C": C, "n_null": n_null, "groups": unit.name,
+        "left_out": frequent,
         "latents": pd.DataFrame({"weight": weight, "ap": best, "class": names}, index=adata.var_names).iloc[order],
     }  # fmt: skip
     return table
+
+
+def _rare_enough(
+    labels: pd.DataFrame, rows: np.ndarray, share: float, threshold: float
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Classes whose share of test rows is below the threshold, and that of the others, which a silent latent passes."""
+    values = labels.iloc[rows]
+    prevalence = (values >= share).sum() / values.notna().sum()
+    frequent = prevalence[prevalence >= threshold].to_dict()
+    left = labels.drop(columns=list(frequent))
+    if not left.shape[1] or prevalence.drop(list(frequent)).isna().all():
+        raise StatisticsError(
+            f"every class fills threshold={threshold:g} of the test rows or more, or is unknown there: a latent that "
+            f"never fires would pass. Take a threshold above {max(frequent.values(), default=0):.2f}, or rarer classes"
+        )
+    return left, frequent
 
 
 def expected_yield(weight: np.ndarray, hit: np.ndarray, budget: int) -> float:
