@@ -79,7 +79,8 @@ def cluster(
     DataFrame
         One row a resolution: ``resolution, n_clusters`` (of the kept run), ``n_clusters_min, n_clusters_max`` (over
         seeds), ``ari_seeds, ari_seeds_min`` (adjusted Rand index, mean and smallest of all pairs of seeds),
-        ``ari_subsamples`` (mean, with the whole, on the samples of both), ``kept``, and ``ari_<label>`` for each label.
+        ``ari_subsamples`` (mean, with the whole, on the samples of both; NaN, as those of seeds, where all is one
+        cluster), ``kept``, and ``ari_<label>`` for each label.
 
     Raises
     ------
@@ -112,7 +113,7 @@ def cluster(
         )
     grid = sorted({float(resolution), *map(float, resolutions)})
     options = {"n_neighbors": n_neighbors, "metric": metric, "random_state": random_state}
-    graph = _graph(V[alive], **options)
+    graph = exact_graph(V[alive], **options)
     runs = {r: [_leiden(graph, r, random_state + s) for s in range(n_seeds)] for r in grid}
     best, rows = {}, []
     again = _subsamples(adata.obs, groups, alive, n_subsamples, random_state)
@@ -125,7 +126,7 @@ def cluster(
         best[r] = pairs
         kept[r] = runs[r][int(pairs.mean(axis=1).argmax())]
     for rows_kept in again:
-        part = _graph(V[np.flatnonzero(alive)[rows_kept]], **options) if len(rows_kept) > n_neighbors else None
+        part = exact_graph(V[np.flatnonzero(alive)[rows_kept]], **options) if len(rows_kept) > n_neighbors else None
         for r in grid if part is not None else ():
             agreement[r].append(ari(_leiden(part, r, random_state), kept[r][rows_kept]))
     for r in grid:
@@ -137,6 +138,8 @@ def cluster(
             "ari_seeds_min": off.min() if len(off) else np.nan,
             "ari_subsamples": float(np.mean(agreement[r])) if agreement[r] else np.nan, "kept": r == float(resolution),
         }  # fmt: skip
+        if row["n_clusters"] == 1:
+            row |= dict.fromkeys(("ari_seeds", "ari_seeds_min", "ari_subsamples"), np.nan)
         for name, values in compared.items():
             row[f"ari_{name}"] = ari(kept[r], values[alive])
         rows.append(row)
@@ -314,16 +317,14 @@ class _Exact:
 
         found = Index(V, metric=self.metric).search(n=self.n_neighbors - 1)
         distances = np.clip((0.0 if self.metric == "euclidean" else 1.0) - found.scores, 0.0, None)
-        n = V.shape[0]
-        own = np.arange(n)[:, None]
-        rows, values = np.hstack([own, found.rows]), np.hstack([np.zeros((n, 1)), distances])
-        return sp.csr_matrix((values.ravel(), rows.ravel(), np.arange(0, rows.size + 1, rows.shape[1])), shape=(n, n))
+        n, k = found.rows.shape
+        return sp.csr_matrix((distances.ravel(), found.rows.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
 
     def get_params(self) -> dict[str, Any]:
         return {"n_neighbors": self.n_neighbors, "metric": self.metric}
 
 
-def _graph(V: Any, *, n_neighbors: int, metric: str, random_state: int) -> Any:
+def exact_graph(V: Any, *, n_neighbors: int, metric: str, random_state: int) -> Any:
     """AnnData with scanpy's neighbour graph of the rows of V, from an exact search."""
     import anndata
     import scanpy as sc

@@ -10,12 +10,12 @@ import pandas as pd
 import scipy.sparse as sp
 
 from biosae.errors import InputError, StatisticsError, nearest
+from biosae.search.proportions import mcnemar, newcombe
 
 COLUMNS = [
     "latent", "frequency_a", "frequency_b", "difference", "ci_low", "ci_high", "relative", "p", "q", "p_maxt", "status",
     "n_a", "n_b", "n_samples_a", "n_samples_b", "design", "inference",
 ]  # fmt: skip
-Z = 1.959963984540054
 
 
 def diff(
@@ -46,9 +46,9 @@ def diff(
     cohorts
         Values of ``by``: (A, B). None where there are just two.
     document
-        None: the frequency of a patient is the share of samples in which the latent fires. A column such as ``"slide"``:
-        the share of the patient's slides in which any sample fires, which grows with the number of samples; all
-        documents are therefore cut to the same number at random.
+        None: the frequency of a patient is the share of samples in which the latent fires. A column such as
+        ``"slide"``: the share of the patient's slides in which any sample fires, which grows with the number of
+        samples; all documents are therefore cut to the same number at random.
     n_tiles
         Samples drawn of every document (without ``document``: of every patient in each cohort, the others kept as they
         are if None). None with ``document``: as many as the smallest has. What has fewer is left out and counted.
@@ -65,8 +65,8 @@ def diff(
     groups
         Column of independent groups.
     n_permutations
-        Random draws of ``p`` and ``p_maxt`` where there are too many arrangements to list; no p is below
-        ``1 / (n_permutations + 1)``.
+        Random draws of ``p`` and ``p_maxt`` where there are too many arrangements to list (unpaired: at least 9,999);
+        no p is below ``1 / (n_permutations + 1)``.
     assume_independent
         Every sample counts as a patient of its own; said aloud where patients are unknown.
     random_state
@@ -76,25 +76,26 @@ def diff(
     -------
     DataFrame
         One row a latent, the strongest evidence first: ``latent, frequency_a, frequency_b`` (means over patients),
-        ``difference`` (A - B) with 95 % interval ``ci_low, ci_high``, ``relative`` (difference over the larger of both),
-        ``p, q`` (Benjamini-Hochberg over all with a p), ``p_maxt`` (family-wise), ``status`` (``biosae.stats.STATUS``,
-        and ``coverage``), ``n_a, n_b`` (patients), ``n_samples_a, n_samples_b, design`` (``unpaired``, ``paired``),
-        ``inference``. ``attrs["biosae"]`` holds the choices and what was left out.
+        ``difference`` (A - B) with 95 % interval ``ci_low, ci_high``, ``relative`` (difference over the larger of
+        both), ``p, q`` (Benjamini-Hochberg over all with a p), ``p_maxt`` (family-wise), ``status``
+        (``biosae.stats.STATUS``, and ``coverage``), ``n_a, n_b`` (patients), ``n_samples_a, n_samples_b, design``
+        (``unpaired``, ``paired``), ``inference``. ``attrs["biosae"]`` holds the choices and what was left out.
 
     Raises
     ------
     InputError
         For unknown columns or values, or options that do not go together.
     StatisticsError
-        If independence is unknown, a patient is in both cohorts without ``paired``, or fewer than one is in either.
+        If independence is unknown, a patient is in both cohorts without ``paired``, or either has none left.
 
     Notes
     -----
     Unpaired: :func:`biosae.stats.associate` of the patients' frequencies with the cohort, patients rearranged as wholes
     (``permute="between"``); where patients have unequal numbers of samples p is not below that adjusted for the number.
-    Interval: Newcombe's (1998) of two proportions where all frequencies are 0 or 1, else Welch's of means. Paired: exact
-    McNemar test where all are 0 or 1, else signs of the patients' differences flipped (all of them up to 16 patients);
-    interval Newcombe's paired one (method 10) or t. After Jiang et al. (2025), arXiv 2512.10092, who have no test.
+    Interval: Newcombe's (1998) of two proportions where all frequencies are 0 or 1, else Welch's of means. Paired:
+    exact McNemar test where all are 0 or 1, else signs of the patients' differences flipped (all of them up to 16
+    patients); interval Newcombe's paired one (method 10) or t. After Jiang et al. (2025), arXiv 2512.10092, who have
+    no test.
     """
     a, b, codes = _cohorts(adata.obs, by, cohorts)
     unit = _units(adata.obs, groups, assume_independent)
@@ -155,49 +156,6 @@ def diff(
     return out
 
 
-def proportion_difference(a: int, n_a: int, b: int, n_b: int) -> dict[str, float]:
-    """Difference of two independent proportions, ``a / n_a - b / n_b``, with interval and test.
-
-    Returns
-    -------
-    dict
-        ``difference, ci_low, ci_high`` (95 %, Newcombe 1998, method 10: Wilson's limits of each), ``z`` and ``p`` of the
-        pooled normal test.
-
-    Raises
-    ------
-    InputError
-        For counts that are negative or above their totals.
-    """
-    from scipy.stats import norm
-
-    if not (0 <= a <= n_a and 0 <= b <= n_b and n_a > 0 and n_b > 0):
-        raise InputError(f"{a} of {n_a} and {b} of {n_b} are no proportions")
-    low, high = _newcombe(np.array([a / n_a]), n_a, np.array([b / n_b]), n_b)
-    pooled = (a + b) / (n_a + n_b)
-    error = np.sqrt(pooled * (1 - pooled) * (1 / n_a + 1 / n_b))
-    z = (a / n_a - b / n_b) / error if error > 0 else np.nan
-    return {
-        "difference": a / n_a - b / n_b, "ci_low": float(low[0]), "ci_high": float(high[0]), "z": float(z),
-        "p": float(2 * norm.sf(abs(z))),
-    }  # fmt: skip
-
-
-def mcnemar(only_a: Any, only_b: Any) -> np.ndarray:
-    """Exact two-sided p of McNemar's test: as many pairs with A alone as with B alone, binomial with 1/2.
-
-    Parameters
-    ----------
-    only_a, only_b
-        Numbers of discordant pairs, any shape. Where there are none p is 1.
-    """
-    from scipy.stats import binom
-
-    only_a, only_b = np.asarray(only_a, int), np.asarray(only_b, int)
-    n = only_a + only_b
-    return np.minimum(1.0, 2.0 * binom.cdf(np.minimum(only_a, only_b), n, 0.5))
-
-
 def _cohorts(obs: pd.DataFrame, by: str, cohorts: tuple[Any, Any] | None) -> tuple[Any, Any, np.ndarray]:
     """The values of both cohorts and, of every sample, 0 (A), 1 (B) or -1 (neither)."""
     if by not in obs:
@@ -224,8 +182,8 @@ def _units(obs: pd.DataFrame, groups: str, assume_independent: bool) -> np.ndarr
         return np.arange(len(obs)).astype(str)
     if groups not in obs:
         raise StatisticsError(
-            f"obs has no column {groups!r}: nothing says which samples are independent. Name the column with groups=, or "
-            "say assume_independent=True if every sample is of another patient"
+            f"obs has no column {groups!r}: nothing says which samples are independent. Name the column with groups=, "
+            "or say assume_independent=True if every sample is of another patient"
         )
     if obs[groups].isna().any():
         raise StatisticsError(f"{int(obs[groups].isna().sum())} samples have no {groups}; leave them out")
@@ -312,7 +270,7 @@ def _intervals(values: list[np.ndarray]) -> dict[str, np.ndarray]:
     f = [v.mean(axis=0) for v in values]
     n = [len(v) for v in values]
     binary = np.all([((v == 0) | (v == 1)).all(axis=0) for v in values], axis=0)
-    low, high = _newcombe(f[0], n[0], f[1], n[1])
+    low, high = newcombe(f[0], n[0], f[1], n[1])
     if min(n) > 1:
         part = [v.var(axis=0, ddof=1) / len(v) for v in values]
         variance = part[0] + part[1]
@@ -340,21 +298,6 @@ def _row(a: np.ndarray, b: np.ndarray, low: np.ndarray, high: np.ndarray) -> dic
     }
 
 
-def _wilson(p: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    centre, half = p + Z**2 / (2 * n), Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return (centre - half) / (1 + Z**2 / n), (centre + half) / (1 + Z**2 / n)
-
-
-def _newcombe(
-    a: np.ndarray, n_a: int, b: np.ndarray, n_b: int, phi: np.ndarray | float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Limits of ``a - b`` from Wilson's limits of both, with the correlation ``phi`` of pairs (Newcombe 1998)."""
-    (low_a, high_a), (low_b, high_b) = _wilson(a, n_a), _wilson(b, n_b)
-    below = (a - low_a) ** 2 + (high_b - b) ** 2 - 2 * phi * (a - low_a) * (high_b - b)
-    above = (high_a - a) ** 2 + (b - low_b) ** 2 - 2 * phi * (high_a - a) * (b - low_b)
-    return a - b - np.sqrt(np.maximum(below, 0)), a - b + np.sqrt(np.maximum(above, 0))
-
-
 def _paired(
     values: list[np.ndarray], present: list[np.ndarray], *, n_permutations: int, random_state: int
 ) -> dict[str, np.ndarray]:
@@ -377,7 +320,7 @@ def _paired(
         phi = np.where(spread > 0, ((A * B).mean(axis=0) - f[0] * f[1]) / spread, 0.0)
         length = np.sqrt((D**2).sum(axis=0))
         observed = np.where(length > 0, D.sum(axis=0) / length, np.nan)
-    low, high = _newcombe(f[0], n, f[1], n, phi)
+    low, high = newcombe(f[0], n, f[1], n, phi)
     firing = ((A != 0) | (B != 0)).sum(axis=0)
     active = firing >= min(5, n)
     status = np.where(firing == 0, "dead", np.where(~active, "too_sparse", "few_groups" if n < 20 else "ok")).astype(

@@ -75,11 +75,11 @@ def pairs(
 
     Notes
     -----
-    ``npmi = ln(p_ab / (p_a p_b)) / -ln p_ab`` (Bouma 2009): 1 the same samples, 0 independent, -1 never together; NaN where
-    both are on in every sample, or one in none. ``mh = sum_k a_k d_k / n_k / sum_k b_k c_k / n_k`` (Mantel and Haenszel
-    1959). p: on and off less their share in the stratum (strata within groups), or adjusted for the stratum (strata
-    across groups), then ``biosae.stats.associate(method="pearson")`` with samples as units and groups as independent:
-    its numerator is that of the Mantel-Haenszel test, its error is that between groups.
+    ``npmi = ln(p_ab / (p_a p_b)) / -ln p_ab`` (Bouma 2009): 1 the same samples, 0 independent, -1 never together; NaN
+    where both are on in every sample, or one in none. ``mh = sum_k a_k d_k / n_k / sum_k b_k c_k / n_k`` (Mantel and
+    Haenszel 1959). p: on and off less their share in the stratum (strata within groups), or adjusted for the stratum
+    (strata across groups), then ``biosae.stats.associate(method="pearson")`` with samples as units and groups as
+    independent: its numerator is that of the Mantel-Haenszel test, its error is that between groups.
     """
     import anndata
 
@@ -90,8 +90,8 @@ def pairs(
     known = groups in adata.obs
     if not known and not assume_independent:
         raise StatisticsError(
-            f"obs has no column {groups!r}: nothing says which samples are independent. Name the column with groups=, or "
-            "say assume_independent=True"
+            f"obs has no column {groups!r}: nothing says which samples are independent. Name the column with groups=, "
+            "or say assume_independent=True"
         )
     if strata is not None and strata not in adata.obs:
         raise InputError(f"obs has no column {strata!r}; {nearest(strata, list(adata.obs.columns))}")
@@ -115,11 +115,11 @@ def pairs(
     within, mh = _conditional(on, cells)
     table = pd.DataFrame({
         "latent_a": np.array(names)[upper[0]], "latent_b": np.array(names)[upper[1]],
-        "n_a": count[upper[0]].astype(int), "n_b": count[upper[1]].astype(int), "n_both": both[upper].astype(int), "n": n,
-        "npmi": npmi(both, n)[upper], "jaccard": _jaccard(both)[upper], "phi": _phi(both, n)[upper],
+        "n_a": count[upper[0]].astype(int), "n_b": count[upper[1]].astype(int), "n_both": both[upper].astype(int),
+        "n": n, "npmi": npmi(both, n)[upper], "jaccard": _jaccard(both)[upper], "phi": _phi(both, n)[upper],
         "mh_odds_ratio": mh[upper], "r_within": within[upper],
     })  # fmt: skip
-    nested = len(np.unique(cells)) > 1 and (pd.Series(independent).groupby(cells).nunique() == 1).all()
+    nested = len(np.unique(cells)) > 1 and _within(cells, independent)
     X = np.asarray(on.todense())
     informative = _groups_that_vary(X, cells, independent)
     if nested and permute == "auto":
@@ -190,6 +190,11 @@ def _varied(adata: Any, on: sp.csr_matrix) -> list[str]:
     share = np.asarray(on.mean(axis=0)).ravel()
     order = np.argsort(-share * (1 - share), kind="stable")[:N_LATENTS]
     return list(adata.var_names[np.sort(order[(share * (1 - share))[order] > 0])])
+
+
+def _within(cells: np.ndarray, groups: np.ndarray) -> bool:
+    """True if every stratum lies within one group."""
+    return len(np.unique(np.column_stack([cells, groups]), axis=0)) == len(np.unique(cells))
 
 
 def _jaccard(both: np.ndarray) -> np.ndarray:
