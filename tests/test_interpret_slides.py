@@ -100,10 +100,7 @@ def test_a_view_is_the_mean_of_what_it_shows_whatever_level_and_block_it_is_read
 
 
 def test_tokens_lie_within_their_tile_where_the_network_looked():
-    identity = {
-        "preprocess": {"size": 80, "crop_pct": 1.0, "resize": "shorter", "rescale_to_mpp": 1.0},
-        "tile_mpp": 1.0,
-    }
+    spec = {"size": 80, "crop_pct": 1.0, "resize": "shorter", "rescale_to_mpp": 1.0}
     adata = on_slide(np.repeat([[50.0, 50.0], [150.0, 50.0]], 4, axis=0), np.arange(8), mpp=1.0)
     adata.obs["token_row"], adata.obs["token_col"] = [0, 0, 1, 1] * 2, [0, 1] * 4
     adata.uns["biosae"] = {"identity": {"preprocess": spec, "tile_mpp": 1.0}}

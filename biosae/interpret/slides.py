@@ -41,6 +41,8 @@ class SlideMap:
     slide : str or None
     n_tiles, n_active : int
         Tiles (tokens) of the slide, and those whose code is not 0.
+    noun : str
+        ``"tile"`` or ``"token"``.
     """
 
     values: np.ndarray
@@ -51,6 +53,7 @@ class SlideMap:
     slide: str | None
     n_tiles: int
     n_active: int
+    noun: str = "tile"
 
 
 def places(adata: AnnData, *, slide: str | None = None, tile_um: float | None = None) -> pd.DataFrame:
@@ -121,7 +124,7 @@ def slide_map(
         As of :func:`places`.
     latent : str
     pixel_um : float, optional
-        Side of a pixel of the map, um. Default: that of a tile (token).
+        Side of a pixel of the map, um. Default: that of a tile (token), or the distance between tiles that overlap.
 
     Returns
     -------
@@ -140,10 +143,13 @@ def slide_map(
     """
     code = activation(adata, latent)
     where = places(adata, slide=slide, tile_um=tile_um)
-    values = code.to_numpy(np.float64)[_rows_of(adata, slide)]
+    mine = _rows_of(adata, slide)
+    values = code.to_numpy(np.float64)[mine]
     side = np.stack([where["width_um"], where["height_um"]], axis=1)
     centres = where[["x_um", "y_um"]].to_numpy()
-    pixel = float(pixel_um) if pixel_um is not None else float(side.min())
+    apart = np.unique(np.asarray(adata.obsm["spatial"], float)[mine], axis=0)
+    pitch = _pitch(apart) if len(apart) > 1 else math.inf
+    pixel = float(pixel_um) if pixel_um is not None else min(float(side.min()), pitch)
     if not 0 < pixel < math.inf:
         raise InputError(f"pixel_um={pixel_um} must be the side of a pixel in um")
     origin = (centres - side / 2).min(axis=0)
@@ -159,10 +165,10 @@ def slide_map(
     mean = np.divide(total, held, out=np.full(held.shape, np.nan), where=held > 0)
     mean[(held > 0) & (np.rint(active) == 0)] = 0.0  # exactly, where the running sums leave rounding
     box = (*origin, *(origin + pixel * np.array([columns, rows])))
-    tile = float(tile_um) if tile_um is not None else _pitch(np.unique(_centres(adata, slide), axis=0))
     return SlideMap(
-        mean.astype(np.float32), tuple(map(float, box)), pixel, tile, latent,
+        mean.astype(np.float32), tuple(map(float, box)), pixel, pitch if tile_um is None else float(tile_um), latent,
         slide if slide is not None else _only_slide(adata), len(values), int(np.count_nonzero(values)),
+        "token" if "token_row" in adata.obs else "tile",
     )  # fmt: skip
 
 
@@ -356,10 +362,6 @@ def _stack(first: np.ndarray, last: np.ndarray, values: np.ndarray, shape: tuple
     for x, y, sign in ((first, first, 1), (last, first, -1), (first, last, -1), (last, last, 1)):
         np.add.at(out, (y[:, 1], x[:, 0]), sign * values)
     return out.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
-
-
-def _centres(adata: AnnData, slide: str | None) -> np.ndarray:
-    return np.asarray(adata.obsm["spatial"], float)[_rows_of(adata, slide)]
 
 
 def _rows_of(adata: AnnData, slide: str | None) -> np.ndarray:

@@ -13,6 +13,7 @@ from biosae.pl.replication import replication
 from biosae.pl.sae_comparison import sae_comparison
 from biosae.pl.scanner import confounders, scanner
 from biosae.pl.slide import slide
+from biosae.pl.stress import specific, stress
 from biosae.pl.strip import strip
 from biosae.pl.style import PALETTE, paper, save
 from biosae.pl.tissue import tissue
@@ -39,6 +40,8 @@ __all__ = [
     "save",
     "scanner",
     "slide",
+    "specific",
+    "stress",
     "strip",
     "tissue",
     "traces",
