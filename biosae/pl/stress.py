@@ -21,8 +21,11 @@ LOOKS = {
     "no_interval": ("D", style.INK, False, "no interval"),
     "refused": ("", style.MUTED, False, ""),
 }
-NAMES = {"association": "association (AUROC)", "look_alikes": "look-alikes", "neighbours": "neighbours told apart", "dose": "dose response",
-         "layer": "other layers", "seeds": "other seeds", "perturbation": "harmless changes"}  # fmt: skip
+NAMES = {
+    "association": "association (AUROC)", "dose": "dose response", "layer": "other layers",
+    "neighbours": "neighbours told apart", "look_alikes": "look-alikes", "seeds": "other seeds",
+    "perturbation": "harmless changes",
+}  # fmt: skip
 
 
 def stress(card: Any, *, fig: Figure | None = None) -> Figure:
@@ -128,8 +131,8 @@ def _dose(table: pd.DataFrame, ax: Axes) -> None:
     ax.set_xlabel("dose (typical codes)")
     ax.set_ylabel("probe moves with the claim")
     ax.legend(fontsize=5.8, loc="upper left", handlelength=1.6)
-    said = f"largest loss of {', '.join(name[5:] for name in losses)}: {worst.max():.0%}" if losses else "no off-target"
-    ax.set_title(style.wrap(f"dose response; {said}", width=40))
+    said = f"largest off-target loss {worst.max():.0%}" if losses else "no off-target"
+    ax.set_title(style.wrap(f"dose response; {said}", width=32))
 
 
 def _strata(table: pd.DataFrame, column: str, ax: Axes) -> None:
