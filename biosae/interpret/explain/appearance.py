@@ -5,22 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 WORDS: dict[str, tuple[str, str]] = {
-    "brightness": ("brighter", "darker"),
-    "contrast": ("more contrast", "less contrast"),
-    "red": ("redder", "less red"),
-    "green": ("greener", "less green"),
-    "blue": ("bluer", "less blue"),
-    "saturation": ("stronger colours", "paler colours"),
-    "fine_texture": ("more fine texture", "less fine texture"),
-    "coarse_texture": ("more coarse structure", "less coarse structure"),
-    "centre": ("brighter centre than rim", "darker centre than rim"),
-    "amplitude": ("larger amplitude", "smaller amplitude"),
-    "steepness": ("steeper slopes", "flatter slopes"),
-    "peaks": ("sharper peaks", "fewer sharp peaks"),
-    "spread_over_channels": ("channels that differ more", "channels that differ less"),
-    "gaps": ("more that was not recorded", "less that was not recorded"),
-    "mean": ("higher values", "lower values"),
-    "spread": ("more varied values", "less varied values"),
+    "brightness": ("is brighter", "is darker"),
+    "contrast": ("has more contrast", "has less contrast"),
+    "red": ("is redder", "is less red"),
+    "green": ("is greener", "is less green"),
+    "blue": ("is bluer", "is less blue"),
+    "saturation": ("has stronger colours", "has paler colours"),
+    "fine_texture": ("has more fine texture", "has less fine texture"),
+    "coarse_texture": ("has more coarse structure", "has less coarse structure"),
+    "centre": ("has a brighter centre", "has a darker centre"),
+    "amplitude": ("has a larger amplitude", "has a smaller amplitude"),
+    "steepness": ("has steeper slopes", "has flatter slopes"),
+    "peaks": ("has sharper peaks", "has less sharp peaks"),
+    "spread_over_channels": ("has channels that differ more", "has channels that differ less"),
+    "gaps": ("has more gaps", "has fewer gaps"),
+    "mean": ("has higher values", "has lower values"),
+    "spread": ("has more varied values", "has less varied values"),
 }
 """Measure -> words for a higher and for a lower value."""
 

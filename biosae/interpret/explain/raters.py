@@ -11,18 +11,20 @@ from biosae.interpret.explain.questions import Answer, Question
 
 
 class Oracle:
-    """Answers every question of the given trials rightly; its score must be 1."""
+    """Answers the questions of the given trials (these objects) rightly; its score must be 1."""
 
     name = "oracle"
 
     def __init__(self, trials: Sequence[Any]) -> None:
-        self.truth = {t.question.id: t.truth for t in trials}
+        self.trials = list(trials)
+        # by object: two latents with the same words may ask the same of one item, with different truths
+        self.truth = {id(t.question): t.truth for t in self.trials}
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """The truth, in the form that is asked for; nothing where a question is not of these trials."""
         found = []
         for question in questions:
-            truth = self.truth.get(question.id)
+            truth = self.truth.get(id(question))
             if truth is None:
                 found.append(Answer(None, "not of these trials"))
             elif question.form == "yes_no":

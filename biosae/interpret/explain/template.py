@@ -29,7 +29,8 @@ EXTENT = ((0.1, "a small part of the item"), (0.4, "part of the item"), (1.01, "
 
 @dataclass(frozen=True)
 class Rule:
-    """``measure`` above (``sign`` 1) or below (-1) a ``threshold``: the strongest single measure of appearance."""
+    """``measure`` above (``sign`` 1) or below (-1) a ``threshold``: the strongest single measure of appearance, cut
+    where recall and specificity on the writing items are best."""
 
     measure: str
     sign: int
@@ -91,7 +92,7 @@ def template(
         appearance, rule, unreadable = _appearance(part, samples, looks)
         pieces = [f"resembles {concepts[latent]}"] if concepts and latent in concepts else []
         pieces += [f"goes with {', '.join(said)}"] if said else []
-        pieces += [f"looks {' and '.join(appearance)} than items without it"] if appearance else []
+        pieces += [f"{' and '.join(appearance)} than items without it"] if appearance else []
         extent = _extent(part, latent, tail, maps) if pieces else ""
         text = redacted(cleaned("; ".join([*pieces, extent] if extent else pieces)), items.identifiers)
         rows.append((latent, tail, text[:1].upper() + text[1:] or None, "template", "; ".join(said), rule, unreadable))
@@ -107,7 +108,7 @@ def _enriched(
         return {}
     ids = (adata.obs["sample_id"] if "sample_id" in adata.obs else pd.Series(adata.obs.index)).astype(str).to_numpy()
     part = adata[np.isin(ids, list(items.write_ids)), list(names)].copy()
-    targets: dict[str, tuple[str, str]] = {}
+    targets: dict[str, tuple[str, str | None]] = {}
     for name in terms:
         if name not in part.obs:
             raise InputError(f"no column {name!r} in obs; {nearest(name, part.obs.columns)}")
@@ -122,7 +123,7 @@ def _enriched(
         for value in sorted(values.dropna().unique(), key=str):
             column = f"{name}={value}"
             part.obs[column] = np.where(values.isna(), np.nan, (values == value).astype(float))  # 1 over 0
-            targets[column] = (f"{name} {value}", f"{name} other than {value}")
+            targets[column] = (f"{name} {value}", None)  # what it is rarer with is said by the other levels
     found: dict[tuple[str, str], list[str]] = {}
     table = associate(
         part, list(targets), unit="sample", groups=groups, controls=False, assume_independent=assume_independent
@@ -130,9 +131,9 @@ def _enriched(
     rows = ranked(table[table["q"] < Q])
     for latent, target, up in zip(rows["latent"], rows["target"], strength(rows) > 0):
         for tail in TAILS:
-            phrases = found.setdefault((latent, tail), [])
-            if len(phrases) < MAX_TERMS:
-                phrases.append(targets[target][0 if up == (tail == "+") else 1])
+            phrase = targets[target][0 if up == (tail == "+") else 1]
+            if phrase is not None and len(found.setdefault((latent, tail), [])) < MAX_TERMS:
+                found[latent, tail].append(phrase)
     return found
 
 
@@ -158,10 +159,17 @@ def _appearance(
     words = [WORDS[name][0 if area[name] > 0.5 else 1] for name in best]
     if not best:
         return [], None, int((~readable).sum())
-    values = table[best[0]].to_numpy()
-    middle = (np.median(values[truth]) + np.median(values[~truth])) / 2
-    rule = Rule(best[0], 1 if area[best[0]] > 0.5 else -1, float(middle))
+    sign = 1 if area[best[0]] > 0.5 else -1
+    rule = Rule(best[0], sign, sign * _cut(sign * table[best[0]].to_numpy(), truth))
     return words, rule, int((~readable).sum())
+
+
+def _cut(values: np.ndarray, truth: np.ndarray) -> float:
+    """Threshold above which most true and fewest false values lie (largest recall plus specificity)."""
+    order = np.sort(np.unique(values))
+    cuts = (order[1:] + order[:-1]) / 2
+    gain = [(values[truth] > cut).mean() - (values[~truth] > cut).mean() for cut in cuts]
+    return float(cuts[int(np.argmax(gain))])
 
 
 def _extent(part: pd.DataFrame, latent: str, tail: str, maps: TokenMaps | None) -> str:
