@@ -170,8 +170,8 @@ class Endpoint:
         missing = [a.problem for a in answers if a.text is None]
         if len(missing) > self._max_failures * len(answers):
             raise TooManyFailuresError(
-                f"{len(missing)} of {len(answers)} questions have no answer, the first: {missing[0]}; the others are "
-                "kept in the cache"
+                f"{len(missing)} of {len(answers)} questions have no answer, the first: {missing[0]}; "
+                + ("the others are in the cache" if self._cache else "with cache= the others would have been kept")
             )
         return answers
 
@@ -200,8 +200,8 @@ class Endpoint:
         if self._budget is not None and self.usage["cost"] >= self._budget:
             self._stop.set()
             raise EndpointError(
-                f"the budget of {self._budget:g} is spent ({self.usage['cost']:.4g}); answers so far are in the cache: "
-                "raise it and call again to go on"
+                f"the budget of {self._budget:g} is spent ({self.usage['cost']:.4g}); raise it and call again: with "
+                "cache= answers so far are kept"
             )
         url = "data:image/png;base64," + base64.b64encode(png(image, longest=self._size)).decode()
         content = [{"type": "text", "text": question.prompt}, {"type": "image_url", "image_url": {"url": url}}]
@@ -258,8 +258,8 @@ class Endpoint:
                     raise _Stopped
         self._stop.set()
         raise EndpointError(
-            f"{self.host} did not answer after {self._retries + 1} attempts ({problem}); is the server up? Answers so "
-            "far are in the cache, and the same call goes on from there"
+            f"{self.host} did not answer after {self._retries + 1} attempts ({problem}); is the server up? With cache= "
+            "answers so far are kept, and the same call goes on from there"
         )
 
     def _count(self, **more: int) -> None:
