@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from biosae.errors import InputError
-from biosae.search import Index, kernels, neighbours
+from biosae.search import Index, by_item, by_weights, kernels, neighbours
 
 METRICS = ("cosine", "dot", "euclidean", "jaccard")
 
@@ -153,6 +153,14 @@ def test_new_items_meet_the_same_rules():
     same = table()[["a"]].copy()  # the id is known here, so it is the same item
     assert neighbours(table(), same, n=4).to_frame()["sample_id"].tolist() == ["b", "c", "d"]
     assert neighbours(table().X, table().X[:1], n=1).rows.tolist() == [[0]]  # a matrix has no ids
+
+
+def test_codes_on_disk_are_searched_too(tmp_path):
+    table().write_h5ad(tmp_path / "latents.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "latents.h5ad", backed="r")
+    assert neighbours(backed, "a", n=3).rows.tolist() == neighbours(table(), "a", n=3).rows.tolist()
+    assert by_item(backed, "a", n=1)["shared"].tolist() == ["0"]
+    assert by_weights(backed, {"1": 1.0}, n=1)["sample_id"].tolist() == ["c"]
 
 
 def test_refusals_say_what_to_do():

@@ -149,7 +149,7 @@ class Index:
             at = self.obs.index.get_indexer(wanted)
             if (at < 0).any():
                 name = wanted[at < 0][0]
-                raise InputError(f"{name!r} is not among the {self.n} rows; {nearest(name, self.ids)}")
+                raise InputError(f"{name!r} is not among the {self.n} rows; {nearest(name, self.ids[:1000])}")
             return self._matrix[at], self.obs.iloc[at], True
         matrix, table = unpack(queries, self.use_rep, obs)
         vectors = _prepared(matrix, self.metric)
@@ -252,10 +252,12 @@ def neighbours(
 
 def unpack(data: Any, use_rep: str, obs: pd.DataFrame | None = None) -> tuple[Any, pd.DataFrame]:
     """Matrix and table of an AnnData, of Embeddings, or of a matrix with ``obs``."""
+    from biosae.stats.nested import in_memory
+
     if hasattr(data, "obsm"):
         if use_rep != "X" and use_rep not in data.obsm:
             raise InputError(f"use_rep={use_rep!r} is unknown; {nearest(use_rep, ['X', *data.obsm])}")
-        return data.X if use_rep == "X" else data.obsm[use_rep], data.obs
+        return in_memory(data).X if use_rep == "X" else data.obsm[use_rep], data.obs
     if hasattr(data, "tokens_per_sample"):
         if data.tokens_per_sample != 1:
             raise InputError("these embeddings hold tokens; embed with a pool, or compare bags of tokens")

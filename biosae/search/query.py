@@ -12,7 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from biosae.errors import InputError, nearest
-from biosae.search.index import Index
+from biosae.search.index import Index, unpack
 
 WORDS = {
     "high": "the stronger the latent fires the better", "negative": "the more negative its code the better",
@@ -303,7 +303,9 @@ def _term(adata: Any, term: list[str]) -> tuple[str, str]:
 
 
 def _codes(adata: Any, latents: Sequence[str]) -> np.ndarray:
-    part = adata.X[:, adata.var_names.get_indexer(latents)]
+    from biosae.stats.nested import in_memory
+
+    part = in_memory(adata, list(latents)).X
     return np.asarray(part.toarray() if sp.issparse(part) else part, np.float64)
 
 
@@ -331,12 +333,12 @@ def _table(adata: Any, scores: np.ndarray, allowed: np.ndarray, n: int, latents:
         {"rank": np.arange(1, len(rows) + 1), "sample_id": adata.obs_names[rows], "score": scores[rows]}
     )
     if latents:
-        table[list(latents)] = _codes(adata[rows], latents)
+        table[list(latents)] = _codes(adata, latents)[rows]
     return table
 
 
 def _binary(adata: Any, metric: str) -> sp.csr_matrix:
-    codes = sp.csr_matrix(adata.X)
+    codes = sp.csr_matrix(unpack(adata, "X")[0])
     return codes if metric != "jaccard" else (codes != 0).astype(np.float32)
 
 
