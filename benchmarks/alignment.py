@@ -107,7 +107,7 @@ def run(name: str, data: Path, weights: Path, out: Path) -> None:
     table = pd.concat([table, control], ignore_index=True)
     table.to_csv(out / f"{name}.csv", index=False)
     with paper():
-        bs.pl.save(bs.pl.alignment(table), out / f"alignment_{name}")
+        bs.pl.save(bs.pl.alignment(table[table["class"] != "background"]), out / f"alignment_{name}")
     tokens = bs.encode(models["BatchTopK"], emb, tokens=None, keep_embedding=False)
     maps(name, samples, emb, labels, tokens, table[table["model"] == "BatchTopK"], out)
     parts = labels.drop(columns="background")

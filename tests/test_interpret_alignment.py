@@ -442,3 +442,16 @@ def test_proposals_that_make_no_sense_are_refused() -> None:
     strict = bs.interpret.propose_audit(adata, "disease", labels, C=1e-6, n_null=0, n_draws=0, budgets=(10,))
     assert strict["status"].item() == "nothing_proposed"
     assert strict["yield"].item() == pytest.approx(0.1)  # then all latents share their places
+
+
+def test_the_figure_shows_the_numbers_of_the_table() -> None:
+    adata, labels = planted()
+    table = bs.interpret.alignment(adata, labels.assign(never=False), n_null=1)
+    table.insert(0, "model", "sae")
+    ax = bs.pl.alignment(table)
+    drawn = {line.get_label(): line.get_xdata() for line in ax.lines}
+    np.testing.assert_allclose(drawn["sae"], table["ap"].dropna())
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["nucleus", "cell", "background"]
+    assert ax.get_title(loc="left") == "1 of 4 classes have no average precision"
+    with pytest.raises(InputError, match="status"):
+        bs.pl.alignment(table[table["ap"].isna()])

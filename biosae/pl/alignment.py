@@ -51,6 +51,8 @@ def alignment(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             ax.plot(part["ap"], y, "o", color=colour, markersize=4, label=name)
             if "ap_null" in part:
                 ax.plot(part["ap_null"], y, "o", mec=colour, mfc="white", markersize=3, mew=0.7)
+        if "ap_null" in known:
+            ax.plot([], [], "o", mec=INK, mfc="white", markersize=3, mew=0.7, label="masks of other samples")
         first = known.drop_duplicates("class")
         at = np.arange(len(classes))
         ax.vlines(first["prevalence"], at - 0.45, at + 0.45, color=MUTED, linewidth=2, zorder=0, label="prevalence")
@@ -59,6 +61,6 @@ def alignment(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.set_yticks(at, classes)
         left_out = table["class"].nunique() - len(classes)
         if left_out:
-            ax.set_title(f"{left_out} classes without a held-out row are not shown")
+            ax.set_title(f"{left_out} of {table['class'].nunique()} classes have no average precision")
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=1.2)
     return ax
