@@ -1,12 +1,9 @@
-"""Where in a slide a latent fires: maps over whole slides, files for QuPath, tables for squidpy."""
+"""Where in a slide a latent fires: places of tiles and tokens, maps over whole slides, views of them."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from biosae.errors import InputError, nearest
-from biosae.files import atomic_path
 from biosae.interpret.examples import activation
 from biosae.interpret.maps import Box, grid_box
 
@@ -85,7 +81,7 @@ def places(adata: AnnData, *, slide: str | None = None, tile_um: float | None = 
             "places of tiles are not known: set adata.obsm['spatial'] to their centres (x, y) in um, or read slides "
             "with bs.read.wsi"
         )
-    mine = _rows_of(adata, slide)
+    mine = rows_of(adata, slide)
     centres = np.asarray(adata.obsm["spatial"], float)[mine]
     obs = adata.obs[mine]
     if not np.isfinite(centres).all():
@@ -143,7 +139,7 @@ def slide_map(
     """
     code = activation(adata, latent)
     where = places(adata, slide=slide, tile_um=tile_um)
-    mine = _rows_of(adata, slide)
+    mine = rows_of(adata, slide)
     values = code.to_numpy(np.float64)[mine]
     side = np.stack([where["width_um"], where["height_um"]], axis=1)
     centres = where[["x_um", "y_um"]].to_numpy()
@@ -167,132 +163,9 @@ def slide_map(
     box = (*origin, *(origin + pixel * np.array([columns, rows])))
     return SlideMap(
         mean.astype(np.float32), tuple(map(float, box)), pixel, pitch if tile_um is None else float(tile_um), latent,
-        slide if slide is not None else _only_slide(adata), len(values), int(np.count_nonzero(values)),
+        slide if slide is not None else only_slide(adata), len(values), int(np.count_nonzero(values)),
         "token" if "token_row" in adata.obs else "tile",
     )  # fmt: skip
-
-
-def write_geojson(
-    path: str | os.PathLike,
-    adata: AnnData,
-    latents: str | Sequence[str],
-    *,
-    slide: str | None = None,
-    tile_um: float | None = None,
-    slide_mpp: float | tuple[float, float] | None = None,
-    active_only: bool = False,
-) -> int:
-    """Write the tiles (or tokens) of a slide with the codes of some latents as GeoJSON that QuPath opens.
-
-    In QuPath drop the file on the open slide, then *Measure > Show measurement maps*. Squares are tile objects in
-    pixels of the full resolution; each has one measurement a latent. Nothing about the patient or file is written.
-
-    Parameters
-    ----------
-    path : path-like
-        File to write, ``.geojson``; atomically.
-    adata, slide, tile_um
-        As of :func:`places`.
-    latents : str or sequence of str
-    slide_mpp : float or (float, float), optional
-        Micrometres per pixel of the slide's full resolution (x, y). Default: ``slide_mpp_x`` and ``slide_mpp_y`` of
-        ``obs``, which :func:`biosae.read.wsi` writes.
-    active_only : bool
-        Leave out squares on which none of these latents fires.
-
-    Returns
-    -------
-    int
-        Squares written.
-
-    Raises
-    ------
-    InputError
-        As of :func:`places`; for an unknown latent, or if the scale is unknown.
-    """
-    names = [latents] if isinstance(latents, str) else list(latents)
-    if not names:
-        raise InputError("name at least one latent to write")
-    mine = _rows_of(adata, slide)
-    codes = np.stack([activation(adata, name).to_numpy()[mine] for name in names], axis=1)
-    where = places(adata, slide=slide, tile_um=tile_um)
-    mpp = np.array(_scale(adata.obs[mine], slide_mpp))
-    centre = where[["x_um", "y_um"]].to_numpy() / mpp
-    half = where[["width_um", "height_um"]].to_numpy() / mpp / 2
-    low, high = np.round(centre - half, 2), np.round(centre + half, 2)
-    kept = np.flatnonzero(codes.any(axis=1)) if active_only else np.arange(len(codes))
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
-        stream.write('{"type": "FeatureCollection", "features": [')
-        for number, i in enumerate(kept):
-            (x0, y0), (x1, y1) = low[i].tolist(), high[i].tolist()
-            feature = {
-                "type": "Feature",
-                "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{x0},{y0},{x1},{y1}")),
-                "geometry": {"type": "Polygon", "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]]},
-                "properties": {
-                    "objectType": "tile",
-                    "measurements": [{"name": n, "value": float(v)} for n, v in zip(names, codes[i])],
-                },
-            }
-            stream.write(("\n" if number == 0 else ",\n") + json.dumps(feature, separators=(",", ":")))
-        stream.write("\n]}\n")
-    return len(kept)
-
-
-def spatial_table(
-    adata: AnnData,
-    *,
-    slide: str | None = None,
-    source: str | os.PathLike | None = None,
-    tile_um: float | None = None,
-    slide_mpp: float | tuple[float, float] | None = None,
-    size: int = 1000,
-) -> AnnData:
-    """Codes of one slide in the layout in which squidpy and scanpy expect spatial data.
-
-    Parameters
-    ----------
-    adata, slide, tile_um
-        As of :func:`places`.
-    source : path-like, optional
-        The slide, for its picture.
-    slide_mpp : float or (float, float), optional
-        As of :func:`write_geojson`; default also what the file states.
-    size : int
-        Longer side of the picture in pixels.
-
-    Returns
-    -------
-    AnnData
-        A copy of the slide's rows. ``obsm["spatial"]`` is in pixels of the full resolution, as these libraries have it
-        (that of :func:`biosae.encode` is in um, and stays in ``obsm["spatial_um"]``); ``uns["spatial"][slide]`` holds
-        ``images["hires"]`` (with ``source``) and ``scalefactors``.
-
-    Raises
-    ------
-    InputError
-        As of :func:`places`, or if the scale is unknown.
-    ReadError
-        If the slide cannot be read.
-    """
-    mine = _rows_of(adata, slide)
-    where = places(adata, slide=slide, tile_um=tile_um)
-    name = slide if slide is not None else _only_slide(adata) or "slide"
-    image, box = (None, None) if source is None else slide_view(source, size=size, slide_mpp=slide_mpp)
-    known = slide_mpp
-    if image is not None and slide_mpp is None and "slide_mpp_x" not in adata.obs:
-        known = _stated(source, None)
-    mpp = np.array(_scale(adata.obs[mine], known))
-    out = adata[mine].copy()
-    um = where[["x_um", "y_um"]].to_numpy()
-    out.obsm["spatial_um"], out.obsm["spatial"] = um, um / mpp
-    factors = {"spot_diameter_fullres": float(where["width_um"].iloc[0] / mpp[0])}
-    entry: dict[str, Any] = {"scalefactors": factors, "images": {}}
-    if image is not None:
-        factors["tissue_hires_scalef"] = float(image.shape[1] / (box[2] / mpp[0]))
-        entry["images"]["hires"] = image
-    out.uns["spatial"] = {str(name): entry}
-    return out
 
 
 def slide_view(
@@ -329,9 +202,9 @@ def slide_view(
     """
     from biosae.read.slides import open_slide, region
 
+    mpp = np.array(scale_of(slide_mpp, source=source))
     slide = open_slide(source)
     try:
-        mpp = np.array(_stated(slide, slide_mpp))
         full = np.array(slide.levels[0], float)
         edges = np.array([0, 0, *full]) if box is None else np.array(box, float) / np.tile(mpp, 2)
         edges = np.clip(edges, 0, np.tile(full, 2))
@@ -364,7 +237,7 @@ def _stack(first: np.ndarray, last: np.ndarray, values: np.ndarray, shape: tuple
     return out.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
 
 
-def _rows_of(adata: AnnData, slide: str | None) -> np.ndarray:
+def rows_of(adata: AnnData, slide: str | None) -> np.ndarray:
     """Boolean rows of the slide; all of them where there is only one."""
     if slide is None:
         names = adata.obs["slide"].unique() if "slide" in adata.obs else []
@@ -380,7 +253,7 @@ def _rows_of(adata: AnnData, slide: str | None) -> np.ndarray:
     return mine
 
 
-def _only_slide(adata: AnnData) -> str | None:
+def only_slide(adata: AnnData) -> str | None:
     return str(adata.obs["slide"].iloc[0]) if "slide" in adata.obs else None
 
 
@@ -402,27 +275,23 @@ def _share_of_tile(adata: AnnData, obs: pd.DataFrame, side: float, grid: tuple[i
     return left / pixels, upper / pixels, right / pixels, lower / pixels
 
 
-def _scale(obs: pd.DataFrame, stated: float | tuple[float, float] | None) -> tuple[float, float]:
-    """Micrometres per pixel (x, y) of the full resolution."""
-    if stated is None:
-        if not {"slide_mpp_x", "slide_mpp_y"} <= set(obs):
-            raise InputError("micrometres per pixel of the slide's full resolution are not known; pass slide_mpp=")
+def scale_of(
+    stated: float | tuple[float, float] | None, *, obs: pd.DataFrame | None = None, source: Any = None
+) -> tuple[float, float]:
+    """Micrometres per pixel (x, y) of a slide's full resolution: as stated, else of ``obs``, else of the slide."""
+    if stated is None and obs is not None and {"slide_mpp_x", "slide_mpp_y"} <= set(obs):
         stated = (obs["slide_mpp_x"].iloc[0], obs["slide_mpp_y"].iloc[0])
+    if stated is None and source is not None:
+        from biosae.read.slides import open_slide, resolve_mpp
+
+        slide = open_slide(source)
+        try:
+            stated = resolve_mpp(slide, None, "argument")[0]
+        finally:
+            slide.close()
+    if stated is None:
+        raise InputError("micrometres per pixel of the slide's full resolution are not known; pass slide_mpp=")
     x, y = np.broadcast_to(np.asarray(stated, float), (2,))
     if not (0 < x < math.inf and 0 < y < math.inf):
         raise InputError(f"slide_mpp={stated!r} must be positive micrometres per pixel")
     return float(x), float(y)
-
-
-def _stated(slide: Any, given: float | tuple[float, float] | None) -> tuple[float, float]:
-    """Scale of an open slide or of a file."""
-    if given is not None:
-        return _scale(pd.DataFrame(), given)
-    from biosae.read.slides import open_slide, resolve_mpp
-
-    opened = open_slide(slide) if isinstance(slide, str | os.PathLike) else slide
-    try:
-        return resolve_mpp(opened, None, "argument")[0]
-    finally:
-        if opened is not slide:
-            opened.close()
