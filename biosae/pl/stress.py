@@ -132,7 +132,7 @@ def _dose(table: pd.DataFrame, ax: Axes) -> None:
     ax.set_ylabel("probe moves with the claim")
     ax.legend(fontsize=5.8, loc="upper left", handlelength=1.6)
     said = f"largest off-target loss {worst.max():.0%}" if losses else "no off-target"
-    ax.set_title(style.wrap(f"dose response; {said}", width=32))
+    ax.set_title(f"dose response\n{said}")
 
 
 def _strata(table: pd.DataFrame, column: str, ax: Axes) -> None:
