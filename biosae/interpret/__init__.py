@@ -12,6 +12,7 @@ from biosae.interpret.enrichment import enrichment
 from biosae.interpret.examples import examples
 from biosae.interpret.maps import TokenMap, grid_box, recording_map, token_map
 from biosae.interpret.masks import displaced, token_parts
+from biosae.interpret.names import dictionary_fingerprint, read_names, write_names
 from biosae.interpret.ontology import Ontology, read_obo
 from biosae.interpret.overlays import spatial_table, write_geojson
 from biosae.interpret.precision import average_precision, average_precisions
@@ -37,6 +38,7 @@ __all__ = [
     "average_precisions",
     "compare_alignment",
     "concept_scores",
+    "dictionary_fingerprint",
     "displaced",
     "enrichment",
     "examples",
@@ -49,6 +51,7 @@ __all__ = [
     "project_out",
     "propose_audit",
     "random_codes",
+    "read_names",
     "read_obo",
     "read_vocabulary",
     "reading_direction",
@@ -62,4 +65,5 @@ __all__ = [
     "token_map",
     "token_parts",
     "write_geojson",
+    "write_names",
 ]
