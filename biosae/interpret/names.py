@@ -86,8 +86,8 @@ def read_names(
     given = _entries(content, Path(file))
     if content["fingerprint"] != dictionary_fingerprint(adata) and not other_dictionary:
         raise IdentityError(
-            f"{file} names the latents of another dictionary; open the atlas of this run, or pass other_dictionary=True "
-            "if you know that the latents are the same"
+            f"{file} names the latents of another dictionary; open the atlas of this run, or pass "
+            "other_dictionary=True if you know that the latents are the same"
         )
     numbers = {str(latent).casefold(): str(latent) for latent in adata.var_names}
     for latent, texts in given.items():
