@@ -34,8 +34,8 @@ def reading_direction(sae: Any, latent: str | int) -> np.ndarray:
     matrix = sae._tensors().get("W_enc")
     if matrix is None or np.shape(matrix) != np.shape(sae.decoder_):
         raise InputError(
-            f"this {type(sae).__name__} has no encoder matrix in units of the embedding; use an SAE (relu, topk, batchtopk, "
-            "matryoshka, jumprelu), or a row of sae.decoder_ as direction, and say so"
+            f"this {type(sae).__name__} has no encoder matrix in units of the embedding; use an SAE (relu, topk, "
+            "batchtopk, matryoshka, jumprelu), or a row of sae.decoder_ as direction, and say so"
         )
     if getattr(getattr(sae, "normaliser_", None), "rowwise", None):
         raise InputError("this SAE scales each row by its own size first, so a code is not linear in the embedding; "
