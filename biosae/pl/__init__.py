@@ -2,9 +2,11 @@
 
 from biosae.pl.alignment import alignment
 from biosae.pl.associations import associations
+from biosae.pl.clusters import cluster_stability, clusters, decoder_map
 from biosae.pl.comparison import comparison, readout
 from biosae.pl.density import density
 from biosae.pl.diagnostics import null, qq
+from biosae.pl.diff import diff, pairs
 from biosae.pl.factors import factor_map
 from biosae.pl.forest import forest
 from biosae.pl.gallery import gallery
@@ -24,14 +26,19 @@ __all__ = [
     "PALETTE",
     "alignment",
     "associations",
+    "cluster_stability",
+    "clusters",
     "comparison",
     "confounders",
+    "decoder_map",
     "density",
+    "diff",
     "factor_map",
     "forest",
     "gallery",
     "heatmap",
     "null",
+    "pairs",
     "paper",
     "qq",
     "readout",

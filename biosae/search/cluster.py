@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from biosae.errors import InputError, nearest, require
 
-ROLES = ("label", "patient", "slide", "site", "scanner")
+ROLES = ("label", "patient", "slide", "site", "location", "scanner", "collector")
 """Columns that clusters are compared with if none are named: the first is wanted, the others are usual artefacts."""
 SILENT = "silent"
 LINKAGES = ("average", "spectral")
@@ -66,7 +66,8 @@ def cluster(
     groups
         Column of independent groups.
     labels
-        Columns of ``obs`` to compare with. None: those of label, patient, slide, site and scanner that are there.
+        Columns of ``obs`` to compare with. None: those of label, patient, slide, site, location,
+        scanner and collector that are there.
     umap
         Also lay out the graph in two dimensions, for display.
     key

@@ -151,7 +151,8 @@ def diff(
     out = out.loc[order.sort_values(["p", "size"], kind="stable").index, COLUMNS].reset_index(drop=True)
     out.attrs["biosae"] = {
         "by": by, "a": str(a), "b": str(b), "document": document or "", "n_tiles": tiles or 0, "paired": bool(paired),
-        "covariates": list(covariates), "m_tested": int(out["p"].notna().sum()), "unit": groups, **left_out,
+        "covariates": list(covariates), "m_tested": int(out["p"].notna().sum()), "unit": groups,
+        "assume_independent": bool(assume_independent), **left_out,
     }  # fmt: skip
     return out
 
