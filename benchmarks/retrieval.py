@@ -24,12 +24,7 @@ from biosae.search.evaluate import clustered_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 REPS = ("X", "codes_max", "embedding", "centred")  # the last is what the others are compared with
-NAMES = {
-    "X": "codes, mean over patches",
-    "codes_max": "codes, max",
-    "centred": "embedding, centred",
-    "embedding": "embedding",
-}
+NAMES = {"X": "codes, mean", "codes_max": "codes, max", "embedding": "embedding", "centred": "embedding, centred"}
 KINDS = ["epithelial", "inflammatory", "fibroblast", "other"]
 SAE = {"architecture": "topk", "n_latents": 512, "k": 16, "batch_size": 1024, "n_steps": 400}
 
