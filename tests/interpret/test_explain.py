@@ -15,9 +15,9 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from biosae.data.items import ReadError
 from biosae.errors import InputError, StatisticsError
 from biosae.interpret import explain as ex
-from biosae.interpret.explain.maps import coarse, displaced, highlight
+from biosae.interpret.explain.maps import TokenMaps, coarse, displaced, highlight
 from biosae.interpret.explain.questions import redacted
-from biosae.interpret.explain.render import outlined, sheet, to_rgb
+from biosae.interpret.explain.render import Marks, marked, sheet, to_rgb
 from biosae.interpret.explain.score import auroc
 
 N_PATIENTS, N_ITEMS, N_LATENTS, SIDE = 24, 20, 6, 4
@@ -359,12 +359,16 @@ def test_displaced_keeps_the_shape_where_there_is_room() -> None:
     assert set(zip(r - r.min(), c - c.min())) == {(0, 0), (0, 1), (0, 2), (1, 1)}
 
 
-def test_coarse_covers_every_cell() -> None:
-    grid = np.zeros((14, 9))
-    for i in range(grid.size):
-        one = grid.copy()
-        one.flat[i] = 2.0
-        found = coarse(one, 7)
+def test_blocks_cover_every_cell_once() -> None:
+    tokens = study()[1]
+    maps = TokenMaps(tokens)
+    maps.shape = (14, 9)
+    blocks = maps.blocks(7)
+    assert blocks.rows == (0, 2, 4, 6, 8, 10, 12, 14) and blocks.columns[-1] == 9
+    for i in range(14 * 9):
+        one = np.zeros(14 * 9)
+        one[i] = 2.0
+        found = coarse(one.reshape(14, 9), (blocks.rows, blocks.columns))
         assert found.shape == (7, 7) and found.sum() == 2.0
 
 
@@ -399,14 +403,47 @@ def test_questions_read_items_only_when_shown(planted: tuple) -> None:
     assert len(tiles.seen) == 5 and image.dtype == np.uint8 and image.shape[1] == 5 * 228 - 4
 
 
+def cell_marks(region: np.ndarray | None, shape: tuple[int, int], identity: dict | None = None) -> Marks:
+    cells = None if region is None else tuple(map(tuple, region.tolist()))
+    return Marks(shape, tuple(range(shape[0] + 1)), tuple(range(shape[1] + 1)), cells, identity)
+
+
 def test_region_is_outlined_and_not_covered() -> None:
     rgb = np.full((256, 256, 3), 90, np.uint8)
     region = np.zeros((4, 4), bool)
     region[1:3, 1] = True
-    out = outlined(rgb, region, None)
-    changed = (out != 90).any(axis=2)
+    changed = (marked(rgb, cell_marks(region, (4, 4)), None) != 90).any(axis=2)
     assert changed[60:68, 64:128].any() and changed[188:196, 64:128].any()
     assert not changed[80:180, 80:112].any() and not changed[:, 140:].any()
+
+
+def test_marks_lie_where_the_encoder_looked() -> None:
+    """An encoder that crops the central square sees columns 64 to 192 of an image of 256 x 128."""
+    rgb = np.full((128, 256, 3), 90, np.uint8)
+    identity = {"preprocess": {"size": 224, "resize": "crop"}}
+    region = np.ones((2, 2), bool)
+    changed = (marked(rgb, cell_marks(region, (2, 2), identity), None) != 90).any(axis=2)[:, ::2]  # enlarged by 2
+    assert np.flatnonzero(changed.any(axis=0)).min() == pytest.approx(64, abs=2)
+    assert np.flatnonzero(changed.any(axis=0)).max() == pytest.approx(192, abs=2)
+
+
+def test_marks_on_signals_lie_in_time_and_on_the_channels_of_the_rows() -> None:
+    class Recording:
+        rate, channels = 100.0, ("a", "b", "c")
+
+    item = np.zeros((3, 1000), np.float32)
+    item[1] = np.sin(np.arange(1000) / 3)
+    identity = {"preprocess": {"rate": 100.0, "length": 500, "channels": ["c", "b"]}}
+    region = np.zeros((2, 5), bool)
+    region[1, 4] = True  # channel b, 4 to 5 s of 10
+    out = marked(item, cell_marks(region, (2, 5), identity), Recording())
+    height, width = out.shape[:2]
+    yellow = (out == (255, 214, 0)).all(axis=2)
+    r, c = np.nonzero(yellow)
+    assert r.min() >= height // 2 - 2 and c.min() == pytest.approx(0.4 * width, abs=3)
+    assert c.max() == pytest.approx(0.5 * width, abs=3)
+    dark = (out == 30).all(axis=2)
+    assert dark[height // 2 :, : int(0.3 * width)].sum() > 5 * dark[: height // 2, : int(0.3 * width)].sum()
 
 
 def test_signals_and_vectors_are_drawn() -> None:

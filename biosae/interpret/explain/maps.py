@@ -10,6 +10,7 @@ import scipy.sparse as sp
 
 from biosae.errors import InputError
 from biosae.interpret.explain.items import TAILS
+from biosae.interpret.explain.render import Marks
 
 SHARE = 0.3
 """Cells at or above this share of the item's highest activation are highlighted."""
@@ -38,6 +39,7 @@ class TokenMaps:
         self.row = tokens.obs["token_row"].to_numpy(int)
         self.column = tokens.obs["token_col"].to_numpy(int)
         self.shape = (int(self.row.max()) + 1, int(self.column.max()) + 1)
+        self.identity = tokens.uns.get("biosae", {}).get("identity")
         self.samples = (
             pd.Series(np.arange(len(self.row))).groupby(tokens.obs["sample_id"].astype(str).to_numpy()).indices
         )
@@ -51,6 +53,16 @@ class TokenMaps:
         values = self.X[where][:, [self.columns[latent]]].toarray().ravel()
         found[self.row[where], self.column[where]] = np.maximum(TAILS[tail] * values, 0)
         return found
+
+    def marks(self, region: np.ndarray) -> Marks:
+        """Outline of cells, bool (rows, columns)."""
+        rows, columns = (tuple(range(n + 1)) for n in self.shape)
+        return Marks(self.shape, rows, columns, tuple(map(tuple, region.tolist())), self.identity)
+
+    def blocks(self, most: int) -> Marks:
+        """A grid of at most ``most`` blocks a side, of sizes as equal as can be."""
+        rows, columns = (tuple(np.linspace(0, n, min(n, most) + 1).astype(int).tolist()) for n in self.shape)
+        return Marks(self.shape, rows, columns, None, self.identity)
 
 
 def highlight(grid: np.ndarray) -> np.ndarray:
@@ -82,14 +94,12 @@ def displaced(grid: np.ndarray, *, rng: np.random.Generator) -> np.ndarray | Non
     return out
 
 
-def coarse(grid: np.ndarray, cells: int) -> np.ndarray:
-    """Greatest activation in blocks, at most ``cells`` blocks a side.
+def coarse(grid: np.ndarray, edges: tuple[tuple[int, ...], tuple[int, ...]]) -> np.ndarray:
+    """Greatest activation in each block between edges of rows and of columns.
 
-    >>> coarse(np.arange(16.0).reshape(4, 4), 2).tolist()
-    [[5.0, 7.0], [13.0, 15.0]]
+    >>> coarse(np.arange(16.0).reshape(4, 4), ((0, 2, 4), (0, 1, 4))).tolist()
+    [[4.0, 7.0], [12.0, 15.0]]
     """
     for axis in (0, 1):
-        n = grid.shape[axis]
-        starts = np.linspace(0, n, min(n, cells) + 1).astype(int)[:-1]
-        grid = np.maximum.reduceat(grid, starts, axis=axis)
+        grid = np.maximum.reduceat(grid, edges[axis][:-1], axis=axis)
     return grid

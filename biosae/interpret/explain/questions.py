@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from biosae.files import hash_json
-from biosae.interpret.explain.render import outlined, sheet, to_rgb
+from biosae.interpret.explain.render import Marks, marked, sheet, to_rgb
 
 FORMS = {
     "yes_no": "Answer with one word on the last line: yes or no.",
@@ -30,21 +30,18 @@ class Picture:
     Attributes
     ----------
     samples
-        :class:`biosae.Samples`; only ``samples[sample_id]`` is used.
+        :class:`biosae.Samples`; only ``samples[sample_id]`` and the facts on its kind are used.
     sample_id
         Never part of a prompt.
-    region : tuple of tuple of bool, or None
-        Cells of the token grid (rows, columns) to outline.
-    grid : (rows, columns) or None
-        Grid to draw over the item.
+    marks : Marks or None
+        Cells to outline, or a grid to draw over the item.
     caption : str
         Written above the item.
     """
 
     samples: Any
     sample_id: str
-    region: tuple[tuple[bool, ...], ...] | None = None
-    grid: tuple[int, int] | None = None
+    marks: Marks | None = None
     caption: str = ""
 
     def array(self) -> np.ndarray:
@@ -55,9 +52,8 @@ class Picture:
         ReadError
             If the item cannot be read.
         """
-        rgb = to_rgb(np.asarray(self.samples[self.sample_id]))
-        region = None if self.region is None else np.asarray(self.region, bool)
-        return outlined(rgb, region, self.grid) if region is not None or self.grid is not None else rgb
+        item = np.asarray(self.samples[self.sample_id])
+        return to_rgb(item) if self.marks is None else marked(item, self.marks, self.samples)
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class Question:
     @property
     def id(self) -> str:
         """16 hexadecimal digits that depend on text, form and what is shown; no identifier can be read from them."""
-        shown = [(p.sample_id, p.region, p.grid, p.caption) for p in self.pictures]
+        shown = [(p.sample_id, p.marks and p.marks.what, p.caption) for p in self.pictures]
         return hash_json([self.text, self.form, self.size, shown])[:16]
 
     def image(self) -> np.ndarray:

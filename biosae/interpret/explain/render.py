@@ -2,24 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+
+from biosae.interpret.maps import grid_box
 
 SIGNAL_SIZE = (336, 448)
 """Height and width of a drawn signal, px."""
 MAX_CHANNELS = 12
 INK, PAPER, MARK = (30, 30, 30), (255, 255, 255), (255, 214, 0)
-_CAPTION = 16
+_CAPTION = 22
 
 
-def to_rgb(item: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True)
+class Marks:
+    """What is drawn over an item: borders of cells of the token grid.
+
+    Attributes
+    ----------
+    shape
+        Rows and columns of the token grid.
+    rows, columns
+        Edges of the cells in tokens, from 0 to the number of rows (columns).
+    region
+        Cells (rows, columns) to outline; None: every cell, as a grid of thin lines.
+    identity
+        Of the embeddings; says where on the item the tokens lie.
+    """
+
+    shape: tuple[int, int]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    region: tuple[tuple[bool, ...], ...] | None = None
+    identity: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def what(self) -> list[Any]:
+        """What is drawn, without where."""
+        return [self.shape, self.rows, self.columns, self.region]
+
+
+def marked(item: np.ndarray, marks: Marks, samples: Any) -> np.ndarray:
+    """An item with marks where its tokens lie: images through the encoder's resize and crop, signals in time.
+
+    A signal is drawn with the channels that the rows of the grid stand for, or with all where one row stands for all.
+
+    Raises
+    ------
+    InputError
+        If the physical scale or the rate is needed and unknown.
+    """
+    identity, (n_rows, n_columns) = marks.identity, marks.shape
+    box = (0.0, 0.0, 1.0, 1.0)
+    if item.dtype == np.uint8:
+        height, width = item.shape[:2]
+        box = np.divide(grid_box(identity, (height, width), marks.shape), (width, height, width, height))
+    elif item.ndim == 2:
+        if identity is not None:
+            seconds = grid_box(identity, item.shape, marks.shape, kind="signal")[2]
+            box = (0.0, 0.0, min(1.0, seconds * samples.rate / item.shape[1]), 1.0)
+        if n_rows > 1:
+            item = item[_channels(identity, list(samples.channels), n_rows)]
+    left, upper, right, lower = box
+    x = left + (right - left) * np.array(marks.columns) / n_columns
+    y = upper + (lower - upper) * np.array(marks.rows) / n_rows
+    region = None if marks.region is None else np.asarray(marks.region, bool)
+    return outlined(to_rgb(item, most=max(MAX_CHANNELS, n_rows)), region, x, y)
+
+
+def _channels(identity: Mapping[str, Any] | None, names: list[str], n_rows: int) -> list[int]:
+    """Channels of the samples that the rows of the grid stand for."""
+    identity = identity or {}
+    used = (identity.get("preprocess") or {}).get("channels")
+    used = used if used is not None else (identity.get("given") or {}).get("channels")
+    found = [names.index(str(name)) for name in (() if used is None else used) if str(name) in names]
+    return found if len(found) == n_rows else list(range(n_rows))
+
+
+def to_rgb(item: np.ndarray, *, most: int = MAX_CHANNELS) -> np.ndarray:
     """An item as ``uint8 (H, W, 3)``: an image itself, a signal (C, T) as traces below each other, a vector as one."""
     if item.dtype == np.uint8:
         return item
     from PIL import Image, ImageDraw
 
-    rows = (item if item.ndim == 2 else item[None])[:MAX_CHANNELS].astype(float)
+    rows = (item if item.ndim == 2 else item[None])[:most].astype(float)
     height, width = SIGNAL_SIZE
     canvas = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -52,64 +121,52 @@ def _columns(row: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def outlined(rgb: np.ndarray, region: np.ndarray | None, grid: tuple[int, int] | None) -> np.ndarray:
-    """A copy with the border of the region's cells drawn in yellow on black, or with the lines of a grid.
+def outlined(rgb: np.ndarray, region: np.ndarray | None, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A copy with the border of a region drawn in yellow on black, or with all cells as a grid of thin lines.
 
     Parameters
     ----------
     rgb : uint8 (H, W, 3)
+        Enlarged by a whole factor if it is smaller than 224 px, so that lines do not hide it.
     region : bool (rows, columns), or None
-        Cells inside the border; what lies in them stays visible.
-    grid : (rows, columns), or None
-        Grid drawn as thin lines.
+        Cells inside the border; what lies in them stays visible. None: the grid.
+    x, y : (columns + 1,), (rows + 1,)
+        Edges of the cells as shares of width and height.
     """
     from PIL import Image, ImageDraw
 
     height, width = rgb.shape[:2]
-    factor = max(1, -(-224 // min(height, width)))  # small tiles are enlarged so that lines do not hide them
+    factor = max(1, -(-224 // min(height, width)))
     canvas = Image.fromarray(rgb).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
-    if grid is not None:
-        for segment in _segments(np.ones(grid, bool), canvas.size, inner=True):
-            draw.line(segment, fill=MARK, width=1)
-    if region is not None:
-        segments = _segments(region, canvas.size, inner=False)
-        for colour, thick in ((INK, 4), (MARK, 2)):
-            for segment in segments:
-                draw.line(segment, fill=colour, width=thick)
+    x, y = np.round(x * (canvas.width - 1)), np.round(y * (canvas.height - 1))
+    if region is None:
+        across, down = np.ones((len(y), len(x) - 1), bool), np.ones((len(y) - 1, len(x)), bool)
+    else:
+        cells = np.pad(region, 1)
+        across, down = cells[:-1, 1:-1] != cells[1:, 1:-1], cells[1:-1, :-1] != cells[1:-1, 1:]
+    lines = [(x[c], y[r], x[c + 1], y[r]) for r, c in np.argwhere(across)]
+    lines += [(x[c], y[r], x[c], y[r + 1]) for r, c in np.argwhere(down)]
+    for colour, thick in ((MARK, 1),) if region is None else ((INK, 4), (MARK, 2)):
+        for line in lines:
+            draw.line([float(v) for v in line], fill=colour, width=thick)
     return np.asarray(canvas).copy()
-
-
-def _segments(region: np.ndarray, size: tuple[int, int], *, inner: bool) -> list[tuple[float, float, float, float]]:
-    """Lines between cells inside and outside of a region; ``inner`` also those between two cells inside."""
-    rows, columns = region.shape
-    x = np.round(np.linspace(0, size[0] - 1, columns + 1)).tolist()
-    y = np.round(np.linspace(0, size[1] - 1, rows + 1)).tolist()
-    wide = np.pad(region, 1)
-    found = []
-    for r in range(rows + 1):
-        for c in range(columns + 1):
-            if c < columns and (inner or wide[r, c + 1] != wide[r + 1, c + 1]):
-                found.append((x[c], y[r], x[c + 1], y[r]))
-            if r < rows and (inner or wide[r + 1, c] != wide[r + 1, c + 1]):
-                found.append((x[c], y[r], x[c], y[r + 1]))
-    return found
 
 
 def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], *, panel: int = 224) -> np.ndarray:
     """Pictures in rows of up to five with a caption above each, ``uint8 (H, W, 3)``; every panel is a square."""
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     columns = min(5, len(pictures))
     rows, step = -(-len(pictures) // columns), panel + 4
     canvas = Image.new("RGB", (columns * step - 4, rows * (step + _CAPTION)), PAPER)
-    draw = ImageDraw.Draw(canvas)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=16)
     for i, (picture, caption) in enumerate(zip(pictures, captions)):
         x, y = i % columns * step, i // columns * (step + _CAPTION)
         image = Image.fromarray(picture)
         ratio = panel / max(image.size)
         image = image.resize([max(1, round(s * ratio)) for s in image.size], Image.Resampling.BICUBIC)
-        draw.text((x + 2, y + 2), caption, fill=INK)
+        draw.text((x + 2, y + 1), caption, fill=INK, font=font)
         canvas.paste(image, (x + (panel - image.width) // 2, y + _CAPTION + (panel - image.height) // 2))
     return np.asarray(canvas).copy()
 

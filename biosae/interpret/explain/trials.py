@@ -148,8 +148,8 @@ def _fuzzing(
         moved = displaced(grid, rng=rng)
         if moved is None:  # it fires nearly everywhere, so the outline cannot be wrong
             continue
-        region = tuple(map(tuple, (highlight(grid) if right else moved).tolist()))
-        question = Question(ask, (Picture(samples, row.sample_id, region=region),), "yes_no")
+        marks = maps.marks(highlight(grid) if right else moved)
+        question = Question(ask, (Picture(samples, row.sample_id, marks),), "yes_no")
         found.append(Trial("fuzzing", latent, tail, "active" if right else "random", row.group, right, question))
         right = not right
     return found
@@ -179,7 +179,8 @@ def _simulation(
 ) -> list[Trial]:
     rows = pd.concat([items.of(latent, tail, "score", kind) for kind in ("active", "random")])
     grids = {row.sample_id: maps.grid(row.sample_id, latent, tail) for row in rows.itertuples()}
-    grids = {name: coarse(grid, CELLS) for name, grid in grids.items() if grid is not None}
+    blocks = maps.blocks(CELLS)
+    grids = {name: coarse(grid, (blocks.rows, blocks.columns)) for name, grid in grids.items() if grid is not None}
     top = max((grid.max() for grid in grids.values()), default=0.0)
     if top == 0:
         return []
@@ -190,7 +191,7 @@ def _simulation(
     found = []
     for row in rows[rows["sample_id"].isin(list(grids))].itertuples():
         truth = level(grids[row.sample_id], top)
-        question = Question(ask, (Picture(samples, row.sample_id, grid=truth.shape),), "grid", truth.shape)
+        question = Question(ask, (Picture(samples, row.sample_id, blocks),), "grid", truth.shape)
         found.append(Trial("simulation", latent, tail, row.kind, row.group, truth, question))
     return found
 

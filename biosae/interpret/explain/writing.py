@@ -67,8 +67,8 @@ def write(
         pictures = []
         for row in pd.concat([active, silent]).itertuples():
             grid = None if maps is None else maps.grid(row.sample_id, latent, tail)
-            region = None if grid is None or not grid.any() else tuple(map(tuple, highlight(grid).tolist()))
-            pictures.append(Picture(samples, row.sample_id, region=region, caption=str(row.level)))
+            marks = None if grid is None or not grid.any() else maps.marks(highlight(grid))
+            pictures.append(Picture(samples, row.sample_id, marks, caption=str(row.level)))
         questions.append(Question(ask, tuple(pictures), "text"))
     rows = []
     for (latent, tail), answer in zip(items.scored, backend.ask(questions)):
