@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from biosae.interpret import explain
 from biosae.interpret.alignment import alignment, alignment_summary
 from biosae.interpret.alignment_controls import compare_alignment, random_codes
 from biosae.interpret.altered import altered
@@ -42,6 +43,7 @@ __all__ = [
     "displaced",
     "enrichment",
     "examples",
+    "explain",
     "grid_box",
     "head_attribution",
     "js_distance",
