@@ -140,6 +140,11 @@ class Index:
                 self._by_blocks(vectors, norm, side, groups, of_query, scores, rows)
         return Neighbours(rows, scores, table.index.to_numpy(), self.ids, self.metric)
 
+    @property
+    def faiss(self) -> Any:
+        """The faiss index; None where the search is exact."""
+        return self._faiss
+
     def _queries(self, queries: Any, obs: pd.DataFrame | None) -> tuple[Any, pd.DataFrame, bool]:
         """Vectors and table of the queries, and whether their ids mean anything."""
         if queries is None:
