@@ -159,6 +159,19 @@ def test_both_ends_of_signed_codes() -> None:
         assert facts.loc[("L1", tail), "prevalence"] == pytest.approx((sign * inside > 0).mean())
 
 
+def test_a_floor_makes_weak_items_silent() -> None:
+    adata, *_ = study()
+    items = ex.choose(adata, n_write=10, n_score=20, min_active=20, floor=0.4, latents=["L0"])
+    codes = pd.Series(adata[:, "L0"].X.toarray().ravel(), adata.obs_names)
+    line = 0.4 * codes[sorted(items.write_ids)].max()
+    part = items.of("L0", "+", "score")
+    assert ((part["activation"] > line) == (part["kind"] == "active")).all()
+    assert (part.loc[part["kind"] == "random", "activation"] > 0).any()
+    assert items.latents["prevalence"].iloc[0] == pytest.approx((codes[sorted(items.score_ids)] > line).mean())
+    with pytest.raises(InputError, match="floor"):
+        ex.choose(adata, floor=1.0)
+
+
 def test_refusals() -> None:
     adata, tokens, *_ = study()
     del adata.obs["patient"]
@@ -170,7 +183,7 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="did you mean 'L1'"):
         ex.choose(adata, latents=["L11"], assume_independent=True)
     adata.obs["patient"] = np.where(np.arange(len(adata)) % 2, "a", "b")
-    with pytest.raises(StatisticsError, match="at least 3"):
+    with pytest.raises(StatisticsError, match="2 values of 'patient' leave 1 for writing"):
         ex.choose(adata)
 
 

@@ -74,6 +74,7 @@ def choose(
     n_score: int = 50,
     n_hard: int = 10,
     min_active: int = 200,
+    floor: float = 0.0,
     share: float = 0.5,
     groups: str = "patient",
     assume_independent: bool = False,
@@ -98,7 +99,11 @@ def choose(
     n_hard
         Scoring items of each harder kind.
     min_active
-        A latent (end of a latent) that fires in fewer samples is not scored, which is not a score of 0.
+        A latent (end of a latent) that is active in fewer samples is not scored, which is not a score of 0.
+    floor
+        A sample is active if the activation is above this share of the highest one of the writing samples, else it is
+        silent. Where codes of many tokens are pooled, a latent is above 0 in nearly every sample, and 0.3 says more
+        (the share from which tokens are highlighted).
     share
         Of the patients, for writing.
     groups
@@ -125,6 +130,8 @@ def choose(
         raise InputError(
             "these rows are tokens: pass codes pooled to samples here, and the tokens as tokens= to trials"
         )
+    if not 0 <= floor < 1:
+        raise InputError(f"floor={floor!r} is a share of the highest activation: from 0 to below 1")
     if not 0 < share < 1 or n_write < QUANTILES or n_score < QUANTILES or n_hard < 0:
         raise InputError(f"share must lie between 0 and 1, n_write and n_score be at least {QUANTILES}, n_hard not < 0")
     names = list(adata.var_names) if latents is None else [str(name) for name in latents]
@@ -141,7 +148,10 @@ def choose(
     for part, inside in (("writing", in_write), ("scoring", in_score)):
         n = len(np.unique(group[inside]))
         if n < LEAST_GROUPS:
-            raise StatisticsError(f"{n} groups for {part}: at least {LEAST_GROUPS} are needed in each part")
+            raise StatisticsError(
+                f"{len(dealt)} values of {groups!r} leave {n} for {part}, and {LEAST_GROUPS} are needed in each part; "
+                "take more patients, or another share"
+            )
     ids = (obs["sample_id"] if "sample_id" in obs else pd.Series(obs.index)).astype(str).to_numpy()
     codes = sp.csc_matrix(adata.X)
     pool = _Pool(codes, adata.obsm.get("embedding"), group, np.flatnonzero(in_score))
@@ -152,16 +162,17 @@ def choose(
         for tail in TAILS if signed else ("+",):
             a = TAILS[tail] * codes[:, [j]].toarray().ravel()
             seed = np.random.default_rng([random_state, j, tail == "-"])
-            fact = _fact(a, pool.group, in_write, in_score, min_active)
+            top = float(max(a[in_write].max(), 0.0))
+            fires = a > floor * top
+            fact = _fact(fires, pool.group, in_write, in_score, min_active)
             facts.append({"latent": name, "tail": tail, **fact})
             if fact["status"] != "ok":
                 continue
-            top = a[in_write].max()
             for part, inside, n in (("write", in_write, n_write), ("score", in_score, n_score)):
-                active = pool.quantiles(a, np.flatnonzero(inside & (a > 0)), n, seed)
-                chosen = {"active": active, "random": pool.turns(np.flatnonzero(inside & (a <= 0)), seed)[:n]}
+                active = pool.quantiles(a, np.flatnonzero(inside & fires), n, seed)
+                chosen = {"active": active, "random": pool.turns(np.flatnonzero(inside & ~fires), seed)[:n]}
                 if part == "score" and n_hard:
-                    chosen |= pool.hard(j, a, active, chosen["random"], n_hard)
+                    chosen |= pool.hard(j, fires, active, chosen["random"], n_hard)
                 for kind, which in chosen.items():
                     rows += [
                         (name, tail, part, kind, ids[i], group[i], max(float(a[i]), 0.0), level(max(a[i], 0.0), top))
@@ -208,9 +219,8 @@ def _groups(obs: pd.DataFrame, column: str, assume_independent: bool) -> np.ndar
 
 
 def _fact(
-    a: np.ndarray, group: np.ndarray, in_write: np.ndarray, in_score: np.ndarray, min_active: int
+    fires: np.ndarray, group: np.ndarray, in_write: np.ndarray, in_score: np.ndarray, min_active: int
 ) -> dict[str, Any]:
-    fires = a > 0
     n = {part: int((fires & inside).sum()) for part, inside in (("write", in_write), ("score", in_score))}
     g = {part: len(np.unique(group[fires & inside])) for part, inside in (("write", in_write), ("score", in_score))}
     silent = min(int((~fires & in_write).sum()), int((~fires & in_score).sum()))
@@ -254,18 +264,18 @@ class _Pool:
         chosen = np.concatenate(parts)
         return chosen[np.argsort(-a[chosen], kind="stable")]
 
-    def hard(self, j: int, a: np.ndarray, active: np.ndarray, random: np.ndarray, n: int) -> dict[str, np.ndarray]:
+    def hard(self, j: int, fires: np.ndarray, active: np.ndarray, random: np.ndarray, n: int) -> dict[str, np.ndarray]:
         """Silent scoring rows nearest to the active ones, and those in which the latent's neighbours fire."""
-        taken = np.isin(self.score, random) | (a[self.score] > 0)
+        taken = np.isin(self.score, random) | fires[self.score]
         found = {}
         if self.unit is not None:
             centre = self.unit[np.isin(self.score, active)].mean(axis=0)
             closeness = np.where(taken, -np.inf, self.unit @ centre)
             found["near"] = self._best(closeness, n)
             taken = taken | np.isin(self.score, found["near"])
-        fires = (a[self.score] > 0).astype(np.float32)
-        both = self.binary.T @ fires
-        jaccard = both / np.maximum(self.n_fires + fires.sum() - both, 1)
+        own = fires[self.score].astype(np.float32)
+        both = self.binary.T @ own
+        jaccard = both / np.maximum(self.n_fires + own.sum() - both, 1)
         jaccard[j] = 0
         near = np.argsort(-jaccard, kind="stable")[:NEIGHBOURS]
         near = near[jaccard[near] > 0]
