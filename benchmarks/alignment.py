@@ -25,6 +25,8 @@ from biosae.pl.style import figure, paper
 from biosae.settings import settings
 
 LATENTS, K = 512, 16
+UNTRAINED = 400
+"""Samples, at most, of the control with an untrained encoder."""
 BUDGETS = (10, 25, 50, 100)
 
 
@@ -99,10 +101,10 @@ def run(name: str, data: Path, weights: Path, out: Path) -> None:
     print(name, "fitted after", round(time.perf_counter() - started), "s", flush=True)
     options = {"groups": study.groups, "n_null": 3}
     table = bs.interpret.compare_alignment(models, emb, labels, **options)
-    untrained = embedded(study, samples, weights, out / "work" / name, random=True)
-    blind = bs.sae.SAE("batchtopk", n_latents=LATENTS, k=K, n_steps=1500, random_state=0).fit(
-        untrained.select(in_train)
-    )
+    drawn = np.sort(np.random.default_rng(0).permutation(len(samples))[:UNTRAINED])
+    untrained = embedded(study, samples.select(drawn), weights, out / "work" / name, random=True)
+    seen = (untrained.obs["split"] == "train").to_numpy()
+    blind = bs.sae.SAE("batchtopk", n_latents=LATENTS, k=K, n_steps=1500, random_state=0).fit(untrained.select(seen))
     control = bs.interpret.compare_alignment({"untrained encoder": blind}, untrained, labels, **options)
     table = pd.concat([table, control], ignore_index=True)
     table.to_csv(out / f"{name}.csv", index=False)

@@ -164,13 +164,18 @@ class Resampled:
         shape = (int(place.max()) + 1, int(groups.max()) + 1)
         self.items = sp.csr_matrix((np.ones(len(y)), (place, groups)), shape=shape)
         self.positives = sp.csr_matrix((y.astype(np.float64), (place, groups)), shape=shape)
+        most = shape[1] * int(np.bincount(groups).max())  # the largest group, every time
+        self.harmonic = np.r_[0.0, np.cumsum(1.0 / np.arange(1, most + 1))]
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
-        """Average precision where group g is drawn ``counts[g, b]`` times: (G, b) -> (b,); NaN without positives."""
+        """Average precision where group g is drawn ``counts[g, b]`` times (whole numbers, G in all): (G, b) -> (b,);
+        NaN without positives."""
         n, r = self.items @ counts, self.positives @ counts
-        t0, R = np.cumsum(n, axis=0) - n, np.cumsum(r, axis=0) - r
+        last, R = np.cumsum(n, axis=0), np.cumsum(r, axis=0) - r
+        t0 = last - n
         slope = np.divide(r - 1, n - 1, out=np.zeros(r.shape), where=n > 1)
-        inside = (R + 1 - (t0 + 1) * slope) * (digamma(t0 + n + 1) - digamma(t0 + 1)) + slope * n
+        steps = self.harmonic[np.rint(last).astype(np.intp)] - self.harmonic[np.rint(t0).astype(np.intp)]
+        inside = (R + 1 - (t0 + 1) * slope) * steps + slope * n
         gain = np.where(r > 0, r / np.maximum(n, 1) * inside, 0.0).sum(0)
         positives = r.sum(0)
         return np.divide(gain, positives, out=np.full(gain.shape, np.nan), where=positives > 0)

@@ -25,7 +25,10 @@ def joined(
             f"no row of the labels (such as {str(labels.index[0])!r}) is a row of the codes (such as "
             f"{str(adata.obs_names[0])!r}); make codes with tokens=None for labels of tokens"
         )
-    labels = labels.reindex(adata.obs_names).astype(np.float64)
+    try:
+        labels = labels.reindex(adata.obs_names).astype(np.float64)
+    except (TypeError, ValueError):
+        raise InputError("labels must be shares from 0 to 1, or booleans; make a column for each class") from None
     if ((labels < 0) | (labels > 1.001)).to_numpy().any():
         raise InputError("labels must be shares from 0 to 1, or booleans")
     if split not in obs:

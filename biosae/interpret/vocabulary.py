@@ -179,8 +179,6 @@ def name_latents(
     held_rho = _spearman(codes[parts["test"]], table[parts["test"]])
     active = np.diff(sp.csc_matrix(codes[parts["train"]]).indptr)
     named = np.flatnonzero((active >= min_active) & np.isfinite(naming_rho).any(1))
-    out = pd.DataFrame(index=range(adata.n_vars), columns=list(COLUMNS))
-    out["latent"], out["n_active_naming"], out["status"] = adata.var_names, active, "not_named"
     if not len(named):
         raise StatisticsError(
             f"no latent fires in {min_active} naming samples; lower min_active or name with more samples"
@@ -188,23 +186,23 @@ def name_latents(
     order = np.argsort(-np.nan_to_num(naming_rho, nan=-2), axis=1, kind="stable")
     best, second = order[:, 0], order[:, 1]
     tests = _tested(adata, table, scores.columns, parts["test"], best, named, unit, groups, random_state, options)
+    rows = [
+        {"latent": name, "n_active_naming": n, "status": "not_named"}
+        for name, n in zip(adata.var_names, active.tolist())
+    ]
     for j in named:
-        c = best[j]
-        others = best[named[named != j]]
-        mine = held_rho[j]
+        c, mine = best[j], held_rho[j]
+        others = best[named][best[named] != c]
         known = np.isfinite(mine[c])
-        out.loc[j, ["concept", "score_naming", "second", "margin"]] = [
-            scores.columns[c], naming_rho[j, c], scores.columns[second[j]], naming_rho[j, c] - naming_rho[j, second[j]],
-        ]  # fmt: skip
-        out.loc[j, "rank"] = 1 + (mine > mine[c]).sum() if known else np.nan
-        out.loc[j, "mismatched"] = np.mean(mine[others]) if known and len(others) else np.nan
-        row = tests[j]
-        out.loc[j, ["score", "ci_low", "ci_high", "p", "n_units", "n_groups", "n_samples", "status"]] = [
-            row["estimate"], row["ci_low"], row["ci_high"], row["p"], row["n_units"], row["n_groups"], row["n_samples"],
-            row["status"],
-        ]  # fmt: skip
-    text = ("latent", "concept", "second", "status")
-    out = out.astype({c: float for c in COLUMNS if c not in text})
+        rows[j] |= {
+            "concept": scores.columns[c], "score_naming": naming_rho[j, c], "second": scores.columns[second[j]],
+            "margin": naming_rho[j, c] - naming_rho[j, second[j]],
+            "rank": 1 + (mine > mine[c]).sum() if known else np.nan,
+            "mismatched": mine[others].mean() if known and len(others) else np.nan,
+            "score": tests[j]["estimate"],
+            **{k: tests[j][k] for k in ("ci_low", "ci_high", "p", "n_units", "n_groups", "n_samples", "status")},
+        }  # fmt: skip
+    out = pd.DataFrame(rows, columns=list(COLUMNS))
     out["q"] = bh(out["p"])
     out.attrs["biosae"] = {
         "n_concepts": scores.shape[1], "median_rank": float(out["rank"].median()),
