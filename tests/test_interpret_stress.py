@@ -272,6 +272,10 @@ def test_numbers_need_a_cut_and_classes_a_name(cohort) -> None:
         stress(adata, "L0000", "amount")
     card = stress(adata, "L0000", "amount", cut=0.9, only=["association"])
     assert card.claim == "high L0000 goes with amount > 0.9" and card.table["score"].iloc[0] == 1
+    flag = adata.copy()
+    flag.obs["flag"] = pd.array(flag.obs["label"] == "tumour", dtype="boolean")
+    for positive, claim in ((None, "high L0000 goes with flag"), ("False", "low L0000 goes with not flag")):
+        assert stress(flag, "L0000", "flag", positive=positive, only=["association"]).claim == claim
     with pytest.raises(InputError, match="4 classes"):
         stress(adata, "L0000", "site")
     with pytest.raises(InputError, match="did you mean 'tumour'"):

@@ -275,8 +275,13 @@ def _label(
         return known, np.where(known, values, -np.inf) > cut, f"{name} > {cut:g}"
     if cut is not None:
         raise InputError(f"{name!r} is a label; cut= is for numbers, name a class with positive=")
-    if not is_categorical(column) or column.dtype == bool:
-        return known, column.astype("Float64").fillna(0).to_numpy(float) > 0, name
+    if not is_categorical(column) or pd.api.types.is_bool_dtype(column):
+        true = column.astype("Float64").fillna(0).to_numpy(float) > 0
+        if positive is None or str(positive) in ("1", "1.0", "True"):
+            return known, true, name
+        if str(positive) in ("0", "0.0", "False"):
+            return known, known & ~true, f"not {name}"
+        raise InputError(f"{name!r} is 0 or 1; {nearest(positive, ('1', '0'))}")
     texts = column.astype("string")
     classes = sorted(texts.dropna().unique())
     if positive is None and len(classes) != 2:

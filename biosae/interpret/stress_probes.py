@@ -24,8 +24,8 @@ MAX_LOSS = 0.10
 """Largest loss of an off-target probe, relative to its balanced accuracy without a dose."""
 READABLE = 0.05
 """An off-target must be read this far above chance, or its loss says nothing."""
-N_CONTROLS = 20
-MIN_CONTROLS = 10
+N_CONTROLS = 50
+MIN_CONTROLS = 20
 """Fewer random latents have no 95 % quantile worth the name."""
 N_NEIGHBOURS = 5
 N_EXAMPLES = 30
@@ -149,7 +149,7 @@ def controls_of(adata: Any, at: int, rng: np.random.Generator) -> np.ndarray:
     density = np.bincount(X.indices[X.data != 0], minlength=X.shape[1]) / X.shape[0]
     live = np.flatnonzero((density > 0) & (np.arange(len(density)) != at))
     gap = np.abs(np.log(density[live] / max(density[at], 1e-12)))
-    return rng.permutation(live[np.argsort(gap, kind="stable")[: 5 * N_CONTROLS]])
+    return rng.permutation(live[np.argsort(gap, kind="stable")[: 4 * N_CONTROLS]])
 
 
 def _balanced(hit: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
