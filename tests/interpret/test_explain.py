@@ -451,7 +451,7 @@ def test_marks_on_signals_lie_in_time_and_on_the_channels_of_the_rows() -> None:
     region[1, 4] = True  # channel b, 4 to 5 s of 10
     out = marked(item, cell_marks(region, (2, 5), identity), Recording())
     height, width = out.shape[:2]
-    yellow = (out == (255, 214, 0)).all(axis=2)
+    yellow = (out == (255, 236, 140)).all(axis=2)
     r, c = np.nonzero(yellow)
     assert r.min() >= height // 2 - 2 and c.min() == pytest.approx(0.4 * width, abs=3)
     assert c.max() == pytest.approx(0.5 * width, abs=3)

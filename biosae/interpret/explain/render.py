@@ -10,10 +10,11 @@ import numpy as np
 
 from biosae.interpret.maps import grid_box
 
-SIGNAL_SIZE = (336, 448)
-"""Height and width of a drawn signal, px."""
+SIGNAL_WIDTH, SIGNAL_BAND = 896, 64
+"""Width of a drawn signal and height of a channel of it, px."""
+SIGNAL_HEIGHTS = (192, 768)
 MAX_CHANNELS = 12
-INK, PAPER, MARK = (30, 30, 30), (255, 255, 255), (255, 214, 0)
+INK, PAPER, MARK, SHADE = (30, 30, 30), (255, 255, 255), (255, 214, 0), (255, 236, 140)
 _CAPTION = 22
 
 
@@ -48,7 +49,8 @@ class Marks:
 def marked(item: np.ndarray, marks: Marks, samples: Any) -> np.ndarray:
     """An item with marks where its tokens lie: images through the encoder's resize and crop, signals in time.
 
-    A signal is drawn with the channels that the rows of the grid stand for, or with all where one row stands for all.
+    A region is outlined on images, and shaded on signals. A signal is drawn with the channels that the rows of the grid
+    stand for, or with all where one row stands for all.
 
     Raises
     ------
@@ -70,7 +72,21 @@ def marked(item: np.ndarray, marks: Marks, samples: Any) -> np.ndarray:
     x = left + (right - left) * np.array(marks.columns) / n_columns
     y = upper + (lower - upper) * np.array(marks.rows) / n_rows
     region = None if marks.region is None else np.asarray(marks.region, bool)
-    return outlined(to_rgb(item, most=max(MAX_CHANNELS, n_rows)), region, x, y)
+    rgb = to_rgb(item, most=max(MAX_CHANNELS, n_rows))
+    return outlined(rgb, region, x, y) if item.dtype == np.uint8 or region is None else shaded(rgb, region, x, y)
+
+
+def shaded(rgb: np.ndarray, region: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A copy with the paper under a region in pale yellow; arguments as of :func:`outlined`."""
+    height, width = rgb.shape[:2]
+    row = np.searchsorted(y, (np.arange(height) + 0.5) / height) - 1
+    column = np.searchsorted(x, (np.arange(width) + 0.5) / width) - 1
+    inside = np.zeros((height, width), bool)
+    r, c = (row >= 0) & (row < len(y) - 1), (column >= 0) & (column < len(x) - 1)
+    inside[np.ix_(r, c)] = region[np.ix_(row[r], column[c])]
+    out = rgb.copy()
+    out[inside & (rgb == PAPER).all(axis=2)] = SHADE
+    return out
 
 
 def _channels(identity: Mapping[str, Any] | None, names: list[str], n_rows: int) -> list[int]:
@@ -89,7 +105,7 @@ def to_rgb(item: np.ndarray, *, most: int = MAX_CHANNELS) -> np.ndarray:
     from PIL import Image, ImageDraw
 
     rows = (item if item.ndim == 2 else item[None])[:most].astype(float)
-    height, width = SIGNAL_SIZE
+    height, width = int(np.clip(SIGNAL_BAND * len(rows), *SIGNAL_HEIGHTS)), SIGNAL_WIDTH
     canvas = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(canvas)
     known = np.isfinite(rows)
@@ -153,21 +169,23 @@ def outlined(rgb: np.ndarray, region: np.ndarray | None, x: np.ndarray, y: np.nd
     return np.asarray(canvas).copy()
 
 
-def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], *, panel: int = 224) -> np.ndarray:
-    """Pictures in rows of up to five with a caption above each, ``uint8 (H, W, 3)``; every panel is a square."""
+def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
+    """Pictures with a caption above each, ``uint8 (H, W, 3)``: five to a row, wide ones two to a row."""
     from PIL import Image, ImageDraw, ImageFont
 
-    columns = min(5, len(pictures))
-    rows, step = -(-len(pictures) // columns), panel + 4
-    canvas = Image.new("RGB", (columns * step - 4, rows * (step + _CAPTION)), PAPER)
+    flat = max(p.shape[0] / p.shape[1] for p in pictures)
+    most, panel = (5, (224, 224)) if flat > 0.6 else (2, (568, round(568 * flat)))
+    columns = min(most, len(pictures))
+    rows, step = -(-len(pictures) // columns), (panel[0] + 4, panel[1] + 4 + _CAPTION)
+    canvas = Image.new("RGB", (columns * step[0] - 4, rows * step[1]), PAPER)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=16)
     for i, (picture, caption) in enumerate(zip(pictures, captions)):
-        x, y = i % columns * step, i // columns * (step + _CAPTION)
+        x, y = i % columns * step[0], i // columns * step[1]
         image = Image.fromarray(picture)
-        ratio = panel / max(image.size)
+        ratio = min(panel[0] / image.width, panel[1] / image.height)
         image = image.resize([max(1, round(s * ratio)) for s in image.size], Image.Resampling.BICUBIC)
         draw.text((x + 2, y + 1), caption, fill=INK, font=font)
-        canvas.paste(image, (x + (panel - image.width) // 2, y + _CAPTION + (panel - image.height) // 2))
+        canvas.paste(image, (x + (panel[0] - image.width) // 2, y + _CAPTION + (panel[1] - image.height) // 2))
     return np.asarray(canvas).copy()
 
 

@@ -92,8 +92,8 @@ def trials(
         Where items are read from, when they are shown.
     scorers
         Of :data:`SCORERS`. ``detection``: does the item, shown plain, fit the explanation. ``fuzzing``: is the
-        explanation true of the outlined region; half of the regions are displaced. ``intruder``: which of five items,
-        four active and one silent, is the odd one. ``simulation``: the level of activation in each cell of a grid.
+        explanation true of the region marked in yellow; half of the regions are displaced. ``intruder``: which of five
+        items, four active and one silent, is the odd one. ``simulation``: the activation in each cell of a grid.
     tokens : AnnData, optional
         Codes with a row a token, for ``fuzzing`` and ``simulation``.
     random_state
@@ -138,7 +138,7 @@ def _detection(
 def _fuzzing(
     items: Items, latent: str, tail: str, text: str, samples: Any, maps: TokenMaps, rng: np.random.Generator
 ) -> list[Trial]:
-    ask = f"A feature of such items is described as: {text}\n\nIs it what lies inside the yellow outline?"
+    ask = f"A feature of such items is described as: {text}\n\nIs it what is marked in yellow?"
     rows = items.of(latent, tail, "score", "active").sample(frac=1, random_state=rng)
     found, right = [], True
     for row in rows.itertuples():

@@ -22,7 +22,7 @@ def write(
     """Ask a backend for one sentence a latent.
 
     It sees one sheet: active items from the highest activation to the lowest, each with its level (10 is the highest),
-    then silent ones. With ``tokens`` the region where the latent fires is outlined. Nothing else of the study is in the
+    then silent ones. With ``tokens`` the region where the latent fires is marked. Nothing else of the study is in the
     prompt: no identifier, no metadata.
 
     Parameters
@@ -53,11 +53,11 @@ def write(
         raise InputError(f"n_shown={n_shown} is too few to see what items share; show at least 5")
     maps = None if tokens is None else TokenMaps(tokens)
     about = f"The items are: {redacted(cleaned(context), items.identifiers)}\n" if context else ""
-    outline = " The part where it is present is outlined in yellow." if maps is not None else ""
+    outline = " The part where it is present is marked in yellow." if maps is not None else ""
     ask = (
         f"{about}A feature is present in the items marked with a level (10: strongest, 1: weakest) and absent in those "
         f"marked 0.{outline}\nSay what the items with it share that those without lack. Name what can be seen, not the "
-        "sheet, the marks or the outline."
+        "sheet or the marks."
     )
     questions = []
     for latent, tail in items.scored:
