@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -14,6 +17,7 @@ from scipy.spatial.distance import jaccard as scipy_jaccard
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
+import biosae as bs
 from biosae.errors import InputError, StatisticsError
 from biosae.search.cluster import ari, cluster, cluster_filtered, exact_graph, jaccard
 from biosae.search.geometry import cosine_silhouette, decoder_geometry, label_rows, top_samples
@@ -243,3 +247,17 @@ def test_enrichment_of_few_patients_or_of_nothing_labels_nothing() -> None:
 def test_top_samples_take_the_largest_positive_codes() -> None:
     X = sp.csr_matrix([[3.0, -5.0], [1.0, 0.0], [2.0, 1.0], [2.0, 0.0]])
     assert top_samples(X, 2).toarray().tolist() == [[1, 0], [0, 0], [1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("page", ["clustering", "diff"])
+def test_snippets_of_the_pages(page: str) -> None:
+    adata = planted(n_patients=10, n_tiles=8)
+    adata.obs["slide"], adata.obs["grade"] = adata.obs["patient"], adata.obs["label"]
+    text = (Path(__file__).parents[1] / f"docs/search/{page}.md").read_text(encoding="utf-8")
+    found = {"bs": bs, "adata": adata}
+    words = {"L0706": "L0021", "L0305": "L0011", '"gland"': '"kind"', '"Hospital X", "Hospital Y"': '"x", "y"'}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        for word, instead in words.items():
+            code = code.replace(word, instead)
+        exec(code, found)
+    assert len(found["table"]) == (2 if page == "clustering" else adata.n_vars)

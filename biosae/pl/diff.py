@@ -73,8 +73,8 @@ def diff(table: pd.DataFrame, *, n: int = 12, alpha: float = 0.05, fig: Figure |
         right.set_yticks(y, top["latent"], fontsize=6.5)
         for height, q in zip(y, top["q"]):
             right.annotate(
-                f"q {style.p_value(q)}" if q >= 0.001 else "q <0.001", (1.0, height), xycoords=("axes fraction", "data"), xytext=(3, 0),
-                textcoords="offset points", va="center", fontsize=6.5,
+                f"q {style.p_value(q)}" if q >= 0.001 else "q <0.001", (1.0, height), va="center", fontsize=6.5,
+                xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
             )  # fmt: skip
         right.set_xlabel("difference of frequencies (95 % interval);\n" + f"right of 0: more often in {a}")
         same = f"; the same {units}s in both" if facts.get("paired") else ""
