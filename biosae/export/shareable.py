@@ -50,12 +50,15 @@ def shareable(adata: Any, *, columns: Sequence[str] = (), show_ids: bool = False
     Raises
     ------
     InputError
-        If a column is unknown, or a named column has ids of patients, slides or samples, or paths, among its values.
+        If there is no sample, a column is unknown, or a named column has
+        ids of patients, slides or samples, or paths, among its values.
     """
     import anndata
 
     from biosae.stats.nested import in_memory
 
+    if not adata.n_obs:
+        raise InputError("there is no sample in these latents; nothing to export")
     adata = in_memory(adata)
     content = dict(adata.uns.get("biosae", {}))
     inherited = terms(content.get("identity"), licence=licence).to_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ def write_zarr(adata: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
-        adata.write_zarr(folder / "new")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Writing zarr v2")  # the format is anndata's own choice
+            adata.write_zarr(folder / "new")
         if path.exists():
             path.rename(folder / "old")
         (folder / "new").rename(path)
@@ -53,7 +56,7 @@ def write_parquet(adata: Any, path: Path) -> None:
     )
     codes = sp.csr_matrix(adata.X, dtype=np.float32)
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for start in range(0, max(adata.n_obs, 1), ROWS):
+        for start in range(0, adata.n_obs, ROWS):
             dense = codes[start : start + ROWS].toarray()
             part = [*obs.slice(start, ROWS).columns, *(pa.array(column) for column in np.asfortranarray(dense).T)]
             writer.write_table(pa.Table.from_arrays(part, schema=schema))
