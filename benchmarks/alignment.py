@@ -41,6 +41,8 @@ class Study:
     known: str
     encoder: str
     weights: str
+    limit: int | None = None
+    """Samples drawn at random; None for all."""
 
 
 STUDIES = {
@@ -53,7 +55,7 @@ STUDIES = {
     ),
     "leaves": Study(
         "plantvillage_apple", {1: "leaf"}, "photo_block", "patient", "disease", "mobilenetv2-inat-bird",
-        "mobilenetv2_inat_bird",
+        "mobilenetv2_inat_bird", 500,
     ),
 }  # fmt: skip
 
@@ -94,15 +96,18 @@ def run(name: str, data: Path, weights: Path, out: Path) -> None:
     started = time.perf_counter()
     samples = samples_of(study, data)
     emb = embedded(study, samples, weights, out / "work" / name, random=False)
+    drawn = np.random.default_rng(0).permutation(len(samples))[: study.limit]
+    emb = emb.select(np.sort(drawn))
     labels = bs.interpret.token_parts(samples, emb)
+    if len(study.parts) == 1:
+        labels = labels.drop(columns="background")  # the same question the other way round
     in_train = (emb.obs["split"] == "train").to_numpy()
     rows = np.flatnonzero(np.repeat(in_train, emb.tokens_per_sample))
     models = dictionaries(emb.select(in_train), emb, rows)
     print(name, "fitted after", round(time.perf_counter() - started), "s", flush=True)
     options = {"groups": study.groups, "n_null": 3}
     table = bs.interpret.compare_alignment(models, emb, labels, **options)
-    drawn = np.sort(np.random.default_rng(0).permutation(len(samples))[:UNTRAINED])
-    untrained = embedded(study, samples.select(drawn), weights, out / "work" / name, random=True)
+    untrained = embedded(study, samples.select(np.sort(drawn[:UNTRAINED])), weights, out / "work" / name, random=True)
     seen = (untrained.obs["split"] == "train").to_numpy()
     blind = bs.sae.SAE("batchtopk", n_latents=LATENTS, k=K, n_steps=1500, random_state=0).fit(untrained.select(seen))
     control = bs.interpret.compare_alignment({"untrained encoder": blind}, untrained, labels, **options)
@@ -112,7 +117,7 @@ def run(name: str, data: Path, weights: Path, out: Path) -> None:
         bs.pl.save(bs.pl.alignment(table[table["class"] != "background"]), out / f"alignment_{name}")
     tokens = bs.encode(models["BatchTopK"], emb, tokens=None, keep_embedding=False)
     maps(name, samples, emb, labels, tokens, table[table["model"] == "BatchTopK"], out)
-    parts = labels.drop(columns="background")
+    parts = labels.drop(columns="background", errors="ignore")
     common = table.loc[table["class"].isin(parts.columns), "prevalence"].max()
     audit = bs.interpret.propose_audit(
         tokens, study.known, parts, groups=study.groups, budgets=BUDGETS, threshold=max(0.3, common + 0.1)
@@ -130,6 +135,8 @@ def separable(
     import anndata
 
     test = (tokens.obs["split"] == "test").to_numpy()
+    if labels.shape[1] == 1:
+        labels = labels.assign(background=1 - labels.iloc[:, 0])
     part = labels.fillna(-1).idxmax(axis=1).where(labels.notna().all(axis=1))
     obs = tokens.obs.assign(part=part.reindex(tokens.obs_names).astype(object))[test]
     rows = []

@@ -457,3 +457,12 @@ def test_the_figure_shows_the_numbers_of_the_table() -> None:
     assert ax.get_title(loc="left") == "1 of 4 classes have no average precision"
     with pytest.raises(InputError, match="status"):
         bs.pl.alignment(table[table["ap"].isna()])
+
+
+def test_a_row_that_no_class_fills_is_not_pure() -> None:
+    adata, labels = planted()
+    only = labels[["nucleus"]] * 0.8 + 0.1
+    table = bs.interpret.alignment(adata, only, n_draws=0)
+    assert table["purity"].item() == 1
+    adata.X = sp.csr_matrix(1.0 - labels[["nucleus"]].to_numpy().astype(np.float32)).multiply(np.ones((1, 8))).tocsr()
+    assert bs.interpret.alignment(adata, only, n_draws=0)["purity"].item() == 0

@@ -75,11 +75,12 @@ def alignment(
         A row a class: ``class, latent, weight, bias, loss, loss_prevalence, probe_r, ap, ap_low, ap_high`` (95 %,
         groups resampled, for the latent that was chosen), ``ap_place`` (score: how often that place of the grid holds
         the class in training; NaN without places), ``prevalence`` (of the test rows: the expected AP of any constant
-        score), ``purity`` among ``n_top`` rows of ``n_top_samples`` samples on which the latent is highest (lowest,
-        where codes are signed and w < 0), ``n_train, n_positive_train, n_test, n_positive_test, n_samples_test,
-        n_groups_test, status``; with ``n_null`` also ``ap_null, probe_r_null``, means over repeats. ``status``: ``ok``,
-        ``absent_train``, ``absent_test`` (no value), ``all_positive``, ``few_groups`` (3 to 19: the interval is too
-        narrow), ``too_few_groups`` (fewer than 3: no interval).
+        score), ``purity`` (share of the most frequent label, a row's largest class of at least ``share``) among
+        ``n_top`` rows of ``n_top_samples`` samples on which the latent is highest (lowest, where codes are signed and w
+        < 0), ``n_train, n_positive_train, n_test, n_positive_test, n_samples_test, n_groups_test, status``; with
+        ``n_null`` also ``ap_null, probe_r_null``, means over repeats. ``status``: ``ok``, ``absent_train``,
+        ``absent_test`` (no value), ``all_positive``, ``few_groups`` (3 to 19: the interval is too narrow),
+        ``too_few_groups`` (fewer than 3: no interval).
 
     Raises
     ------
@@ -157,7 +158,7 @@ def _table(
     held = np.zeros((len(parts["test"]), values.shape[1]))
     seen = ~np.isnan(values[parts["test"]]).all(axis=1)  # rows of which nothing is known are neither pure nor impure
     majority = np.nan_to_num(values[parts["test"]], nan=-1.0)
-    some = majority.max(1) > 0
+    some = majority.max(1) >= share
     held[np.flatnonzero(some), majority.argmax(1)[some]] = 1
     samples = samples_of(obs).iloc[parts["test"]].to_numpy()[seen]
     rows = []
