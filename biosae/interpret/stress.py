@@ -91,8 +91,8 @@ def stress(
       embedding raises a probe of the label further, and more than 95 % of random latents of like density do, while
       probes of other columns lose less than 10 %. Probes are read on patients they were not fitted to.
     * ``layer``: mean rank correlation with the best latents of other layers, chosen in other patients.
-    * ``context``: with A the AUROC in each stratum and pooled, ``(min A - 0.5) / (max A - 0.5)``: the part of the
-      largest effect that the worst stratum keeps.
+    * ``context``: with ``A_s`` the AUROC in each stratum and ``A`` that of all rows, ``(min A_s - 0.5) /
+      (max(A, A_s) - 0.5)``: the part of the largest effect that the worst stratum keeps.
     * ``contradiction``: share of the strongest firings that have the label (signed codes: of both ends).
     * ``neighbours``: AUROC for telling the strongest examples from those of the 5 nearest latents by decoder cosine.
     * ``look_alikes``: one minus the share of a look-alike above the threshold that finds 95 % of the label.

@@ -131,7 +131,7 @@ def context(claim: Claim, column: str) -> Found:
         if not np.isfinite(found).all():
             return float("nan")
         largest = found.max()
-        return float(np.clip((found.min() - 0.5) / (largest - 0.5), 0.0, 1.0)) if largest > 0.5 else 0.0
+        return float(np.clip((found[1:].min() - 0.5) / (largest - 0.5), 0.0, 1.0)) if largest > 0.5 else 0.0
 
     pooled, *parts = sets.aurocs(used.astype(float)).tolist()
     if max(pooled, *parts) <= 0.5:
@@ -146,9 +146,10 @@ def context(claim: Claim, column: str) -> Found:
         number = replace(number, reason=f"{number.reason}: in {column} {of} one class is of {least} patients only")
     worst = usable[int(np.argmin(parts))]
     spread = max(parts) - min(parts)
+    apart = "; strata differ in level: one threshold does not serve all" if pooled < min(parts) else ""
     reading = (
         f"AUROC {pooled:.2f} pooled, {min(parts):.2f} to {max(parts):.2f} within {len(usable)} strata of {column} "
-        f"(worst: {worst}; 1 - spread {1 - spread:.2f})" + left_out
+        f"(worst: {worst}; 1 - spread {1 - spread:.2f})" + apart + left_out
     )
     return number, reading, table
 

@@ -95,12 +95,12 @@ def _scores(table: pd.DataFrame, ax: Axes) -> list[Any]:
         if row["verdict"] != "refused":
             said = f"{style.number(row['score'])}  {style.count(row['n_patients'], 'patient')}\n"
             said += style.count(row["n_samples"], "sample")
-            ax.text(1.04, place, said, va="center", fontsize=5.8, color=style.INK, linespacing=0.95)
+            ax.text(1.07, place, said, va="center", fontsize=5.8, color=style.INK, linespacing=0.95)
     ax.set_xlim(0, 1)
     ax.set_ylim(places.min() - 0.6, 0.6)
     ax.set_xlabel("score (1: sturdy; bar: least score to pass)")
-    ax.tick_params(axis="y", length=0)
-    ax.text(1.45, 0, " ", fontsize=1)  # room for the sizes
+    ax.tick_params(axis="y", length=0, pad=6)
+    ax.text(1.48, 0, " ", fontsize=1)  # room for the sizes
     return [_handle(LOOKS[name]) for name in LOOKS if name in seen]
 
 
