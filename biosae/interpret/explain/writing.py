@@ -22,8 +22,8 @@ def write(
     """Ask a backend for one sentence a latent.
 
     It sees one sheet: active items from the highest activation to the lowest, each with its level (10 is the highest),
-    then silent ones. With ``tokens`` the region where the latent fires is marked. Nothing else of the study is in the
-    prompt: no identifier, no metadata.
+    then silent ones, marked ``low``. With ``tokens`` the region where the latent fires is marked in the active ones.
+    Nothing else of the study is in the prompt: no identifier, no metadata.
 
     Parameters
     ----------
@@ -55,9 +55,9 @@ def write(
     about = f"The items are: {redacted(cleaned(context), items.identifiers)}\n" if context else ""
     outline = " The part where it is present is marked in yellow." if maps is not None else ""
     ask = (
-        f"{about}A feature is present in the items marked with a level (10: strongest, 1: weakest) and absent in those "
-        f"marked 0.{outline}\nSay what the items with it share that those without lack. Name what can be seen, not the "
-        "sheet or the marks."
+        f"{about}A feature is present in the items marked with a level (10: strongest, 1: weakest) and absent or weak "
+        f"in those marked low.{outline}\nSay what the items with it share that those without lack. Name what can be seen, "
+        "not the sheet or the marks."
     )
     questions = []
     for latent, tail in items.scored:
@@ -66,9 +66,10 @@ def write(
         active = active.iloc[np.unique(np.linspace(0, len(active) - 1, min(n_shown, len(active))).round().astype(int))]
         pictures = []
         for row in pd.concat([active, silent]).itertuples():
-            grid = None if maps is None else maps.grid(row.sample_id, latent, tail)
+            on = row.kind == "active"
+            grid = maps.grid(row.sample_id, latent, tail) if maps is not None and on else None
             marks = None if grid is None or not grid.any() else maps.marks(highlight(grid))
-            pictures.append(Picture(samples, row.sample_id, marks, caption=str(row.level)))
+            pictures.append(Picture(samples, row.sample_id, marks, caption=str(row.level) if on else "low"))
         questions.append(Question(ask, tuple(pictures), "text"))
     rows = []
     for (latent, tail), answer in zip(items.scored, backend.ask(questions)):
