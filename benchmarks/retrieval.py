@@ -20,11 +20,14 @@ import pandas as pd
 import scipy.sparse as sp
 
 import biosae as bs
+from biosae.pl import style
 from biosae.search.evaluate import clustered_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 REPS = ("X", "codes_max", "embedding", "centred")  # the last is what the others are compared with
 NAMES = {"X": "codes, mean", "codes_max": "codes, max", "embedding": "embedding", "centred": "embedding, centred"}
+BLOOD = [("site", ()), ("site", ("near_dup_group",))]
+BLOOD += [(label, rule) for label in ("platelets", "red_cells") for rule in ((), ("near_dup_group",), ("site",))]
 KINDS = ["epithelial", "inflammatory", "fibroblast", "other"]
 SAE = {"architecture": "topk", "n_latents": 512, "k": 16, "batch_size": 1024, "n_steps": 400}
 
@@ -63,21 +66,40 @@ def study(
     return pd.concat(tables, ignore_index=True)
 
 
+def blood_labels(table: pd.DataFrame) -> None:
+    table["platelets"] = np.where(table["count_platelet"] > 0, "some", "none")
+    third = table.groupby("site", observed=True)["count_rbc"].rank(pct=True, method="average")
+    table["red_cells"] = pd.cut(third, [0, 1 / 3, 2 / 3, 1], labels=["few", "middle", "many"]).astype(str)
+
+
+def pooled(run: Path) -> pd.DataFrame:
+    """The same questions to the codes of a finished run, whose dictionaries saw pooled embeddings."""
+    tables = []
+    for file in [run / "latents.h5ad", *sorted(run.glob("views/*/latents.h5ad"))]:
+        adata = anndata.read_h5ad(file)
+        blood_labels(adata.obs)
+        train = adata.obs["split"].eq("train").to_numpy()
+        adata.obsm["centred"] = adata.obsm["embedding"] - adata.obsm["embedding"][train].mean(axis=0)
+        identity = adata.uns["biosae"]["identity"]
+        for label, exclude in BLOOD:
+            table = bs.search.evaluate(
+                adata, label, use_rep=("X", "embedding", "centred"), exclude=exclude, groups="near_dup_group",
+                queries=~train, k=10,
+            )  # fmt: skip
+            name = f"blood, pooled / {identity['encoder']} {identity['layer']}"
+            tables.append(table.assign(exclude=", ".join(exclude) or "nothing", seed=0, study=name))
+    return pd.concat(tables, ignore_index=True)
+
+
 def blood(data: Path, work: Path, seeds: int) -> dict[str, pd.DataFrame]:
     folder = data / "txl_pbc_blood"
     table = pd.read_csv(folder / "manifest.csv")
-    table["platelets"] = np.where(table["count_platelet"] > 0, "some", "none")
-    third = table.groupby("site")["count_rbc"].rank(pct=True, method="average")
-    table["red_cells"] = pd.cut(third, [0, 1 / 3, 2 / 3, 1], labels=["few", "middle", "many"]).astype(str)
+    blood_labels(table)
     samples = bs.read.images(table, root=folder, patient=None, site="site", split="split", id="sample_id")
     found = tokens(
         samples, "mobilenetv2-imagenet", ["final", "blocks.4"], work / "blood", resize="squash", crop_pct=1.0
     )
-    questions = [("site", ()), ("site", ("near_dup_group",))]
-    questions += [(q, e) for q in ("platelets", "red_cells") for e in ((), ("near_dup_group",), ("site",))]
-    return {
-        f"blood / mobilenetv2 {layer}": study(emb, questions, "near_dup_group", seeds) for layer, emb in found.items()
-    }
+    return {f"blood / mobilenetv2 {layer}": study(emb, BLOOD, "near_dup_group", seeds) for layer, emb in found.items()}
 
 
 def colon(data: Path, work: Path, seeds: int) -> dict[str, pd.DataFrame]:
@@ -151,6 +173,38 @@ def cameras(data: Path, work: Path, seeds: int) -> tuple[dict[str, pd.DataFrame]
     return {"cameras / mobilenetv2-imagenet final": search}, pd.DataFrame(lines)
 
 
+def relevance_of(adata: anndata.AnnData, elsewhere: np.ndarray) -> pd.Series:
+    """AUROC of every latent for animals, from the pictures of ``elsewhere``."""
+    tested = bs.stats.associate(
+        adata[elsewhere].copy(), ["animal"], unit="sample", method="auroc", controls=False, assume_independent=True
+    )
+    return tested.set_index("latent")["estimate"]
+
+
+def animal_figure(data: Path, work: Path, path: Path, shown: int = 8) -> None:
+    """The first pictures of each held-out camera, as the ten latents chosen on the others rank them."""
+    samples = camera_samples(data)
+    emb = tokens(samples, "mobilenetv2-imagenet", ["final"], work / "cameras")["final"]
+    names = sorted(emb.obs["camera_id"].unique())
+    with style.paper():
+        fig = style.figure((6.9, 3.1))
+        axes = fig.subplots(len(names), shown)
+        for row, camera in zip(axes, names):
+            here = emb.obs["camera_id"].eq(camera).to_numpy()
+            adata = latents(emb, ~here, 0)
+            adata = adata[adata.obs["animal"].notna()].copy()
+            relevance = relevance_of(adata, adata.obs["camera_id"].ne(camera).to_numpy())
+            found = bs.search.by_relevance(adata, relevance, n=shown, exclude={"camera_id": other(adata, camera)})
+            for rank, (ax, name) in enumerate(zip(row, found["sample_id"]), 1):
+                ax.imshow(samples[name])
+                ax.set_xticks([])
+                ax.set_yticks([])
+                ax.set_xlabel(f"{rank}: " + ("animal" if adata.obs.loc[name, "animal"] == "yes" else "none"))
+            row[0].set_ylabel(camera.replace("vj_ga_hu_", "camera "))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=150)
+
+
 def property_lines(adata: anndata.AnnData, camera: str, seed: int) -> list[dict[str, Any]]:
     """Animals of one camera, ranked by what the other cameras teach."""
     from sklearn.linear_model import LogisticRegression
@@ -160,10 +214,7 @@ def property_lines(adata: anndata.AnnData, camera: str, seed: int) -> list[dict[
     rankings: dict[str, np.ndarray] = {}
     for pool, codes in (("mean", adata.X), ("max", adata.obsm["codes_max"])):
         part = anndata.AnnData(sp.csr_matrix(codes), obs=adata.obs, var=adata.var[[]])
-        tested = bs.stats.associate(
-            part[~here].copy(), ["animal"], unit="sample", method="auroc", controls=False, assume_independent=True
-        )
-        relevance = tested.set_index("latent")["estimate"]
+        relevance = relevance_of(part, ~here)
         found = bs.search.by_relevance(part, relevance, n=part.n_obs, exclude={"camera_id": other(adata, camera)})
         rankings[f"10 latents, {pool}"] = found.set_index("sample_id")["score"]
         best = relevance.idxmax()
@@ -209,7 +260,7 @@ def average_precision(scores: pd.Series, adata: anndata.AnnData, wanted: np.ndar
 def sections(work: Path) -> dict[str, str]:
     """Tables of the page from the numbers in ``work``: what seed 0 found, and over how much the seeds spread."""
     out = {}
-    for name in ("blood", "colon", "cameras"):
+    for name in ("blood", "pooled", "colon", "cameras"):
         if (work / f"{name}.csv").exists():
             out[name] = search_table(pd.read_csv(work / f"{name}.csv", keep_default_na=False, na_values=[""]))
     if (work / "late.csv").exists():
@@ -222,26 +273,30 @@ def sections(work: Path) -> dict[str, str]:
 def search_table(numbers: pd.DataFrame) -> str:
     lines = []
     for study, part in numbers.groupby("study", sort=False):
-        first = part[part["seed"] == 0]
-        facts = first.iloc[0]
+        facts, n_seeds = part.iloc[0], part["seed"].nunique()
+        reps = [rep for rep in NAMES if (part["use_rep"] == rep).any()]
+        spread_over = f", range over {n_seeds} dictionaries" if n_seeds > 1 else ""
         lines += [
-            f"**{study}**, {facts['n_queries']} queries in {facts['n_groups']} groups; mAP, 95 % interval, range over "
-            f"{part['seed'].nunique()} dictionaries.", "",
-            "| label | excluded | " + " | ".join(NAMES.values())
+            f"**{study}**, {facts['n_queries']} queries in {facts['n_groups']} groups; mAP, 95 % interval"
+            f"{spread_over}.",
+            "",
+            "| label | excluded | " + " | ".join(NAMES[rep] for rep in reps)
             + " | chance | codes, mean - embedding, centred | NDCG@10, same order |",
-            "| --- | --- | " + "--- | " * (len(NAMES) + 2) + "--- |",
+            "| --- | ---" + " | ---" * (len(reps) + 3) + " |",
         ]  # fmt: skip
         for (label, exclude), rows in part.groupby(["label", "exclude"], sort=False):
             ap = rows[rows["measure"] == "ap"]
-            seed0 = ap[ap["seed"] == 0].set_index("use_rep")
+            first = ap[ap["seed"] == 0].set_index("use_rep")
             cells = [label, exclude]
-            for rep in NAMES:
-                all_seeds = ap[ap["use_rep"] == rep]["estimate"]
-                spread = f" [{all_seeds.min():.3f} to {all_seeds.max():.3f}]" if rep in ("X", "codes_max") else ""
-                cells.append(f"{interval(seed0.loc[rep])}{spread}")
+            for rep in reps:
+                seeds = ap[ap["use_rep"] == rep]["estimate"]
+                learnt = n_seeds > 1 and rep in ("X", "codes_max")
+                cells.append(
+                    interval(first.loc[rep]) + (f" [{seeds.min():.3f} to {seeds.max():.3f}]" if learnt else "")
+                )
             ndcg = rows[(rows["measure"] == "ndcg@10") & (rows["seed"] == 0)].set_index("use_rep")["estimate"]
-            cells += [f"{seed0.loc['X', 'chance']:.3f}", interval(seed0.loc["X - centred"], sign="+")]
-            cells.append(", ".join(f"{ndcg[rep]:.3f}" for rep in NAMES))
+            cells += [f"{first.loc['X', 'chance']:.3f}", interval(first.loc["X - centred"], sign="+")]
+            cells.append(", ".join(f"{ndcg[rep]:.3f}" for rep in reps))
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines).rstrip()
@@ -273,7 +328,7 @@ def late_table(numbers: pd.DataFrame) -> str:
 def animal_table(numbers: pd.DataFrame) -> str:
     cameras = numbers.groupby("camera")[["n", "animals"]].first()
     heads = [f"{camera} ({facts['animals']} of {facts['n']})" for camera, facts in cameras.iterrows()]
-    lines = ["| ranking | " + " | ".join(heads) + " |", "| --- | " + "--- | " * len(heads)]
+    lines = ["| ranking | " + " | ".join(heads) + " |", "| ---" + " | ---" * len(heads) + " |"]
     for method, rows in numbers.groupby("method", sort=False):
         cells = []
         for camera in cameras.index:
@@ -290,6 +345,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="embeddings are kept here")
+    parser.add_argument("--figure", type=Path, help="where the figure of animals is written")
+    parser.add_argument("--run", type=Path, help="run folder of pipelines/blood_smear_counts.toml, to search its codes")
     parser.add_argument("--docs", type=Path, help="page whose sections between markers are replaced")
     parser.add_argument(
         "--only", choices=("blood", "colon", "cameras", "none"), help="one cohort; none: write the page only"
@@ -305,9 +362,21 @@ def main() -> None:
             animals.to_csv(options.work / "animals.csv", index=False)
         else:
             tables = {"blood": blood, "colon": colon}[name](options.data, options.work, options.seeds)
-        pd.concat([t.assign(study=study) for study, t in tables.items()]).to_csv(
-            options.work / f"{name}.csv", index=False
-        )
+        if name == "colon":
+            late(options.work, options.seeds).to_csv(options.work / "late.csv", index=False)
+        whole = pd.concat([table.assign(study=study) for study, table in tables.items()])
+        whole.to_csv(options.work / f"{name}.csv", index=False)
+    if options.run:
+        pooled(options.run).to_csv(options.work / "pooled.csv", index=False)
+    if options.figure:
+        animal_figure(options.data, options.work, options.figure)
+    if options.docs:
+        page = options.docs.read_text(encoding="utf-8")
+        for name, text in sections(options.work).items():
+            begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+            before, _, rest = page.partition(begin)
+            page = before + begin + "\n" + text + "\n" + end + rest.partition(end)[2]
+        options.docs.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
