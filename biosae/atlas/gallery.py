@@ -72,19 +72,21 @@ def galleries(run: Run, codes: sp.csc_matrix, *, n: int, random_state: int) -> t
 
 
 def _one(chosen: pd.DataFrame, items: Items) -> dict[str, Any]:
+    kinds = chosen["kind"].to_numpy()
+    columns = {name: chosen[name].to_numpy() for name in ("sample_id", "activation", "quantile", "similarity")}
     parts: dict[str, Any] = {}
     for kind in HEADINGS:
-        rows = chosen[chosen["kind"] == kind]
-        if rows.empty:
+        at = np.flatnonzero(kinds == kind)
+        if not len(at):
             continue
         part = {
-            "items": [items.add(str(name), place) for place, name in enumerate(rows["sample_id"])],
-            "values": numbers(rows["activation"], digits=3),
+            "items": [items.add(str(name), place) for place, name in enumerate(columns["sample_id"][at])],
+            "values": numbers(columns["activation"][at], digits=3),
         }
         if kind == "near":
-            part["likeness"] = numbers(rows["similarity"], digits=2)
+            part["likeness"] = numbers(columns["similarity"][at], digits=2)
         elif kind != "inactive":
-            part["quantiles"] = numbers(rows["quantile"], digits=3)
+            part["quantiles"] = numbers(columns["quantile"][at], digits=3)
         parts[kind] = part
     return parts
 

@@ -105,20 +105,22 @@ function associated(latent) {
   return part("Associations", grid(columns.map(([text, type]) => [text || "estimate and interval", type]), mine.map(row => columns.map(column => column[2](row))), "Associations"), said ? el("p", { class: "small" }, said) : null);
 }
 
+const lines = (first, second) => el("span", {}, first, second ? el("span", { class: "small below" }, second) : null);
+
 function card(latent) {
   const cards = data.cards[latents.id[latent]];
   if (!cards) return part("Stress card", el("p", { class: "small" }, "None was made for this latent (biosae.interpret.stress)."));
   return part("Stress card", ...cards.flatMap(({ claim, checks }) => [
     el("p", {}, claim),
-    checks.length ? grid([["check", ""], ["verdict", ""], ["score", "num"], ["score and interval, mark: least", "plot"], ["n", ""], ["reading", "text"]], checks.map(check => [
-      check.check + (check.of ? ` (${check.of})` : ""), el("span", { class: `verdict ${check.verdict.replace(/ /g, "-")}` }, check.verdict), num(check.score), scored(check),
-      check.n_patients == null ? "–" : `${plural(check.n_patients, "patient")}, ${plural(check.n_samples, "sample")}`, check.verdict === "refused" ? check.reason : check.reading,
+    checks.length ? grid([["check", "text"], ["verdict", ""], ["score, interval and least", "plot"]], checks.map(check => [
+      lines(check.check + (check.of ? ` (${check.of})` : ""), check.verdict === "refused" ? check.reason : check.reading),
+      lines(el("span", { class: `verdict ${check.verdict.replace(/ /g, "-")}` }, check.verdict), check.verdict === "refused" ? "" : el("span", {}, el("span", {}, plural(check.n_patients, "patient")), el("span", {}, plural(check.n_samples, "sample")))),
+      check.score == null ? "" : el("span", { class: "row" }, num(check.score), scored(check)),
     ]), `Stress card: ${claim}`) : null,
   ]));
 }
 
 function scored(check) {
-  if (check.score == null) return "";
   const x = value => 4 + 142 * Math.min(1, Math.max(0, value));
   const chart = svg("svg", { viewBox: "0 0 150 18", class: "forest", "aria-hidden": "true" },
     svg("line", { x1: x(0), x2: x(1), y1: 9, y2: 9, class: "track" }), svg("line", { x1: x(check.threshold), x2: x(check.threshold), y1: 2, y2: 16, class: "zero" }));
@@ -137,10 +139,11 @@ function framed(latent, kind, order, item, alt) {
 
 function example(latent, kind, order) {
   const shown = data.galleries[latent][kind], item = shown.items[order], value = shown.values[order];
-  const who = data.patients[item], beside = kind === "near" ? `likeness ${num(shown.likeness[order])}` : value ? num(value) : "silent";
+  const who = data.patients[item], beside = kind === "near" ? `cos ${num(shown.likeness[order])}` : value ? num(value) : "silent";
   const label = `${data.headings[kind]}, ${data.noun} ${order + 1}: ${beside}${who ? `, patient ${who}` : ""}`;
-  return el("button", { type: "button", class: "tile", "aria-label": label, on: { click: () => enlarge(latent, kind, order, label) } },
-    framed(latent, kind, order, item, ""), el("span", { class: "said" }, el("b", {}, beside), who ? el("span", {}, who) : null));
+  return el("button", { type: "button", class: "tile", on: { click: () => enlarge(latent, kind, order, label) } },
+    framed(latent, kind, order, item, ""), el("span", { class: "hidden" }, `${data.headings[kind]}, ${data.noun} ${order + 1}: `),
+    el("span", { class: "said" }, el("b", {}, beside), who ? el("span", {}, " ", who) : null));
 }
 
 function gallery(latent) {
@@ -180,7 +183,7 @@ function enlarge(latent, kind, order, label) {
   get("viewer").showModal();
 }
 
-// a reader who has seen the highest examples says of others, without being told, whether the latent fires in them
+// a reader who has seen only the highest examples says of others whether the latent fires in them
 function trial(latent) {
   const shown = data.galleries[latent];
   const draw = (kinds, fires) => kinds.flatMap(kind => (shown[kind]?.items || []).map(item => ({ item, fires })));
@@ -189,10 +192,10 @@ function trial(latent) {
   const silent = shuffled(draw(["near", "inactive"], false)), n = Math.min(6, firing.length, silent.length);
   const cards = shuffled([...firing.slice(0, n), ...silent.slice(0, n)]), said = el("p", { role: "status" });
   get("viewer-title").textContent = `${latents.id[latent]}: does it fire here?`;
-  const tiles = cards.map(({ item }, i) => el("button", { type: "button", class: "tile guess", "aria-pressed": "false", "aria-label": `${data.noun} ${i + 1}: it fires`, on: { click: event => {
+  const tiles = cards.map(({ item }, i) => el("button", { type: "button", class: "tile guess", "aria-pressed": "false", on: { click: event => {
     const tile = event.currentTarget;
     tile.setAttribute("aria-pressed", tile.getAttribute("aria-pressed") !== "true");
-  } } }, el("span", { class: "frame" }, picture(item, "")), el("span", { class: "said" }, "")));
+  } } }, el("span", { class: "frame" }, picture(item, "")), el("span", { class: "hidden" }, `${data.noun} ${i + 1}: it fires`), el("span", { class: "said" })));
   const show = el("button", { type: "button", on: { click: () => {
     let right = 0;
     tiles.forEach((tile, i) => {
@@ -204,7 +207,7 @@ function trial(latent) {
     said.textContent = `${right} of ${cards.length} right; guessing gives ${cards.length / 2} on average.`;
     show.disabled = true;
   } } }, "Show the answer");
-  get("viewer-body").replaceChildren(el("p", {}, `Mark the ${data.noun}s in which you expect it to fire. Half of them do.`), el("div", { class: "tiles" }, ...tiles), el("div", { class: "row" }, show, said));
+  get("viewer-body").replaceChildren(el("p", {}, `Mark the ${data.noun}s in which you expect it to fire. Half of them do. They are among the examples of this page, so try before you have looked at more than the highest.`), el("div", { class: "tiles" }, ...tiles), el("div", { class: "row" }, show, said));
   get("viewer").showModal();
 }
 

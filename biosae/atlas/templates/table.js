@@ -122,7 +122,7 @@ function draw(again = false) {
   }
   table.rows = kept;
   const gap = rowsLeft => {
-    const cell = el("td", { colspan: COLUMNS.length });
+    const cell = el("td");
     cell.style.blockSize = `${rowsLeft * height}px`;
     return rowsLeft > 0 ? [el("tr", { class: "gap", "aria-hidden": "true" }, cell)] : [];
   };
