@@ -260,3 +260,43 @@ def test_two_patients_give_no_p() -> None:
     found = diff(adata, "arm")
     assert found["p"].isna().all() and found["frequency_a"].notna().all()
     assert set(found["status"]) <= {"too_few_groups", "too_small", "too_sparse", "dead", "coverage"}
+
+
+def test_a_confounder_that_makes_the_difference_takes_it_away() -> None:
+    """Old patients have latent 0, and cohort a is older."""
+    rng = np.random.default_rng(0)
+    arm = np.repeat(["a", "b"], 40)
+    age = rng.normal(np.where(arm == "a", 65, 50), 8)
+    patient = np.repeat(np.arange(80), 5)
+    X = rng.random((400, 5)) < 0.3
+    X[:, 0] = rng.random(400) < np.clip((age[patient] - 40) / 35, 0.02, 0.98)
+    adata = table(X, patient=patient.astype(str), arm=arm[patient], age=age[patient])
+    crude = diff(adata, "arm").set_index("latent").loc["L0000"]
+    assert crude["p"] < 0.001 and crude["difference"] > 0.2
+    for covariate in ("age", "spline(age, df=3)"):
+        adjusted = diff(adata, "arm", covariates=[covariate]).set_index("latent").loc["L0000"]
+        assert adjusted["p"] > 0.02 and adjusted["difference"] == crude["difference"]
+    with pytest.raises(InputError, match="'years'"):
+        diff(adata, "arm", covariates=["years"])
+
+
+def test_patients_are_rearranged_within_blocks() -> None:
+    """Site decides both cohort and latent: within sites nothing is left."""
+    rng = np.random.default_rng(0)
+    site = np.repeat(["x", "y"], 40)
+    arm = np.where(rng.random(80) < np.where(site == "x", 0.85, 0.15), "a", "b")
+    patient = np.repeat(np.arange(80), 5)
+    X = rng.random((400, 4)) < np.where(site == "x", 0.8, 0.2)[patient][:, None]
+    adata = table(X, patient=patient.astype(str), arm=arm[patient], site=site[patient])
+    assert diff(adata, "arm")["p"].max() < 0.001
+    assert diff(adata, "arm", blocks="site")["p"].min() > 0.01
+
+
+def test_samples_without_a_patient_matter_only_in_the_cohorts() -> None:
+    adata = cohort(np.random.default_rng(0), m=5)
+    adata.obs["arm"] = np.where(adata.obs["patient"] == "p0", "other", adata.obs["arm"])
+    adata.obs["patient"] = adata.obs["patient"].where(adata.obs["arm"] != "other")
+    found = diff(adata, "arm", cohorts=("a", "b"))
+    assert found["n_a"].iloc[0] == 19 and found.attrs["biosae"]["samples_without_cohort"] == 6
+    with pytest.raises(StatisticsError, match="6 samples of the two cohorts have no patient"):
+        diff(adata, "arm", cohorts=("other", "b"))

@@ -98,7 +98,7 @@ def diff(
     no test.
     """
     a, b, codes = _cohorts(adata.obs, by, cohorts)
-    unit = _units(adata.obs, groups, assume_independent)
+    unit = _units(adata.obs, groups, codes >= 0, assume_independent)
     keep = codes >= 0
     in_a, in_b = (set(unit[codes == side]) for side in (0, 1))
     both = in_a & in_b
@@ -109,6 +109,7 @@ def diff(
                 "with themselves, paired=False leaves them out"
             )
         paired = bool(both)
+    covariates = [covariates] if isinstance(covariates, str) else list(covariates)
     if paired and (len(covariates) or blocks):
         raise InputError("a paired comparison takes neither covariates nor blocks: a patient is compared with itself")
     keep &= np.isin(unit, list(both)) == bool(paired)
@@ -178,7 +179,7 @@ def _cohorts(obs: pd.DataFrame, by: str, cohorts: tuple[Any, Any] | None) -> tup
     return cohorts[0], cohorts[1], codes
 
 
-def _units(obs: pd.DataFrame, groups: str, assume_independent: bool) -> np.ndarray:
+def _units(obs: pd.DataFrame, groups: str, wanted: np.ndarray, assume_independent: bool) -> np.ndarray:
     if assume_independent:
         return np.arange(len(obs)).astype(str)
     if groups not in obs:
@@ -186,8 +187,8 @@ def _units(obs: pd.DataFrame, groups: str, assume_independent: bool) -> np.ndarr
             f"obs has no column {groups!r}: nothing says which samples are independent. Name the column with groups=, "
             "or say assume_independent=True if every sample is of another patient"
         )
-    if obs[groups].isna().any():
-        raise StatisticsError(f"{int(obs[groups].isna().sum())} samples have no {groups}; leave them out")
+    if missing := int(obs[groups].isna().to_numpy()[wanted].sum()):
+        raise StatisticsError(f"{missing} samples of the two cohorts have no {groups}; leave them out")
     return obs[groups].astype(str).to_numpy()
 
 
@@ -246,10 +247,11 @@ def _unpaired(
     import anndata
 
     from biosae.stats import associate
+    from biosae.stats.adjust import column_of
 
     if not len(names):
         return pd.DataFrame({c: pd.Series(dtype=t) for c, t in _TEST.items()})
-    wanted = [c for c in (*covariates, *([blocks] if blocks else [])) if c in adata.obs]
+    wanted = [c for c in dict.fromkeys([*map(column_of, covariates), *([blocks] if blocks else [])]) if c in adata.obs]
     obs = adata.obs.iloc[table["row"].to_numpy()][wanted].copy()
     obs["unit"], names_of = table["unit"].to_numpy(), {0: a, 1: b}
     obs["cohort"] = pd.Categorical(table["cohort"].map(names_of).to_numpy(), categories=[b, a])
