@@ -56,8 +56,8 @@ def write(
     outline = " The part where it is present is marked in yellow." if maps is not None else ""
     ask = (
         f"{about}A feature is present in the items marked with a level (10: strongest, 1: weakest) and absent or weak "
-        f"in those marked low.{outline}\nSay what the items with it share that those without lack. Name what can be seen, "
-        "not the sheet or the marks."
+        f"in those marked low.{outline}\nSay what the items with it share that those without lack. Name what can be "
+        "seen, not the sheet or the marks."
     )
     questions = []
     for latent, tail in items.scored:
