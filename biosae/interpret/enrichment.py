@@ -241,7 +241,7 @@ def _chosen(out: pd.DataFrame, alpha: float) -> np.ndarray:
     fails = out[tested & ~enriched]
     fallen = set(zip(fails["latent"], fails["term"]))
     able = enriched & (out["comparison"] == "rest")
-    able &= [pair not in fallen for pair in zip(out["latent"], out["term"])]
+    able &= np.array([pair not in fallen for pair in zip(out["latent"], out["term"])], bool)
     first = out[able].sort_values(["depth", "auroc"], ascending=False, kind="stable").drop_duplicates("latent").index
     chosen = np.zeros(len(out), bool)
     chosen[first] = True
