@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from biosae import pl
 from biosae.errors import InputError
 from biosae.interpret import SlideMap, TokenMap
+from biosae.pl.gallery import read_picture
 from biosae.pl.heatmap import coloured
 
 GREY = np.full((60, 80, 3), 128, np.uint8)
@@ -140,3 +141,24 @@ def test_a_slide_has_its_codes_in_micrometres(tmp_path):
     assert tinted(part, 175, 65) and not tinted(part, 175, 100)
     alone = pl.slide(codes)
     assert (pixel(alone, 125, 115) == 255).all() and 220 < pixel(alone, 125, 65)[0] < 250
+
+
+def test_a_gallery_of_slides_shows_the_slides_themselves(tmp_path):
+    from slide_files import picture, write_pyramid
+
+    import biosae as bs
+
+    for name in ("a", "b"):
+        write_pyramid(tmp_path / f"{name}.tiff", picture(600, 400, seed=ord(name)), mpp=0.5)
+    samples = bs.read.wsi(tmp_path, patient=None, tile=64, mpp=1.0, tissue=None)
+    emb = bs.Embeddings.from_array(np.eye(len(samples), dtype=np.float32), obs=samples.obs)
+    sae = bs.sae.Baseline("pca", n_latents=2, random_state=0).fit(emb)
+    slides = bs.stats.aggregate(bs.encode(sae, emb), by="slide")
+    shown = [
+        read_picture(samples, name)
+        for name in bs.interpret.examples(slides, "L0000", kinds=("top", "bottom"))["sample_id"]
+    ]
+    assert [p.shape for p in shown] == [(200, 300, 3)] * 2
+    expected = picture(600, 400, seed=ord("a")).reshape(200, 2, 300, 2, 3).mean(axis=(1, 3))
+    assert min(np.abs(p - expected).max() for p in shown) < 2
+    assert read_picture(samples, "c") == "not in samples"

@@ -231,9 +231,11 @@ def slide_view(
 
 def _stack(first: np.ndarray, last: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Sum of ``values`` of the rectangles (x, y from ``first`` to ``last``) over each pixel."""
-    out = np.zeros((shape[0] + 1, shape[1] + 1))
-    for x, y, sign in ((first, first, 1), (last, first, -1), (first, last, -1), (last, last, 1)):
-        np.add.at(out, (y[:, 1], x[:, 0]), sign * values)
+    rows, columns = shape[0] + 1, shape[1] + 1
+    corners = ((first, first, 1), (last, first, -1), (first, last, -1), (last, last, 1))
+    at = np.concatenate([y[:, 1] * columns + x[:, 0] for x, y, _ in corners])
+    amount = np.concatenate([sign * values for *_, sign in corners])
+    out = np.bincount(at, amount, minlength=rows * columns).reshape(rows, columns)
     return out.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
 
 

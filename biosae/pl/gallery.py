@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NOUNS = {"image": "tile", "signal": "window", "features": "vector"}
 """Kind of item -> what one is called in a caption."""
+_SLIDE_SIZE = 300  # pixels of a slide's picture, on its longer side
 HEADINGS = {
     "top": "highest activation", "bottom": "most negative activation", "spread": "spread over the range of activation",
     "active": "random among active",
@@ -53,15 +54,27 @@ def noun(samples: Any) -> str:
 
 
 def read_picture(samples: Any, sample_id: str) -> np.ndarray | str:
-    """One sample as a picture, uint8 (H, W, 3), or the reason why it cannot be shown."""
+    """One sample (or slide of the samples) as a picture, uint8 (H, W, 3), or the reason why it cannot be shown."""
     if samples is None:
         return "no images given"
     try:
-        return picture(np.asarray(samples[samples.obs.index.get_loc(sample_id)]))
-    except KeyError:
-        return "not in samples"
+        if sample_id in samples.obs.index:
+            return picture(np.asarray(samples[samples.obs.index.get_loc(sample_id)]))
+        return _slide_picture(samples, sample_id)
     except (BiosaeError, OSError, ValueError) as error:
         return str(getattr(error, "reason", None) or type(error).__name__)
+
+
+def _slide_picture(samples: Any, name: str) -> np.ndarray | str:
+    """A whole slide at low magnification, where the samples are its tiles."""
+    rows = np.flatnonzero(samples.obs["slide"].astype(str) == name) if "slide" in samples.obs else []
+    if not len(rows) or "slide_mpp_x" not in samples.obs:
+        return "not in samples"
+    from biosae.interpret.slides import slide_view
+
+    first = samples.obs.iloc[rows[0]]
+    mpp = (first["slide_mpp_x"], first["slide_mpp_y"])
+    return slide_view(samples.file(int(rows[0])), size=_SLIDE_SIZE, slide_mpp=mpp)[0]
 
 
 def gallery(
