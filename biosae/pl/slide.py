@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _SIZE = 1600  # pixels of the picture below, on its longer side
 
+_FADED = 0.4  # share of white in the grey picture, so that colour is seen on dark tissue
+
 
 def slide(
     codes: SlideMap,
@@ -47,7 +49,7 @@ def slide(
     limit : float, optional
         Code of full colour; default: the largest in the map.
     grey : bool
-        Show the slide without its colours, so that they cannot be taken for codes.
+        Show the slide pale and without its colours, so that they cannot be taken for codes.
     colorbar : bool
     title : str, optional
         Default: the latent and how many tiles are active.
@@ -83,7 +85,7 @@ def slide(
             known = np.where(np.isnan(codes.values)[..., None], (1.0, 1.0, 1.0, 0.0), (0.92, 0.92, 0.92, 1.0))
             ax.imshow(known, extent=extent, interpolation="nearest")
         else:
-            below = picture @ np.array([0.299, 0.587, 0.114]) if grey else picture
+            below = _FADED * 255 + (1 - _FADED) * (picture @ np.array([0.299, 0.587, 0.114])) if grey else picture
             ax.imshow(below, cmap="gray", vmin=0, vmax=255, extent=(left, right, lower, upper),
                       interpolation="antialiased")  # fmt: skip
         ax.imshow(coloured(codes.values, top), extent=extent, interpolation="nearest")
