@@ -403,8 +403,19 @@ def test_nothing_of_the_patient_is_in_a_question(planted: tuple) -> None:
 
 
 def test_redaction_takes_whole_words_and_is_no_pattern() -> None:
-    assert redacted("P-1 and P-17 (a.c)", frozenset({"P-17", "a.c"})) == "P-1 and [removed] ([removed])"
+    assert redacted("P-1 and P-17 (a.c)", frozenset({"p-17", "a.c"})) == "P-1 and [removed] ([removed])"
     assert redacted("abc", frozenset({"a.c"})) == "abc"
+    assert (
+        redacted("Jo Doe, JO DOE-2 and jo doe", frozenset({"jo", "jo doe"}))
+        == "[removed], [removed] DOE-2 and [removed]"
+    )
+    assert redacted("", frozenset({"abc"})) == "" and redacted("abc", frozenset()) == "abc"
+
+
+@given(st.lists(st.sampled_from(["p-17", "slide 3", "x.9", "cell", "bright", "("]), max_size=12))
+def test_redaction_leaves_no_identifier(words: list[str]) -> None:
+    found = redacted(" ".join(words), frozenset({"p-17", "slide 3", "x.9"}))
+    assert found == " ".join("[removed]" if w in ("p-17", "slide 3", "x.9") else w for w in words)
 
 
 def test_questions_read_items_only_when_shown(planted: tuple) -> None:

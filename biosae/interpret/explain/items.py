@@ -39,7 +39,7 @@ class Items:
     write_ids, score_ids : frozenset of str
         Samples of the two parts.
     identifiers : frozenset of str
-        Names of samples, patients, slides and recordings, which no prompt may hold.
+        Names of samples, patients, slides and recordings in lower case, which no prompt may hold.
     """
 
     table: pd.DataFrame
@@ -198,12 +198,12 @@ def level(activation: Any, top: float) -> Any:
 
 
 def identifiers(obs: pd.DataFrame) -> frozenset[str]:
-    """Names of rows, patients, slides and recordings of at least 3 characters."""
+    """Names of rows, patients, slides and recordings of at least 3 characters, in lower case."""
     found = set(obs.index.astype(str))
     for name in ROLES:
         if name in obs:
             found |= set(obs[name].dropna().astype(str).unique())
-    return frozenset(word for word in found if len(word) > 2)
+    return frozenset(word.lower() for word in found if len(word) > 2)
 
 
 def _groups(obs: pd.DataFrame, column: str, assume_independent: bool) -> np.ndarray:

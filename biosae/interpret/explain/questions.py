@@ -182,15 +182,21 @@ def cleaned(text: str) -> str:
 
 
 def redacted(text: str, identifiers: frozenset[str]) -> str:
-    """A text in which no identifier stands as a word of its own.
+    """A text in which no identifier stands as a word of its own; identifiers in lower case.
 
-    >>> redacted("nuclei as in P-017, dense", frozenset({"P-017"}))
+    >>> redacted("nuclei as in P-017, dense", frozenset({"p-017"}))
     'nuclei as in [removed], dense'
     """
-    if not identifiers:
-        return text
-    longest = sorted(identifiers, key=len, reverse=True)
-    for i in range(0, len(longest), 2000):
-        words = "|".join(re.escape(word) for word in longest[i : i + 2000])
-        text = re.sub(rf"(?<![\w-])(?:{words})(?![\w-])", "[removed]", text, flags=re.IGNORECASE)
-    return text
+    longest = max(map(len, identifiers), default=0)
+    word = [c.isalnum() or c in "_-" for c in text]
+    starts = [i for i in range(len(text)) if i == 0 or not word[i - 1]]
+    ends = [i for i in range(1, len(text) + 1) if i == len(text) or not word[i]]
+    found, done = [], 0
+    for start in starts:
+        if start < done:
+            continue
+        reach = [end for end in ends if start < end <= start + longest and text[start:end].lower() in identifiers]
+        if reach:
+            found += [text[done:start], "[removed]"]
+            done = reach[-1]
+    return "".join(found) + text[done:]

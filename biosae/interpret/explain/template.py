@@ -113,7 +113,7 @@ def _enriched(
         if name not in part.obs:
             raise InputError(f"no column {name!r} in obs; {nearest(name, part.obs.columns)}")
         values = part.obs[name]
-        if name in ROLES or set(values.dropna().astype(str)) & items.identifiers:
+        if name in ROLES or set(values.dropna().astype(str).str.lower()) & items.identifiers:
             raise InputError(f"column {name!r} holds identifiers, which do not belong in an explanation; name others")
         if pd.api.types.is_numeric_dtype(values) and values.nunique() > 2:
             targets[name] = (f"higher {name}", f"lower {name}")
