@@ -134,12 +134,28 @@ def test_pairs_of_no_truth_with_dependent_tiles() -> None:
     assert len(p) > 400 and (p <= 0.05).mean() < 0.075 and (p <= 0.001).mean() < 0.005
 
 
+def test_shuffling_within_patients_agrees_where_samples_are_exchangeable() -> None:
+    rng = np.random.default_rng(0)
+    patient = np.repeat(np.arange(25), 16)
+    X = rng.random((400, 6)) < rng.uniform(0.1, 0.7, (25, 6))[patient]
+    X[:, 1] = np.where(rng.random(400) < 0.4, X[:, 0], X[:, 1])
+    adata = table(X, patient=patient.astype(str))
+    shuffled, scores = (pairs(adata, **o).set_index(["latent_a", "latent_b"]) for o in ({"permute": "within"}, {}))
+    assert shuffled.index[0] == scores.index[0] == ("L0000", "L0001")
+    assert shuffled["p"].iloc[0] == pytest.approx(0.001) and scores["p"].iloc[0] < 0.001
+    both = pd.concat([shuffled["p"], scores["p"]], axis=1, keys=["a", "b"])
+    assert both.corr(method="spearman").iloc[0, 1] > 0.8
+
+
 def test_pairs_refuse() -> None:
     adata = table(np.random.default_rng(0).random((40, 4)) < 0.3)
     with pytest.raises(StatisticsError, match="assume_independent"):
         pairs(adata)
     with pytest.raises(InputError, match="no latent 'L9999'"):
         pairs(adata, latents=["L9999"], assume_independent=True)
+    adata.obs["patient"], adata.obs["site"] = np.repeat(list("abcdefgh"), 5), np.tile(["x", "y"], 20)
+    with pytest.raises(InputError, match="leave strata out"):
+        pairs(adata, strata="site", permute="within")
     rare = pairs(adata, assume_independent=True, min_count=30)
     assert (rare["status"] == "too_sparse").all() and rare["p"].isna().all()
 

@@ -87,6 +87,8 @@ def pairs(
 
     if permute not in PERMUTE:
         raise InputError(f"permute={permute!r}; {nearest(permute, PERMUTE)}")
+    if permute != "auto" and strata not in (None, groups):
+        raise InputError(f"permute={permute!r} rearranges within {groups!r}, not within {strata!r}; leave strata out")
     known = groups in adata.obs
     if not known and not assume_independent:
         raise StatisticsError(
