@@ -147,6 +147,21 @@ def test_shuffling_within_patients_agrees_where_samples_are_exchangeable() -> No
     assert both.corr(method="spearman").iloc[0, 1] > 0.8
 
 
+def test_shifted_maps_do_not_take_smoothness_for_a_pair() -> None:
+    """Smooth maps of independent latents: shuffled tiles make pairs of them, shifted maps do not."""
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(0)
+    maps = gaussian_filter(rng.normal(size=(6, 12, 12, 8)), (0, 1.5, 1.5, 0), mode="wrap")
+    X = (maps > np.quantile(maps, 0.6)).reshape(-1, 8)
+    adata = table(X, patient=np.repeat(np.arange(6), 144).astype(str))
+    adata.obsm["spatial"] = (
+        np.tile(np.stack(np.meshgrid(np.arange(12), np.arange(12)), -1).reshape(-1, 2), (6, 1)) * 1.0
+    )
+    shifted, shuffled = (pairs(adata, permute=how, n_permutations=199)["p"].dropna() for how in ("spatial", "within"))
+    assert len(shifted) == 28 and (shifted <= 0.05).mean() < 0.2 < 0.4 < (shuffled <= 0.05).mean()
+
+
 def test_pairs_refuse() -> None:
     adata = table(np.random.default_rng(0).random((40, 4)) < 0.3)
     with pytest.raises(StatisticsError, match="assume_independent"):
