@@ -374,8 +374,9 @@ def main() -> None:
         page = options.docs.read_text(encoding="utf-8")
         for name, text in sections(options.work).items():
             begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-            before, _, rest = page.partition(begin)
-            page = before + begin + "\n" + text + "\n" + end + rest.partition(end)[2]
+            before, found, rest = page.partition(begin)
+            if found:
+                page = before + begin + "\n" + text + "\n" + end + rest.partition(end)[2]
         options.docs.write_text(page, encoding="utf-8")
 
 
