@@ -5,7 +5,7 @@ const part = (title, ...children) => el("section", {}, el("h3", {}, title), ...c
 function head(latent) {
   const id = latents.id[latent];
   const name = el("input", { id: "name", maxlength: data.names.longest.name, placeholder: "no name yet", autocomplete: "off" });
-  const note = el("textarea", { id: "note", rows: 3, maxlength: data.names.longest.note, placeholder: "what speaks for it, what against" });
+  const note = el("textarea", { id: "note", rows: 2, maxlength: data.names.longest.note, placeholder: "what speaks for it, what against" });
   const known = data.names.statuses.includes(nameOf(latent, "status")) || !nameOf(latent, "status");
   const status = el("select", { id: "status" }, ...["", ...data.names.statuses, ...(known ? [] : [nameOf(latent, "status")])]
     .map(word => el("option", { value: word }, word || "not judged")));
@@ -105,19 +105,24 @@ function associated(latent) {
   return part("Associations", grid(columns.map(([text, type]) => [text || "estimate and interval", type]), mine.map(row => columns.map(column => column[2](row))), "Associations"), said ? el("p", { class: "small" }, said) : null);
 }
 
-const lines = (first, second) => el("span", {}, first, second ? el("span", { class: "small below" }, second) : null);
+const lines = (first, ...more) => el("span", {}, first, ...more.filter(Boolean).map(text => el("span", { class: "small below" }, text)));
 
 function card(latent) {
   const cards = data.cards[latents.id[latent]];
   if (!cards) return part("Stress card", el("p", { class: "small" }, "None was made for this latent (biosae.interpret.stress)."));
-  return part("Stress card", ...cards.flatMap(({ claim, checks }) => [
-    el("p", {}, claim),
-    checks.length ? grid([["check", "text"], ["verdict", ""], ["score, interval and least", "plot"]], checks.map(check => [
-      lines(check.check + (check.of ? ` (${check.of})` : ""), check.verdict === "refused" ? check.reason : check.reading),
-      lines(el("span", { class: `verdict ${check.verdict.replace(/ /g, "-")}` }, check.verdict), check.verdict === "refused" ? "" : el("span", {}, el("span", {}, plural(check.n_patients, "patient")), el("span", {}, plural(check.n_samples, "sample")))),
-      check.score == null ? "" : el("span", { class: "row" }, num(check.score), scored(check)),
-    ]), `Stress card: ${claim}`) : null,
-  ]));
+  return part("Stress card", ...cards.flatMap(({ claim, checks }) => {
+    const made = checks.filter(check => check.verdict !== "refused"), refused = checks.filter(check => check.verdict === "refused");
+    const named = check => check.check + (check.of ? ` (${check.of})` : "");
+    return [
+      el("p", { class: "claim" }, claim),
+      made.length ? grid([["check", "text"], ["verdict", ""], ["score, interval and least", "plot"]], made.map(check => [
+        lines(named(check), check.reading),
+        lines(el("span", { class: `verdict ${check.verdict.replace(/ /g, "-")}` }, check.verdict), plural(check.n_patients, "patient"), plural(check.n_samples, "sample")),
+        check.score == null ? "" : el("span", { class: "row" }, num(check.score), scored(check)),
+      ]), `Stress card: ${claim}`) : null,
+      refused.length ? el("p", { class: "small" }, `Not measured: ${refused.map(check => `${named(check)}: ${check.reason}`).join("; ")}.`) : null,
+    ];
+  }).filter(Boolean));
 }
 
 function scored(check) {
@@ -159,7 +164,7 @@ function gallery(latent) {
     opacity.value = overlay.opacity;
     on.addEventListener("change", () => { overlay.on = on.checked; showMaps(); });
     opacity.addEventListener("input", () => { overlay.opacity = Number(opacity.value); showMaps(); });
-    tools.append(el("label", { class: "check" }, on, ` Where in the ${data.noun} it fires`), el("label", { class: "inline" }, "Strength of the map", opacity), scaleBar(held.scale, data.signed ? -held.scale : 0));
+    tools.append(el("label", { class: "check" }, on, ` Where in the ${data.noun} it fires`), el("label", { class: "inline" }, "Strength of the map", opacity), scaleBar(held.scale, data.signed ? -held.scale : 0, "code of a token"));
   }
   const enough = ["near", "inactive"].some(kind => shown[kind]) && ["spread", "active", "top"].some(kind => shown[kind]);
   if (enough) tools.append(el("button", { type: "button", on: { click: () => trial(latent) } }, "Test yourself"));
@@ -178,7 +183,7 @@ function enlarge(latent, kind, order, label) {
   const map = data.maps && data.pictures.src[item] ? mapOf(latent, kind, order) : null;
   get("viewer-body").replaceChildren(el("p", {}, label[0].toUpperCase() + label.slice(1)),
     el("div", { class: "pair" }, plain, map ? framed(latent, kind, order, item, `The same ${data.noun} with the map of ${latents.id[latent]}`) : null),
-    map ? scaleBar(data.maps.latents[latent].scale, data.signed ? -data.maps.latents[latent].scale : 0) : "");
+    map ? scaleBar(data.maps.latents[latent].scale, data.signed ? -data.maps.latents[latent].scale : 0, "code of a token") : "");
   showMaps();
   get("viewer").showModal();
 }
@@ -219,7 +224,7 @@ function near(latent) {
 }
 
 function showLatent(latent) {
-  get("latent").replaceChildren(...[head(latent), figures(latent), gallery(latent), associated(latent), card(latent), flags(latent), slideSection(latent), near(latent)].filter(Boolean));
+  get("latent").replaceChildren(...[head(latent), figures(latent), gallery(latent), associated(latent), slideSection(latent), card(latent), flags(latent), near(latent)].filter(Boolean));
   get("latent").scrollTop = 0;
   showMaps();
 }

@@ -1,4 +1,5 @@
-// Maps: tokens over a picture, and tiles over a slide. Codes are drawn as they are, cell by cell, without smoothing.
+// Maps: tokens over a picture, and tiles over a slide. Codes are drawn as they are, cell by cell, without smoothing;
+// what is silent stays clear.
 
 const RAMP = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]]; // viridis
 const COLD = [[247, 247, 247], [146, 197, 222], [33, 102, 172]], WARM = [[247, 247, 247], [244, 165, 130], [178, 24, 43]];
@@ -34,18 +35,18 @@ function tokenCanvas(map, item) {
   const [left, upper, right, lower] = data.maps.boxes.edges[at], [r, c] = data.maps.grid;
   const canvas = el("canvas", { class: "map", width: c, height: r, "aria-hidden": "true" });
   const image = new ImageData(c, r);
-  map.codes.forEach((code, i) => image.data.set([...colour(code / LEVELS), 255], 4 * i));
+  map.codes.forEach((code, i) => image.data.set([...colour(code / LEVELS), code ? 255 : 0], 4 * i));
   canvas.getContext("2d").putImageData(image, 0, 0);
   Object.assign(canvas.style, { left: `${100 * left}%`, top: `${100 * upper}%`, width: `${100 * (right - left)}%`, height: `${100 * (lower - upper)}%` });
   return canvas;
 }
 
-function scaleBar(scale, low) {
+function scaleBar(scale, low, what) {
   const canvas = el("canvas", { class: "ramp", width: 64, height: 1, role: "img", "aria-label": `Colours from ${num(low)} to ${num(scale)}` });
   const image = new ImageData(64, 1), from = low / (scale || 1);
   for (let i = 0; i < 64; i++) image.data.set([...colour(from + (1 - from) * i / 63), 255], 4 * i);
   canvas.getContext("2d").putImageData(image, 0, 0);
-  return el("span", { class: "scale" }, num(low), canvas, num(scale));
+  return el("span", { class: "scale" }, el("span", {}, what), el("span", {}, num(low)), canvas, el("span", {}, num(scale)));
 }
 
 function slideSection(latent) {
@@ -92,7 +93,7 @@ function slideSection(latent) {
   });
   canvas.addEventListener("pointerleave", paint);
   choose.addEventListener("change", paint);
-  const section = part("Over slides", el("div", { class: "row" }, el("label", {}, "Slide", choose), scaleBar(held.scale, data.signed ? -held.scale : 0)), canvas, said);
+  const section = part("Over slides", el("div", { class: "row" }, el("label", {}, "Slide", choose), scaleBar(held.scale, data.signed ? -held.scale : 0, `code of a ${data.noun}`)), canvas, said);
   section.addEventListener("paint", paint);
   paint();
   return section;

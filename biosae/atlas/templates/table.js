@@ -20,9 +20,10 @@ function estimate(latent) {
   ];
 }
 
+// checks passed, and those that could be decided
 function stressed(latent) {
-  const made = checksOf(latent).filter(check => check.score != null);
-  return made.length ? [made.filter(check => check.verdict === "passed").length, made.length] : null;
+  const decided = checksOf(latent).filter(check => ["passed", "failed", "unclear"].includes(check.verdict));
+  return decided.length ? [decided.filter(check => check.verdict === "passed").length, decided.length] : null;
 }
 
 const COLUMNS = [
@@ -41,7 +42,7 @@ const COLUMNS = [
   { key: "association", label: "Association", title: "Strongest evidence first, as the statistics rank it", value: i => { const row = bestRow(i, view.target); return row < 0 ? null : rows.rank[row]; }, cell: estimate },
   { key: "q", label: "q", title: "p-value corrected for all tests of the target; a dash: not tested", value: i => { const row = bestRow(i, view.target); return row < 0 ? null : rows.q?.[row]; }, when: !!rows.q, cell: i => { const row = bestRow(i, view.target); return [el("span", { class: "amount" }, row < 0 ? "–" : chance(rows.q[row]))]; } },
   { key: "flag", label: "Confounding", value: flagOf, when: data.confounders.some(list => list.length), cell: i => flagOf(i) ? [el("span", { class: `flag ${flagOf(i).replace(/ /g, "-")}` }, flagOf(i))] : ["–"] },
-  { key: "stress", label: "Stress", title: "Checks passed, of those that could be made", down: true, when: Object.keys(data.cards).length > 0, value: i => { const s = stressed(i); return s && s[0] / s[1] + s[1] / 1e3; }, cell: i => { const s = stressed(i); return [el("span", { class: "amount" }, s ? `${s[0]} of ${s[1]}` : "–")]; } },
+  { key: "stress", label: "Stress", title: "Checks passed, of those with an interval", down: true, when: Object.keys(data.cards).length > 0, value: i => { const s = stressed(i); return s && s[0] / s[1] + s[1] / 1e3; }, cell: i => { const s = stressed(i); return [el("span", { class: "amount" }, s ? `${s[0]} of ${s[1]}` : checksOf(i).length ? "no interval" : "–")]; } },
   { key: "status", label: "Status", value: i => nameOf(i, "status"), cell: i => [nameOf(i, "status"), nameOf(i, "note") ? el("span", { class: "sub" }, "note") : null] },
 ].filter(column => column.when !== false);
 
