@@ -4,7 +4,7 @@ The slide is made here: 160 x 125 tiles of 128 px at 0.5 um/px, stored as a tile
 latents of which 32 fire in a tile. All ways draw the same latent of the same tiles to a PNG of 150 dots an inch, in
 turn, so that their ratios hold on a machine that others use.
 
-    python benchmarks/slide_map.py [--docs docs/benchmarks.md]
+    python benchmarks/slide_map.py [--docs docs/benchmarks.md] [--repeats 3]
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from biosae.interpret import examples, places, slide_map, slide_view, spatial_ta
 
 COLUMNS, ROWS, TILE, MPP = 160, 125, 128, 0.5
 N_LATENTS, K, TOKENS = 4096, 32, 49
-REPEATS, DPI = 2, 150
+DPI = 150
 BEGIN, END = "<!-- slide_map:begin -->", "<!-- slide_map:end -->"
 
 
@@ -125,6 +125,7 @@ def by_biosae(adata: anndata.AnnData, latent: str, source: Path | None, out: Pat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", type=Path, help="page whose section between the markers is replaced")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds after the first, which warms caches")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out, source = Path(folder) / "map.png", make_slide(Path(folder) / "slide.tiff")
@@ -144,12 +145,13 @@ def main() -> None:
             "examples of a latent, near misses by 768 dimensions": lambda: examples(tiles, latent),
         }
         times: dict[str, list[float]] = {name: [] for name in ways}
-        for repeat in range(REPEATS + 1):  # the first warms caches of files and imports
+        for repeat in range(options.repeats + 1):  # the first warms caches of files and imports
             for name, work in ways.items():
                 start = time.perf_counter()
                 work()
                 if repeat:
                     times[name].append(time.perf_counter() - start)
+            print(f"round {repeat} of {options.repeats}", flush=True)
         megabytes = (Path(folder) / "map.geojson").stat().st_size / 1e6
     lines = ["| step | seconds |", "| --- | --- |"]
     lines += [f"| {name} | {median(each):.3g} |" for name, each in times.items()]
