@@ -109,17 +109,23 @@ def atlas_command(
     folder: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[Path | None, typer.Option("--out", help="HTML file (default <folder>/atlas.html).")] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
-    n_examples: Annotated[int, typer.Option(help="Most samples a row of a gallery.")] = 6,
+    n_examples: Annotated[int, typer.Option(help="Samples of each kind that a latent shows.")] = 6,
     max_mb: Annotated[float, typer.Option(help="Largest size of the page, in MB.")] = 20.0,
-    show_ids: Annotated[bool, typer.Option("--show-ids", help="Print sample and patient ids.")] = False,
+    n_cards: Annotated[int, typer.Option(help="Stress cards of the leading latents.")] = 12,
+    spatial: Annotated[
+        list[str] | None, typer.Option(help="Column of places, first x, then y, where these are not known otherwise.")
+    ] = None,
+    show_ids: Annotated[bool, typer.Option("--show-ids", help="Print slide and patient ids.")] = False,
     random_state: Seed = 0,
 ) -> None:
     """One self-contained page to search, see, doubt and name every latent of a run."""
     from biosae.atlas import build
 
+    if spatial and len(spatial) != 2:
+        raise InputError(f"--spatial was given {len(spatial)} times; give it twice, x and then y")
     page = build(
-        folder, out=out, title=title, n_examples=n_examples, max_mb=max_mb, show_ids=show_ids,
-        random_state=random_state,
+        folder, out=out, title=title, n_examples=n_examples, max_mb=max_mb, n_cards=n_cards,
+        spatial=tuple(spatial) if spatial else None, show_ids=show_ids, random_state=random_state,
     )  # fmt: skip
     typer.echo(f"{page}")
 

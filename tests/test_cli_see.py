@@ -120,6 +120,8 @@ def test_an_sae_folder_becomes_a_model(tmp_path: Path, capsys: pytest.CaptureFix
         (["search", "missing.h5ad", "--item", "a"], "does not exist"),
         (["diff", "LATENTS", "scaner", "--out", "x.csv"], "did you mean 'scanner'"),
         (["diff", "LATENTS", "scanner", "--cohort", "A", "--out", "x.csv"], "give it twice"),
+        (["atlas", "FOLDER"], "latents.h5ad"),
+        (["atlas", "FOLDER", "--spatial", "x"], "x and then y"),
         (["export", "LATENTS", "--out", "x.txt"], "no suffix"),
         (["export", "LATENTS", "--out", "x.npz", "--licence", "MIT"], "leave licence out"),
         (["export", "LATENTS", "--out", "x.npz", "--option", "metric"], "key=value"),

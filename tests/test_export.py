@@ -181,6 +181,7 @@ def test_terms_are_inherited_and_the_stricter_source_holds():
     with pytest.raises(InputError, match="leave licence out"):
         export.terms(IDENTITY, licence="MIT")
     assert not export.terms(None).may_be_passed_on and "unknown" in export.terms(None).statement
+    assert export.terms({"encoder": "uni", "source": "folder:uni_copy"}).repository == "MahmoodLab/uni"
     mine = export.terms({"encoder": "our-own"}, licence="MIT")
     assert mine.may_be_passed_on and mine.hub_licence == "mit" and "our-own" in mine.statement
 

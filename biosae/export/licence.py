@@ -23,6 +23,8 @@ class Terms:
 
     encoder: str
     source: str
+    repository: str
+    """The encoder's own repository on the Hugging Face hub, empty where there is none."""
     licence: str
     derivatives_restricted: bool
     gated: bool
@@ -102,9 +104,12 @@ def terms(identity: Mapping[str, Any] | None, *, licence: str | None = None) -> 
             "leave licence out"
         )
     doubtful = () if known is None else {"licence", "derivatives_restricted", "gated"} & set(known.unconfirmed)
+    source = str(identity.get("source") or (known.source if known else ""))
+    on_hub = source.removeprefix("hf-hub:") if source.startswith("hf-hub:") else None
     return Terms(
         encoder=encoder,
-        source=str(identity.get("source") or (known.source if known else "")),
+        source=source,
+        repository=on_hub or (known.repository if known else None) or "",
         licence=licence or recorded,
         derivatives_restricted=bool(identity.get("derivatives_restricted"))
         or bool(known and known.derivatives_restricted),

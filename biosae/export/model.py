@@ -110,8 +110,8 @@ def model_card(
         "tags": ["sparse-autoencoder", "interpretability", "biomedical", kind.casefold()],
         "pipeline_tag": "feature-extraction",
     }
-    if inherited.source.startswith("hf-hub:"):
-        front |= {"base_model": inherited.source.removeprefix("hf-hub:"), "base_model_relation": "adapter"}
+    if inherited.repository:
+        front |= {"base_model": inherited.repository, "base_model_relation": "adapter"}
     if not inherited.may_be_passed_on or inherited.gated:
         front["extra_gated_prompt"] = inherited.statement
         front["extra_gated_fields"] = {"I have the right to use the encoder and accept its terms": "checkbox"}
