@@ -280,4 +280,5 @@ def test_axe_finds_nothing(browser: Any, run: Path, scheme: str, width: int) -> 
         page.evaluate(axe.read_text(encoding="utf-8"))
         found = page.evaluate("axe.run(document).then(r => r.violations.map(v => [v.id, v.nodes.map(n => n.html)]))")
         assert found == [], (where, found)
+        page.keyboard.press("Escape")
     context.close()
