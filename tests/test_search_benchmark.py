@@ -45,5 +45,5 @@ def test_animal_table_averages_seeds() -> None:
         columns=["camera", "seed", "method", "n", "animals", "ap", "ap_95"],
     )
     lines = retrieval.animal_table(numbers).splitlines()
-    assert lines[0] == "| ranking | c (3 of 10) |"
+    assert lines[0] == "| ranking | c1 (3 of 10) |"
     assert lines[2:] == ["| best | 0.600 [0.500 to 0.700] |", "| random | 0.300, 95 % below 0.400 |"]
