@@ -90,15 +90,15 @@ function associated(latent) {
   const differs = column => new Set(mine.map(row => word(column, row))).size > 1;
   const columns = [
     ["target", "", row => word("target", row) + (word("contrast", row) ? ` (${word("contrast", row)})` : "")],
-    differs("effect") ? ["effect", "", row => word("effect", row)] : null,
+    differs("effect") ? ["effect", "short", row => word("effect", row)] : null,
     [differs("effect") ? "estimate" : word("effect", mine[0]), "num", row => num(rows.estimate?.[row])],
     ["", "plot", row => forest(row, ...ends.get(rows.effect.at[row]), nullOf(row))],
     has("ci_low") ? ["95 % interval", "num", row => rows.ci_low[row] == null ? "–" : `${num(rows.ci_low[row])} to ${num(rows.ci_high[row])}`] : null,
     has("p") ? ["p", "num", row => chance(rows.p[row])] : null,
     has("q") ? ["q", "num", row => chance(rows.q[row])] : null,
     has("p_maxt") ? ["p (max-T)", "num", row => chance(rows.p_maxt[row])] : null,
-    ["n", "", row => `${plural(rows.n_units?.[row], word("unit", row) || "unit")}${rows.n_groups?.[row] != null && rows.n_groups[row] !== rows.n_units[row] ? `, ${plural(rows.n_groups[row], "group")}` : ""}`],
-    mine.some(row => word("status", row) !== "ok") ? ["status", "", row => word("status", row)] : null,
+    ["n", "short", row => `${plural(rows.n_units?.[row], word("unit", row) || "unit")}${rows.n_groups?.[row] != null && rows.n_groups[row] !== rows.n_units[row] ? `, ${plural(rows.n_groups[row], "group")}` : ""}`],
+    mine.some(row => word("status", row) !== "ok") ? ["status", "short", row => word("status", row)] : null,
   ].filter(Boolean);
   const refused = mine.filter(row => rows.p?.[row] == null).length;
   const said = refused ? `${refused === mine.length ? "None of these was tested" : `${refused} of ${mine.length} were not tested`}: an open mark is an estimate without a p-value.` : "";
