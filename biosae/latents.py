@@ -45,8 +45,8 @@ def encode(sae: Any, emb: Any, *, tokens: str | None = "mean", keep_embedding: b
         where codes may be negative;
         ``varm["decoder"]`` (m, d) float32; ``obsm["spatial"]`` (n, 2) float64, micrometres (x, y), where ``obs`` has
         ``x_um`` and ``y_um`` (of its tile for each token); ``uns["biosae"]`` plain dictionary: identity, sae, metrics,
-        roles, tokens, ``additive`` (whether a latent adds its code times its atom to the embedding),
-        provenance.
+        roles, tokens, ``additive`` (whether a latent adds its code times its atom to the embedding), ``rowwise``
+        (``layernorm`` or ``l2`` where it does so after each row was scaled by itself), provenance.
 
     Raises
     ------
@@ -88,6 +88,7 @@ def encode(sae: Any, emb: Any, *, tokens: str | None = "mean", keep_embedding: b
         "fingerprint": getattr(emb, "fingerprint", None),
         "sae": {"class": type(sae).__name__, **settings, **{k: v for k, v in learnt.items() if v is not None}},
         "additive": bool(getattr(sae, "additive", True)),
+        "rowwise": getattr(getattr(sae, "normaliser_", None), "rowwise", None),
         "metrics": getattr(sae, "metrics_", None),
         "roles": getattr(emb, "roles", None),
         "mpp": getattr(emb, "mpp", None),

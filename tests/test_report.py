@@ -325,6 +325,22 @@ def test_methods_say_what_was_run_and_only_that(made) -> None:
     assert "permutation" not in text and "principal components" not in text
 
 
+@pytest.mark.parametrize(
+    ("sae", "said"),
+    [
+        ({"class": "Baseline", "method": "pca"}, "A decomposition (pca, 64 latents) was fitted to these embeddings"),
+        ({"class": "ITDA", "k": 4}, "A dictionary of embeddings (ITDA, 64 latents, k = 4) was fitted to"),
+        ({"class": "SAE", "architecture": "gba"}, "A sparse autoencoder (gba, 64 latents) was trained on"),
+    ],
+)
+def test_methods_call_no_decomposition_an_autoencoder(made, sae, said) -> None:
+    run = runs.load(made[0])
+    run.adata.uns["biosae"] = {**run.adata.uns["biosae"], "sae": sae}
+    text = " ".join(methods(run))
+    assert said in text
+    assert ("autoencoder" in text) == (sae["class"] == "SAE")
+
+
 def test_table_keeps_every_row_and_prints_gaps_as_dashes() -> None:
     printed = table(
         pd.DataFrame({"latent": ["a", "b"], "p": [0.01, np.nan], "n_units": [1200, 3], "empty": [None, None]})

@@ -191,3 +191,12 @@ def test_wrong_settings_say_what_is_right():
     ):  # fmt: skip
         with pytest.raises(InputError, match=word):
             Baseline(**bad).fit(X)
+
+
+@pytest.mark.parametrize("n_latents", [3, 7, 11])
+def test_few_codes_of_a_row_are_the_same_bits_wherever_it_stands(n_latents):
+    X = np.random.default_rng(0).normal(size=(300, 33)).astype(np.float32)
+    pca = Baseline("pca", n_latents, random_state=0).fit(X)
+    whole = pca.codes(X)
+    for row in range(0, 300, 7):
+        assert (pca.codes(X[row : row + 1]) != whole[row]).nnz == 0

@@ -312,3 +312,9 @@ def test_a_training_that_was_killed_goes_on_exactly(name, tmp_path):
     assert isinstance(went_on, SAE) and went_on.history_ == straight.history_
     np.testing.assert_array_equal(went_on.decoder_, straight.decoder_)
     np.testing.assert_array_equal(dense(went_on.codes(truth().rows)), dense(straight.codes(truth().rows)))
+
+
+def test_a_setting_that_no_method_has_names_the_nearest_option_or_setting():
+    for name, wrong, nearest in (("gba", "higest", "highest"), ("gated", "l_1", "l1"), ("pca", "latents", "n_latents")):
+        with pytest.raises(InputError, match=f"did you mean '{nearest}'"):
+            named(name, **{wrong: 1})

@@ -168,3 +168,9 @@ def test_planted_atoms_are_found_with_no_setting_and_topk_needs_the_right_k():
         assert found["gba", k][0.8] > 0.95
         assert found["topk right", k][0.9] > 0.98
     assert found["gba", 3][0.9] > found["topk 20", 3][0.9] + 0.3
+
+
+def test_group_bias_adaptation_under_a_moving_average_keeps_biases_and_weights_of_one_time():
+    rows = planted(n_rows=2000, k=3).rows
+    plain, averaged = (SAE("gba", n_latents=64, n_steps=200, ema=e, random_state=0).fit(rows) for e in (0.0, 0.9))
+    assert averaged.metrics_["fvu"] < 1.1 * plain.metrics_["fvu"]

@@ -264,3 +264,10 @@ def test_hierarchy_is_found_better_than_by_topk() -> None:
                 assert by_steps == sorted(by_steps, reverse=True) and by_steps[-1] < 0.6 * by_steps[1]
     assert np.mean(found["mp"]) > np.mean(found["topk"]) + 0.02
     assert all(ours < theirs for ours, theirs in zip(errors["mp"], errors["topk"], strict=True))
+
+
+def test_dropout_bars_no_atoms_where_held_out_rows_are_measured() -> None:
+    x = planted("hierarchical", n_rows=400, d=8, n_atoms=16, k=2, random_state=0).rows
+    settings = {"n_steps": 5, "warmup": 0.0, "decay": 0.0, "learning_rate": 1e-12, "random_state": 0, "device": "cpu"}
+    seen = [SAE("mp", 16, 2, options={"dropout": p}, **settings).fit(x).history_[-1]["fvu_val"] for p in (0.0, 0.8)]
+    assert seen[0] == pytest.approx(seen[1], rel=1e-6)

@@ -301,3 +301,13 @@ def test_report_without_spread():
     assert nothing["offset_to_spread"] == 0 and nothing["advice"] == ""
     constant = offset_report(np.array([0.0, 0.0, 1.0]), np.zeros(3), mode="none")
     assert constant["offset_to_spread"] == constant["largest_mean_ratio"] == float("inf")
+
+
+def test_whitened_row_is_the_same_bits_wherever_it_stands():
+    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((256, 10)).astype(np.float32))
+    scaling = Normaliser.fit("whiten", [rows.numpy()])
+    whole = scaling.apply(rows)
+    alone = torch.zeros(256, 10)
+    for i in range(256):
+        alone[0] = rows[i]
+        assert torch.equal(scaling.apply(alone)[0], whole[i])

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import biosae as bs
-from biosae.errors import InputError
+from biosae.errors import IdentityError, InputError
 from biosae.sae.normalise import Normaliser
 from biosae.sae.partner import Joined, Scalings
 
@@ -78,3 +78,58 @@ def test_each_table_is_scaled_from_the_rows_that_it_has_and_no_block_is_kept(tab
         assert np.allclose(part.mean, rows.mean(0), atol=1e-5)
         assert part.scale == pytest.approx(np.square(rows - rows.mean(0)).sum(1).mean() ** -0.5, rel=1e-5)
         assert part.scale == pytest.approx(alone.scale, rel=1e-9)
+
+
+def embeddings(rows, encoder, obs):
+    identity = {"encoder": encoder, "layer": "final"}
+    return bs.Embeddings.from_array(rows, obs=obs, identity=identity)
+
+
+def test_rows_of_the_second_table_must_be_of_its_kind(tables, tmp_path):
+    X, Y, obs = tables
+    first, second = embeddings(X, "histology", obs), embeddings(Y, "text", obs)
+    sae = bs.sae.SAE("group_sparse", n_latents=16, k=2, n_steps=2, random_state=0).fit(first, partner=second)
+    sae.save(tmp_path)
+    for model in (sae, bs.sae.load(tmp_path)):
+        assert (model.codes(second, table=1) != model.codes(Y, table=1)).nnz == 0
+        with pytest.raises(IdentityError, match="second table"):
+            model.codes(first, table=1)
+        with pytest.raises(IdentityError):
+            model.codes(second)
+
+
+@pytest.mark.parametrize("name", ["group_sparse", "transcoder"])
+def test_rows_scaled_one_by_one_are_undone_with_the_rows_that_are_rebuilt(tables, name):
+    X, Y, _ = tables
+    Y = 7 * Y - 2
+    sae = bs.sae.SAE(name, n_latents=24, k=6, n_steps=20, random_state=0, normalise="layernorm", validation=0.0)
+    sae.fit(X, partner=Y)
+    Z, table = (sae.codes(X), 0) if name == "transcoder" else (sae.codes(Y, table=1), 1)
+    wanted = sae.evaluate(X, partner=Y) if name == "transcoder" else sae.evaluate(Y, table=1)
+    found = sae.inverse_transform(Z, like=Y, table=table)
+    assert np.square(Y - found).sum() / np.square(Y - Y.mean(0)).sum() == pytest.approx(wanted["fvu"], rel=1e-3)
+    with pytest.raises(InputError, match="like has 50 rows"):
+        sae.inverse_transform(Z, like=Y[:50], table=table)
+    with pytest.raises(InputError, match="like has 120 rows"):
+        sae.inverse_transform(Z[:50], like=Y, table=table)
+    with pytest.raises(InputError, match="pass like="):
+        sae.inverse_transform(Z, table=table)
+
+
+def test_pairs_are_counted_as_matched_only_where_they_are_pairs(tables):
+    X, Y, obs = tables
+    first, second = (bs.Embeddings.from_array(t, obs=obs) for t in (X, Y))
+    alignment = bs.sae.Alignment(random_state=0, max_epochs=1, min_steps=2).fit(first, second)
+    assert 0 <= alignment.matched(first, second) <= 1
+    with pytest.raises(InputError, match="another order"):
+        alignment.matched(first, second.select(np.arange(N)[::-1]))
+    with pytest.raises(InputError, match="50 rows"):
+        alignment.matched(X, Y[:50])
+
+
+def test_atoms_of_arrays_of_different_length_are_not_compared(tables):
+    X, Y, _ = tables
+    one, same, other = (bs.sae.ITDA(k=2, random_state=0).fit(rows) for rows in (X, Y, X[:100]))
+    assert 0 < bs.sae.jaccard(one, same) <= 1
+    with pytest.raises(InputError, match="different sets of samples"):
+        bs.sae.jaccard(one, other)

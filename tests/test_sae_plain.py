@@ -487,3 +487,13 @@ def test_the_first_latents_of_matryoshka_reconstruct_alone(prefixes):
         found.append([np.square(x - sae.inverse_transform(z)).sum() for z in (part, codes)])
     (part_b, all_b), (part_m, all_m) = found
     assert part_m < 0.7 * part_b and all_m > all_b
+
+
+def test_levels_of_matryoshka_keep_their_proportions_under_another_k():
+    """A fit that goes on with twice the k has twice the k in each level."""
+    settings = {"n_steps": 3, "random_state": 0, "device": "cpu", "warm_start": True}
+    x = planted("sparse", n_rows=400, d=8, n_atoms=16, k=2, random_state=0).rows
+    sae = SAE("matryoshka", 16, 4, options={"level_k": (2, 4), "prefixes": (0.5, 1)}, **settings).fit(x)
+    model = sae.set_params(k=8).fit(x)._model
+    z = model.loss(torch.from_numpy(x[:100]), Now(k=8)).z
+    assert int((z != 0).sum()) == min(800, int((model.preactivations(torch.from_numpy(x[:100])) > 0).sum()))

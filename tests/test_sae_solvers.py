@@ -361,6 +361,19 @@ def test_encode_works_with_a_pursuit(fitted):
     np.testing.assert_allclose(adata.X.toarray(), Pursuit(sae, k=3).fit(X).transform(X[:64]).toarray(), atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["layernorm", "l2"])
+def test_latents_of_a_pursuit_are_ablated_in_units_of_the_row(fitted, mode):
+    _, X = fitted
+    sae = SAE(n_latents=32, k=4, n_steps=20, random_state=0, device="cpu", normalise=mode).fit(X)
+    coder = Pursuit(sae, k=4).fit(X)
+    adata = bs.encode(coder, bs.Embeddings.from_array(X[:64]))
+    rest = adata.X.toarray()
+    rest[:, :16] = 0
+    taken = coder.inverse_transform(adata.X, like=X[:64]) - coder.inverse_transform(rest, like=X[:64])
+    found = bs.stats.ablate(adata, list(adata.var_names[:16]))
+    np.testing.assert_allclose(found, X[:64] - taken, atol=1e-4 * np.abs(X).max())
+
+
 @pytest.mark.parametrize("solver", ["omp", "mp", "gradient", "lasso"])
 def test_pursuit_keeps_the_contract_of_coders(fitted, solver):
     sae, X = fitted

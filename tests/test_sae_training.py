@@ -12,8 +12,9 @@ from biosae.errors import DivergedError, InputError
 from biosae.sae import SAE, step
 from biosae.sae.config import SAEConfig, k_at, penalty_at, rate_at, resolve
 from biosae.sae.fitting import empty_model, fit_many, trainer_of
+from biosae.sae.loop import run
 from biosae.sae.normalise import Normaliser
-from biosae.sae.train import BETAS, EPS, Trainer, run
+from biosae.sae.train import BETAS, EPS, Trainer
 
 ARCHITECTURES = ("relu", "topk", "batchtopk", "matryoshka", "jumprelu")
 BACKENDS = ("numba", "torch", "dense")
@@ -576,6 +577,23 @@ def test_resampled_thresholds_start_where_the_options_say():
     sae = SAE("jumprelu", options={"threshold": 0.5, "bandwidth": 1e-6}, resample_every=4, **PART | {"n_steps": 8})
     threshold = sae.fit(X)._model.threshold
     torch.testing.assert_close(threshold, torch.full_like(threshold, 0.5), atol=0.05, rtol=0)
+
+
+def test_a_resampled_gate_starts_with_its_magnitude():
+    """A latent whose magnitude stayed closed would never fire again, whatever its new direction."""
+    made, batches = trainer(architecture="gated", resample_every=4, n_steps=8, decay=0.0)
+    made.weights["b_mag"][:8] = -100
+    for batch in batches[:4]:
+        made.step(batch)
+    assert bool((made.weights["b_mag"] > -1).all()) and not bool(made.moments["b_mag"][0][:8].any())
+
+
+def test_resampling_with_a_second_table():
+    settings = PART | {"n_latents": 256, "k": 2, "n_steps": 8, "resample_every": 4}
+    sae = SAE("gsae", **settings).fit(X, partner=X[:, ::-1].copy())
+    assert np.isfinite(sae.metrics_["fvu"])
+    with pytest.raises(InputError, match="two tables"):
+        SAE("transcoder", **settings).fit(X, partner=X)
 
 
 # --------------------------------------------------------------------------------------------------------- the loop

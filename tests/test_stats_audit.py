@@ -30,6 +30,7 @@ from biosae.stats import (
 from biosae.stats.confounding import _bias_corrected, ratio_interval
 from biosae.stats.correlation import as_columns
 from biosae.stats.drop import cells, divide, draw, size_of
+from biosae.stats.features import feature_sets
 from biosae.stats.pvca import variance_components
 from biosae.stats.readout import interval, out_of_fold
 from biosae.stats.removal import score
@@ -293,6 +294,14 @@ def test_ablation_in_units_of_the_row():
     adata.uns["biosae"] = {"sae": {"normalise": "centre_scale"}, "tokens": "max"}
     with pytest.raises(InputError, match="tokens='mean'"):
         ablate(adata, SCANNER)
+
+
+def test_latents_that_do_not_add_up_have_no_reconstruction():
+    adata = cohort(n_patients=8)
+    adata.uns["biosae"] = {"sae": {"architecture": "polysae"}, "tokens": "none", "additive": False}
+    with pytest.raises(InputError, match="polysae"):
+        feature_sets(adata, ["reconstruction"])
+    assert set(feature_sets(adata, ["raw", "latents"])) == {"raw", "latents"}
 
 
 def test_worked_score():

@@ -63,6 +63,15 @@ def _cohort(run: Run) -> str:
     return text + (f" ({', '.join(details)})." if details else ".")
 
 
+CODERS = {
+    "Baseline": ("decomposition", "method not recorded"),
+    "ITDA": ("dictionary of embeddings", "ITDA"),
+    "Pursuit": ("dictionary of a trained coder", "coded by pursuit"),
+    "SemiNMF": ("factorisation with non-negative codes", "semi-NMF"),
+}
+"""Class of what is no sparse autoencoder: what it is, and its name where no setting gives one."""
+
+
 def _dictionary(run: Run) -> str:
     sae = run.facts.get("sae", {})
     if not sae:
@@ -72,10 +81,11 @@ def _dictionary(run: Run) -> str:
         **{k: v for k, v in sae.items() if not isinstance(v, dict)},
         **(run.facts.get("metrics") or sae.get("metrics") or {}),
     }
-    text = f"A sparse autoencoder ({config.get('architecture', 'architecture not recorded')}"
+    what, plain = CODERS.get(sae.get("class"), ("sparse autoencoder", "architecture not recorded"))
+    text = f"A {what} ({config.get('architecture') or config.get('method') or plain}"
     text += f", {run.adata.n_vars:,} latents"
     text += f", k = {config['k']}" if config.get("k") is not None else ""
-    text += ") was trained on these embeddings"
+    text += ") was fitted to these embeddings" if sae.get("class") in CODERS else ") was trained on these embeddings"
     text += f" with seed {config['random_state']}" if config.get("random_state") is not None else ""
     fvu = next((metrics[k] for k in ("fvu_val", "fvu") if isinstance(metrics.get(k), (int, float))), np.nan)
     fvu = metrics.get("fvu", np.nan) if np.isnan(fvu) else fvu
@@ -166,7 +176,7 @@ def _training(config: dict) -> str:
     what = "groups" if known.get("n_groups") is not None else "samples"
     on, total = int(known[f"n_{what}_trained_on"]), int(known[f"n_{what}"])
     noun = str(config.get("groups") or "group") if what == "groups" else "sample"
-    return f" The sparse autoencoder had been trained on {on:,} of the {style.count(total, noun)} tested."
+    return f" The dictionary of latents had been trained on {on:,} of the {style.count(total, noun)} tested."
 
 
 def _software(run: Run) -> str:

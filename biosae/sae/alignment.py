@@ -156,9 +156,9 @@ class Alignment(Settings):
 
     def matched(self, X: Any, Y: Any) -> float:
         """Share of the rows of X whose nearest row of Y, by cosine in the common space, is their own."""
+        self._check_fitted()
+        Joined(X, Y, "target")  # refuses rows that are no pairs
         x, y = (F.normalize(torch.from_numpy(self.transform(rows, table=t)), dim=1) for t, rows in enumerate((X, Y)))
-        if len(x) != len(y):
-            raise InputError(f"pairs are needed: X has {len(x)} rows, Y has {len(y)}")
         return float(((x @ y.T).argmax(1) == torch.arange(len(x))).float().mean())
 
     def save(self, file: str | os.PathLike) -> None:

@@ -21,6 +21,8 @@ SCALINGS = ("centre", "none")
 MEASURED_ROWS = 2**18
 """Rows on which quality is measured at most."""
 MEASURED_BLOCK = 2048
+FEWEST_COLUMNS = 32
+"""Columns of a product at least: with few of them its last bits depend on where in the block a row stands."""
 PIVOTS = 100
 """Exchanges of block principal pivoting before a row is left to active sets."""
 
@@ -135,13 +137,16 @@ def training_blocks(rows: Rows, held: Held) -> Iterator[np.ndarray]:
 
 def products(x: np.ndarray, atoms: np.ndarray) -> np.ndarray:
     """x atoms^T, float32 (n, m), in blocks of :data:`biosae.sae.coder.CHUNK` rows: each row by itself."""
-    weights, out = torch.from_numpy(np.ascontiguousarray(atoms)).T, np.empty((len(x), len(atoms)), np.float32)
+    m = len(atoms)
+    padded = np.zeros((max(m, FEWEST_COLUMNS), atoms.shape[1]), np.float32)
+    padded[:m] = atoms
+    weights, out = torch.from_numpy(padded).T, np.empty((len(x), m), np.float32)
     for start in range(0, len(x), CHUNK):
         part = torch.from_numpy(np.ascontiguousarray(x[start : start + CHUNK], np.float32))
         n = len(part)
         if n < CHUNK:
             part = torch.cat([part, torch.zeros(CHUNK - n, part.shape[1])])
-        out[start : start + n] = (part @ weights)[:n].numpy()
+        out[start : start + n] = (part @ weights)[:n, :m].numpy()
     return out
 
 

@@ -12,12 +12,12 @@ import scipy.sparse
 import torch
 
 from biosae import provenance
-from biosae.errors import InputError
-from biosae.sae import checkpoint, distributed
+from biosae.errors import IdentityError, InputError
+from biosae.sae import checkpoint, distributed, saved
 from biosae.sae.coder import CHUNK, Coder, sparse_rows, stacked
 from biosae.sae.config import Plan, SAEConfig
 from biosae.sae.fitting import fit_many, partial_fit
-from biosae.sae.methods import method, options_of
+from biosae.sae.methods import options_of
 from biosae.sae.methods.base import Method
 from biosae.sae.metrics import Quality
 from biosae.sae.model import SparseAutoencoder
@@ -62,6 +62,8 @@ class SAE(Coder, SAEConfig):
         Encoder, layer and preprocessing of the embeddings, where they are known.
     partner_features_ : int
         Columns of the second table; 0 without one.
+    partner_identity_, partner_fingerprint_ : dict or None, str or None
+        As ``identity_`` and ``fingerprint_``, of the second table.
     training_groups_ : tuple of str
         Salted SHA-256 of the groups (patients) trained on; ask with :meth:`trained_on`.
 
@@ -145,16 +147,23 @@ class SAE(Coder, SAEConfig):
     def inverse_transform(self, Z: Any, *, like: Any = None, table: int = 0) -> np.ndarray:
         """Reconstructions, float32 (n, d); with ``table=1`` in the space of the second modality.
 
-        See :meth:`biosae.sae.coder.Coder.inverse_transform`. A ``transcoder`` gives its target.
+        See :meth:`biosae.sae.coder.Coder.inverse_transform`. A ``transcoder`` gives its target, and ``like`` is the
+        table of targets.
         """
-        if table == 0:
-            return super().inverse_transform(Z, like=like)
         self._check_fitted()
-        if table != 1 or not isinstance(self._model, Method) or self._model.partner != "modality":
+        if table == 0 and not (self._out_table and self._needs_rows):
+            return super().inverse_transform(Z, like=like)
+        if table not in (0, 1) or (table and not self._two_modalities):
             raise InputError(f"table={table!r}: architecture={self.architecture!r} has no such table to reconstruct")
-        if self.partner_normaliser_.rowwise and like is None:
-            raise InputError("with this scaling pass like=X: row means and deviations are not in the codes")
-        return self._decode(self._check_codes(Z), None if like is None else Rows(like).take(np.arange(Z.shape[0])), 1)
+        Z = self._check_codes(Z)
+        if not self.partner_normaliser_.rowwise:
+            return self._decode(Z, None, 1)
+        if like is None:
+            raise InputError("with this scaling pass like=, the rows that are rebuilt: the codes lack their scales")
+        rows = self._check_partner(Rows(like))
+        if rows.n != Z.shape[0]:
+            raise InputError(f"like has {rows.n} rows, the codes have {Z.shape[0]}")
+        return np.concatenate([self._decode(Z[start : start + len(x)], x, 1) for start, x in rows.blocks()])
 
     def evaluate(self, X: Any, *, partner: Any = None, table: int = 0) -> dict[str, float]:
         """All quality numbers on X: see :meth:`biosae.sae.metrics.Quality.summary`.
@@ -231,12 +240,24 @@ class SAE(Coder, SAEConfig):
 
     def _second(self, X: Any, table: int) -> Rows:
         """Rows of the second modality."""
-        if table != 1 or not isinstance(self._model, Method) or self._model.partner != "modality":
+        if table != 1 or not self._two_modalities:
             raise InputError(f"table={table!r}: architecture={self.architecture!r} has no such table of rows to encode")
-        rows = Rows(X)
+        return self._check_partner(Rows(X))
+
+    def _check_partner(self, rows: Rows) -> Rows:
+        """The rows, if they are of the kind that the second table was."""
         if rows.d != self.partner_features_:
-            raise InputError(f"X has {rows.d} features, the second modality had {self.partner_features_}")
+            raise InputError(f"these rows have {rows.d} features, the second table had {self.partner_features_}")
+        if self.partner_fingerprint_ and rows.fingerprint not in (None, self.partner_fingerprint_):
+            raise IdentityError(
+                f"these embeddings are not of the kind of the second table: trained on {self.partner_identity_}, given "
+                f"{rows.identity}; without table=1 rows are taken for the first table"
+            )
         return rows
+
+    @property
+    def _two_modalities(self) -> bool:
+        return isinstance(self._model, Method) and self._model.partner == "modality"
 
     def _scaling(self, table: int) -> Normaliser:
         return self.partner_normaliser_ if table else self.normaliser_
@@ -273,6 +294,9 @@ class SAE(Coder, SAEConfig):
         self.history_ = history
         self._keep_model(model, scaling)
         self._keep_rows(rows, held, went_on=went_on)
+        second = getattr(rows.source, "tables", (None, None))[1]
+        self.partner_identity_ = getattr(second, "identity", None)
+        self.partner_fingerprint_ = getattr(second, "fingerprint", None)
         device = next(model.parameters()).device.type
         self.provenance_ = provenance.record(seed=self.random_state_, threads=torch.get_num_threads(), device=device)
 
@@ -378,17 +402,7 @@ class SAE(Coder, SAEConfig):
         return (atoms * (unit / scaling.scale)).astype(np.float32), bias
 
     def _tensors(self) -> dict[str, np.ndarray]:
-        prefix = "model." if isinstance(self._model, Method) else ""
-        tensors = {prefix + name: value.detach().cpu().numpy() for name, value in self._model.state_dict().items()}
-        for prefix, scaling in (("", self.normaliser_), ("partner_", self.partner_normaliser_)):
-            if scaling is not None:
-                tensors |= {
-                    f"{prefix}mean": scaling.mean.astype(np.float64),
-                    f"{prefix}scale": np.float64(scaling.scale),
-                }
-                if scaling.whiten is not None:
-                    tensors[f"{prefix}whiten"] = scaling.whiten
-        return tensors
+        return saved.tensors(self._model, (self.normaliser_, self.partner_normaliser_))
 
     def _facts(self) -> dict[str, Any]:
         partner = self.partner_normaliser_
@@ -398,60 +412,17 @@ class SAE(Coder, SAEConfig):
             "offset": self.offset_,
             "partner_features": self.partner_features_,
             "partner_rowwise": None if partner is None else partner.rowwise,
+            "partner_identity": self.partner_identity_,
+            "partner_fingerprint": self.partner_fingerprint_,
         }
 
     def _restore(self, tensors: dict[str, np.ndarray], config: dict[str, Any], device: torch.device) -> None:
         self.validate()
-        m, d = self.n_latents_, self.n_features_in_
-        widths = (d, config.get("partner_features", 0))
-        scaling = _scaling(tensors, "", d, config["rowwise"], config.get("offset", {}))
-        if self.is_method:
-            model = method(self.architecture)(
-                d, m, k=self.k_, options=options_of(self.architecture, self.options), n_partner=widths[1]
-            )
-            _fill(model, tensors)
-            if model.partner is not None and (widths[1] or model.partner != "gradient"):
-                second = None
-                if model.partner != "gradient":
-                    second = _scaling(tensors, "partner_", widths[1], config["partner_rowwise"], {})
-                scaling = Scalings(model.partner, widths, (scaling, second))
-        else:
-            model = SparseAutoencoder(
-                d, m, architecture=self.architecture, k=self.k_, ends=config.get("ends"), bandwidth=self.bandwidth
-            )
-            shapes = {"W_enc": (m, d), "b_enc": (m,), "W_dec": (m, d), "b_dec": (d,)}
-            shapes["threshold"] = (m,) if self.architecture == "jumprelu" else ()
-            model.load_state_dict(
-                {
-                    name: torch.from_numpy(checkpoint.shaped(tensors, name, shape).copy())
-                    for name, shape in shapes.items()
-                }
-            )
+        self.partner_identity_ = config.get("partner_identity")
+        self.partner_fingerprint_ = config.get("partner_fingerprint")
+        shape = {"n_features": self.n_features_in_, "n_latents": self.n_latents_, "k": self.k_}
+        model, scaling = saved.restored(self, tensors, config, **shape)
         self._keep_model(model.to(device), scaling)
-
-
-def _scaling(
-    tensors: dict[str, np.ndarray], prefix: str, d: int, rowwise: str | bool | None, offset: dict[str, Any]
-) -> Normaliser:
-    """Scaling of one table from a file."""
-    whiten = checkpoint.shaped(tensors, f"{prefix}whiten", (d, d)) if f"{prefix}whiten" in tensors else None
-    mean = checkpoint.shaped(tensors, f"{prefix}mean", (d,))
-    return Normaliser(mean, float(checkpoint.shaped(tensors, f"{prefix}scale", ())), rowwise, whiten, offset)
-
-
-def _fill(model: Method, tensors: dict[str, np.ndarray]) -> None:
-    """Put the tensors of a file into an empty method; buffers may have sizes of their own."""
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    for name in model.state_dict():
-        key = f"model.{name}"
-        shape = shapes.get(name, tensors[key].shape if key in tensors else ())
-        value = torch.from_numpy(checkpoint.shaped(tensors, key, shape).copy())
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        if name in shapes:
-            getattr(module, leaf).data = value
-        else:
-            setattr(module, leaf, value)
 
 
 def _padded(u: np.ndarray) -> Iterator[tuple[torch.Tensor, int]]:

@@ -17,6 +17,7 @@ from biosae.errors import DivergedError, InputError
 from biosae.sae import state
 from biosae.sae.config import Plan, SAEConfig, resolve
 from biosae.sae.distributed import ALONE, Alone, connect
+from biosae.sae.loop import run
 from biosae.sae.methods import method, options_of
 from biosae.sae.methods.base import Method
 from biosae.sae.model import SparseAutoencoder, calibrated
@@ -26,7 +27,7 @@ from biosae.sae.rows import Held, Rows
 from biosae.sae.sequential import bounds
 from biosae.sae.sparse_ops import kernels
 from biosae.sae.stream import Stream
-from biosae.sae.train import Trainer, run
+from biosae.sae.train import Trainer
 from biosae.settings import resolve_device
 
 if TYPE_CHECKING:

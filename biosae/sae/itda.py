@@ -224,7 +224,7 @@ def _ids(rows: Rows, chosen: np.ndarray, salt: str | None) -> tuple[str, np.ndar
     """Name of the salt, and a hash of the sample and token of each chosen row; without sample ids, of its number."""
     index = getattr(rows.obs, "index", None)
     if index is None:
-        names, own = [f"row {r}" for r in chosen.tolist()], "rows of an array"
+        names, own = [f"row {r}" for r in chosen.tolist()], f"rows of an array of {rows.n}"
     else:
         names = [f"{index[r // rows.tokens]} token {r % rows.tokens}" for r in chosen.tolist()]
         own = hashlib.sha256("\0".join(sorted(map(str, index))).encode()).hexdigest()

@@ -54,6 +54,9 @@ def named(name: str, **settings: Any) -> Coder:
     options = dict(settings.pop("options", None) or {})
     if options or name not in ARCHITECTURES or not set(settings) <= set(SAE.names()):
         options |= {setting: settings.pop(setting) for setting in list(settings) if setting in own}
+    for setting in settings:
+        if setting not in SAE.names():
+            raise InputError(f"{name!r} has no setting {setting!r}; {nearest(setting, [*sorted(own), *SAE.names()])}")
     if options:
         settings["options"] = options
     return SAE().set_params(architecture=name, **settings)

@@ -19,6 +19,8 @@ SMALLEST_NORM = 1e-6
 """``l2`` divides by at least this, so that a zero row stays zero."""
 SMALLEST_DEVIATION = 1e-5
 """``layernorm`` adds this to the deviation of a row."""
+NARROW = 16
+"""Products of fewer columns are made with so many: below, the bits of a row depend on where in a block it stands."""
 LARGE_OFFSET = 1.0
 """Ratio ||mean||^2 / mean ||x - mean||^2 above which a mode that does not centre is advised against: most of the mean
 square of a row is then the same for all rows."""
@@ -160,11 +162,14 @@ class Normaliser:
         """Rows for training, y, from rows that :meth:`ready` gave."""
         key = (u.device, u.dtype)
         if key not in self._tensors:
-            parts = (None if a is None else torch.from_numpy(a).to(u.dtype) for a in (self.mean, self.whiten))
+            wide = self.whiten
+            if wide is not None and len(wide) < NARROW:
+                wide = np.pad(wide, ((0, 0), (0, NARROW - len(wide))))
+            parts = (None if a is None else torch.from_numpy(a).to(u.dtype) for a in (self.mean, wide))
             self._tensors[key] = tuple(a if a is None else a.to(u.device) for a in parts)
         mean, whiten = self._tensors[key]
         y = torch.sub(u, mean).mul_(self.scale)
-        return y if whiten is None else y @ whiten
+        return y if whiten is None else (y @ whiten)[:, : len(mean)]
 
     @torch.no_grad()
     def fold_(self, model: SparseAutoencoder) -> None:

@@ -268,6 +268,8 @@ class Pursuit(Coder):
         Steps or atoms a row.
     penalty_ : float or None
         Share of each row's largest correlation that the LASSO uses.
+    normaliser_ : Normaliser
+        The row-wise scaling of the coder, if it has one.
     """
 
     coder: Any = None
@@ -344,7 +346,7 @@ class Pursuit(Coder):
         self._set_scaling(normaliser.rowwise if normaliser is not None else None)
 
     def _set_scaling(self, rowwise: str | None) -> None:
-        self._scaling = Normaliser(np.zeros(self.n_features_in_), 1.0, rowwise)
+        self.normaliser_ = Normaliser(np.zeros(self.n_features_in_), 1.0, rowwise)
         self._needs_rows = rowwise is not None
 
     def _check_linear(self, coder: Coder, x: np.ndarray) -> None:
@@ -360,7 +362,7 @@ class Pursuit(Coder):
         """Share of the largest correlation that leaves k atoms a row on average."""
         step = max(1, -(-(rows.n or SEARCHED_ROWS) // SEARCHED_ROWS))
         taken = [x[::step] for _, x in rows.blocks()]
-        s = self._scaling.ready(np.concatenate(taken)[:SEARCHED_ROWS]) - self.bias_
+        s = self.normaliser_.ready(np.concatenate(taken)[:SEARCHED_ROWS]) - self.bias_
         low, high = -4.0, 0.0  # log10
         for _ in range(14):
             middle = (low + high) / 2
@@ -369,7 +371,7 @@ class Pursuit(Coder):
         return float(10**high)
 
     def _codes(self, x: np.ndarray) -> scipy.sparse.csr_matrix:
-        s = self._scaling.ready(x).astype(np.float64) - self.bias_
+        s = self.normaliser_.ready(x).astype(np.float64) - self.bias_
         if self.solver == "mp":
             return matching_pursuit(s, self.decoder_, k=self.k_, rule=self.rule, tol=self.tol)
         if self.solver == "omp":
@@ -379,13 +381,13 @@ class Pursuit(Coder):
         return nn_lasso(s, self.decoder_, penalty=self.penalty_, relative=True)
 
     def _decode(self, z: Any, x: np.ndarray | None) -> np.ndarray:
-        return self._scaling.restore(np.asarray(z @ self.decoder_, np.float32) + self.bias_, x)
+        return self.normaliser_.restore(np.asarray(z @ self.decoder_, np.float32) + self.bias_, x)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         return {"W_dec": self.decoder_, "b_dec": self.bias_}
 
     def _facts(self) -> dict[str, Any]:
-        return {"rowwise": self._scaling.rowwise}
+        return {"rowwise": self.normaliser_.rowwise}
 
     def _restore(self, tensors: dict[str, np.ndarray], config: dict[str, Any], device: torch.device) -> None:
         m, d = self.n_latents_, self.n_features_in_

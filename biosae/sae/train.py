@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import torch
 
@@ -23,7 +19,6 @@ from biosae.sae.methods.base import Method, Now
 from biosae.sae.model import SparseAutoencoder, unit_rows_
 from biosae.sae.sparse_ops import GUESS
 from biosae.sae.step import Outcome, Taken, Wanted, by_autograd, dense, missed, reconstruct, sparse
-from biosae.settings import settings
 
 REFRESH = 8
 """Steps between two looks at what must come back from the device: dead latents, density, whether all is finite."""
@@ -73,9 +68,11 @@ class Trainer:
         self.weights = {name: p.detach() for name, p in model.named_parameters()}
         self.moments = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in self.weights.items()}
         self.is_method = isinstance(model, Method)
-        if config.resample_every and not set(ENCODES) <= self.weights.keys():
+        second = getattr(model, "partner", None) in ("target", "modality")
+        if config.resample_every and (second or not set(ENCODES) <= self.weights.keys()):
             raise InputError(
-                f"architecture={config.architecture!r} has no encoder rows to resample: resample_every=None"
+                f"architecture={config.architecture!r} has no encoder rows to resample, or learns from two tables: "
+                "resample_every=None"
             )
         device = next(iter(self.weights.values())).device
         self.since_fired = torch.zeros(model.n_latents, dtype=torch.int64, device=device)
@@ -85,7 +82,7 @@ class Trainer:
         self.seconds = 0.0
         self.stopped = ""
         self.history: list[dict[str, float]] = []
-        self.average = {n: w.clone() for n, w in self.weights.items()} if config.ema else {}
+        self.average = {n: w.clone() for n, w in self._averaged().items()} if config.ema else {}
         self.kept: dict[str, torch.Tensor] = {}
         self._keep()
         self.best, self.waited = math.inf, 0
@@ -97,6 +94,11 @@ class Trainer:
     def buffers(self) -> dict[str, torch.Tensor]:
         """What a method keeps besides its weights, by name."""
         return dict(self.model.named_buffers()) if self.is_method else {}
+
+    def _averaged(self) -> dict[str, torch.Tensor]:
+        """What the moving average is of: the weights, and buffers that are learnt beside them."""
+        buffers = self.buffers
+        return self.weights | {name: buffers[name] for name in getattr(self.model, "averaged", ())}
 
     def set_buffer(self, name: str, value: torch.Tensor) -> None:
         """Put a buffer of the method back."""
@@ -149,11 +151,13 @@ class Trainer:
                 self.dead = (self.since_fired >= self.plan.dead_after).nonzero().squeeze(1)
                 self.some_dead = self.comm.total(len(self.dead)) > 0
                 self.density = float(outcome.active) / (len(x) * len(self.since_fired))
+            now = self._averaged() if self.average else {}
             for name, mean in self.average.items():
-                mean.lerp_(self.weights[name], 1 - self.config.ema)
+                mean.lerp_(now[name], 1 - self.config.ema)
             every = self.config.resample_every
             if every and self.done % every == every - 1 and self.done < self.plan.decay_start:
-                self._resample(x, outcome.residual, every // 2 * self.comm.rows(len(x)))
+                rows = x[:, : self.weights["b_dec"].numel()]  # without gradients
+                self._resample(rows, outcome.residual, every // 2 * self.comm.rows(len(x)))
         self.done += 1
         if logged:
             self._log(x, outcome, rate)
@@ -230,7 +234,8 @@ class Trainer:
         norm = norm / count if count > 0 else 1.0
         self.weights["W_dec"][idle] = start
         self.weights["W_enc"][idle] = 0.2 * norm * start
-        self.weights["b_enc"][idle] = 0
+        for name in ("b_enc", *getattr(self.model, "from_zero", ())):
+            self.weights[name][idle] = 0
         if "threshold" in self.weights:
             first = self.model.options if self.is_method else self.config
             self.weights["threshold"][idle] = first.threshold
@@ -308,7 +313,7 @@ class Trainer:
             self.kept.setdefault(name, torch.empty_like(weight)).copy_(weight)
         if self.average and self.model.unit_atoms:
             unit_rows_(self.kept["W_dec"])
-        self.kept |= {name: buffer.clone() for name, buffer in self.buffers.items()}
+        self.kept |= {name: buffer.clone() for name, buffer in self.buffers.items() if name not in self.average}
         self.kept_at = self.done
 
     def _diverged(self) -> None:
@@ -348,102 +353,8 @@ class Trainer:
             self._saved = time.monotonic()
 
 
-def run(trainers: list[Trainer], batches: Callable[[int], Iterator[torch.Tensor]]) -> None:
-    """Train all of them on one stream until each has finished.
-
-    Parameters
-    ----------
-    batches
-        Gives the endless stream of raw batches from a step on.
-
-    Raises
-    ------
-    DivergedError
-        See :meth:`Trainer.step`.
-    KeyboardInterrupt
-        After Ctrl-C or SIGTERM, at the end of the step and once the states of all trainers are written.
-
-    Notes
-    -----
-    Before each step the processes that train together ask each other whether one has met an error or an interrupt; all
-    of them then end with it.
-    """
-    total = max(t.plan.n_steps for t in trainers)
-    first = min((t.done for t in trainers if not t.finished), default=total)
-    if first >= total:
-        return
-    comm = trainers[0].comm
-    stream = batches(first)
-    bar = _progress(total, first, shown=comm.rank == 0)
-    try:
-        with _interrupts() as asked:
-            trouble: BaseException | None = None
-            for position in range(first, total + 1):
-                over = all(t.finished for t in trainers)
-                if trouble is None and asked:
-                    trouble = KeyboardInterrupt()
-                if trouble is None and not over:
-                    try:
-                        rows = next(stream)
-                    except (Exception, KeyboardInterrupt) as error:
-                        trouble = error  # all must hear of it
-                trouble = comm.agree(trouble)
-                if isinstance(trouble, KeyboardInterrupt):
-                    for trainer in trainers:
-                        trainer.save(force=True)
-                if trouble is not None:
-                    raise trouble
-                if over:
-                    break
-                due = [t for t in trainers if not t.finished and t.done == position]
-                for trainer in due:
-                    started = time.perf_counter()
-                    trainer.step(rows)
-                    trainer.seconds += time.perf_counter() - started
-                bar.update()
-                for trainer in due:
-                    trainer.save(force=trainer.finished)
-                    try:
-                        trainer.tell()
-                    except (Exception, KeyboardInterrupt) as error:
-                        trouble = error
-    finally:
-        bar.close()
-        stream.close()
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM wait for the end of a step, so that what is saved is the state between two steps.
-
-    Gives the list of those that came. A second Ctrl-C acts at once.
-    """
-    came: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and number in came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
-        yield came
-        return
-    former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
 def _ratio(error: float, spread: float) -> float:
     """Fraction of variance unexplained; of rows that are all alike 0 or infinity."""
     if spread > 0:
         return error / spread
     return math.inf if error > 0 else error
-
-
-def _progress(total: int, initial: int, *, shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, initial=initial, desc="SAE", unit="step", disable=not (shown and settings.progress))

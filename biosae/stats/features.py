@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ def feature_sets(adata: Any, names: Sequence[str] | None = None, *, without: Seq
         elif name == "raw_filtered":
             out[name] = ablate(adata, without).astype(np.float32)
         elif name == "reconstruction":
+            _additive(adata.uns.get("biosae", {}))
             out[name] = np.asarray(sp.csr_matrix(adata.X) @ decoder(adata), dtype=np.float32)
         else:
             X = sp.csr_matrix(adata.X)
@@ -133,14 +134,9 @@ def row_scale(adata: Any, x: np.ndarray) -> np.ndarray | float:
         Where tokens were pooled in a way that does not keep the sum.
     """
     record = adata.uns.get("biosae", {})
-    if not record.get("additive", True):
-        name = dict(record.get("sae", {})).get("architecture")
-        raise InputError(
-            f"latents of {name!r} do not add to the embedding one by one, so none can be taken away; ablate those of "
-            "another architecture"
-        )
+    _additive(record)
     tokens, normalise = record.get("tokens", "none"), dict(record.get("sae", {})).get("normalise")
-    rowwise = normalise in ("layernorm", "l2")
+    rowwise = record.get("rowwise", normalise if normalise in ("layernorm", "l2") else None)  # older files say less
     if tokens in ("max", "fraction_active") or (rowwise and tokens == "mean"):
         raise InputError(
             f"codes pooled by {tokens!r}{' of an SAE that scales every token' if rowwise else ''} do not add up to the "
@@ -151,4 +147,14 @@ def row_scale(adata: Any, x: np.ndarray) -> np.ndarray | float:
         return 1.0
     from biosae.sae.normalise import ROWWISE
 
-    return np.asarray(ROWWISE[normalise](x)[1], dtype=np.float64)
+    return np.asarray(ROWWISE[rowwise](x)[1], dtype=np.float64)
+
+
+def _additive(record: Mapping[str, Any]) -> None:
+    """Refuse latents that do not add their code times their atom to the embedding."""
+    if not record.get("additive", True):
+        name = dict(record.get("sae", {})).get("architecture")
+        raise InputError(
+            f"latents of {name!r} do not add to the embedding one by one, so none can be taken away, nor is Z W_dec "
+            "the reconstruction; take those of another architecture"
+        )

@@ -87,6 +87,10 @@ class Method(nn.Module):
     """Whether x_hat is affine in z, so that decoding is one sparse product with the atoms."""
     late: ClassVar[tuple[str, ...]] = ()
     """Options that may be changed after fitting, by ``set_params(options=...)``."""
+    averaged: ClassVar[tuple[str, ...]] = ()
+    """Buffers of which ``ema`` keeps the moving average, as of the parameters."""
+    from_zero: ClassVar[tuple[str, ...]] = ()
+    """Parameters (m,) besides ``b_enc`` that start from 0 in a latent that is resampled."""
     partner: ClassVar[str | None] = None
     """What a second table is: ``gradient``, ``modality`` or ``target``; None: it takes none."""
 

@@ -36,6 +36,7 @@ class Gated(Method):
     """
 
     Options: ClassVar[type] = GatedOptions
+    from_zero: ClassVar[tuple[str, ...]] = ("r_mag", "b_mag")
 
     def make(self) -> None:
         """The magnitudes besides."""

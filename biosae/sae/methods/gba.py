@@ -117,6 +117,7 @@ class GBA(Method):
     """
 
     Options = GBAOptions
+    averaged = ("bias",)
 
     def make(self) -> None:
         """Atoms, their sizes, biases, groups, and what was seen since the last adaptation."""

@@ -342,7 +342,8 @@ class Matryoshka(BatchTopK):
         else:
             errors = []
             for end, k in zip(ends, self.options.level_k, strict=True):
-                z = activations.batchtopk(a[:, :end], max(1, round(k * now.k / self.k)))
+                share = now.k / self.options.level_k[-1]
+                z = activations.batchtopk(a[:, :end], max(1, round(k * share)))
                 x_hat = torch.addmm(self.b_dec, z, self.W_dec[:end])
                 errors.append(objectives.mse_sum(x, x_hat))
         if self.options.bias_term:

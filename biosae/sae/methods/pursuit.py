@@ -264,7 +264,7 @@ class MatchingPursuit(Method):
 
     def loss(self, x: torch.Tensor, now: Now) -> Loss:
         centred, barred = x - self.b_dec, None
-        if self.options.dropout and now.generator is not None:
+        if self.options.dropout and now.generator is not None and torch.is_grad_enabled():  # not on held-out rows
             barred = (torch.rand(self.n_latents, generator=now.generator) < self.options.dropout).to(x.device)
         if self.options.solver == "omp":
             z = self._refit(centred.detach(), now.k, barred)
