@@ -15,6 +15,7 @@ import typer
 
 from biosae.cli_data import data_app
 from biosae.cli_encoders import encoders_app
+from biosae.cli_see import see_app
 from biosae.errors import BiosaeError, InputError, nearest
 from biosae.settings import settings
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(encoders_app, name="encoders")
+app.add_typer(see_app)
 
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Seed = Annotated[int, typer.Option("--random-state", help="Seed.")]

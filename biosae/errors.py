@@ -52,6 +52,10 @@ class DownloadError(BiosaeError):
     """A file could not be fetched, or what was fetched is not what its source publishes."""
 
 
+class EndpointError(BiosaeError):
+    """A model server did not answer, refused the key or the model, or the budget for it is spent."""
+
+
 class MissingExtraError(BiosaeError, ImportError):
     """An optional package is absent; the message names the extra that brings it."""
 

@@ -15,8 +15,9 @@ from synthetic_run import FakeSamples, make_associations, make_latents
 
 from biosae import pl
 from biosae.errors import InputError
+from biosae.interpret import examples
 from biosae.pl import results, style
-from biosae.pl.gallery import BLOCKS
+from biosae.pl.gallery import HEADINGS
 from biosae.stats import summary
 from biosae.stats.ranking import strength
 
@@ -203,41 +204,8 @@ def test_given_axes_are_used_and_returned(table) -> None:
 # -- gallery ---------------------------------------------------------------------------------------------------------
 
 
-@given(n=st.integers(1, 30), cap=st.integers(1, 4), seed=st.integers(0, 5))
-def test_gallery_cap_order_and_controls(n, cap, seed) -> None:
-    adata = make_latents_once()
-    chosen = pl.select_tiles(adata, "L0003", n=n, cap_per_patient=cap, random_state=seed)
-    values = pd.Series(adata[:, "L0003"].X.toarray().ravel(), index=adata.obs_names)
-    assert chosen.groupby(["block", "patient"]).size().max() <= cap
-    assert chosen["sample_id"].is_unique
-    np.testing.assert_array_equal(chosen["activation"], values[chosen["sample_id"]])
-    by = dict(list(chosen.groupby("block")))
-    assert by["top"]["activation"].is_monotonic_decreasing
-    assert by["top"]["activation"].iloc[0] == values.max()
-    assert (by["inactive"]["activation"] == 0).all()
-    assert all(rows["activation"].gt(0).all() for block, rows in by.items() if block != "inactive")
-    assert all(len(rows) <= n for rows in by.values())
-
-
-_once: list = []
-
-
-def make_latents_once():
-    if not _once:
-        _once.append(make_latents())
-    return _once[0]
-
-
-def test_gallery_without_patients_has_no_cap(adata) -> None:
-    anonymous = adata.copy()
-    anonymous.obs = anonymous.obs.drop(columns="patient")
-    chosen = pl.select_tiles(anonymous, "L0003", n=12)
-    values = np.sort(adata[:, "L0003"].X.toarray().ravel())[::-1]
-    np.testing.assert_array_equal(chosen.loc[chosen["block"] == "top", "activation"], values[:12])
-
-
 def test_gallery_shows_the_reason_of_an_unreadable_tile_and_counts(adata) -> None:
-    top = pl.select_tiles(adata, "L0003", n=6)["sample_id"].iloc[0]
+    top = examples(adata, "L0003", n=6)["sample_id"].iloc[0]
     fig = pl.gallery(adata, "L0003", samples=FakeSamples(adata.obs, unreadable=(top,)), n=6)
     texts = [t.get_text() for sub in fig.subfigs for ax in sub.axes for t in ax.texts]
     assert texts == ["truncated"]
@@ -246,20 +214,17 @@ def test_gallery_shows_the_reason_of_an_unreadable_tile_and_counts(adata) -> Non
     assert sum(bool(ax.images) for sub in fig.subfigs for ax in sub.axes) == 17
 
 
-def test_gallery_of_signed_codes_shows_both_ends_and_calls_no_negative_code_silent(adata) -> None:
+def test_gallery_of_signed_codes_shows_both_ends(adata) -> None:
     signed = adata.copy()
     values = signed[:, "L0003"].X.toarray().ravel()
     values[::2] *= -1
     changed = signed.X.toarray()
     changed[:, signed.var_names.get_loc("L0003")] = values
     signed.X = csr_matrix(changed)
-    by = dict(list(pl.select_tiles(signed, "L0003", n=4, cap_per_patient=None).groupby("block")["activation"]))
-    np.testing.assert_array_equal(by["top"], np.sort(values)[::-1][:4])
-    np.testing.assert_array_equal(by["bottom"], np.sort(values)[:4])
-    assert (by["inactive"] == 0).all()
-    assert (by["active"] != 0).all()
     fig = pl.gallery(signed, "L0003", samples=FakeSamples(signed.obs), n=4)
-    assert [sub.get_suptitle().split(" (")[0] for sub in fig.subfigs] == list(BLOCKS.values())
+    assert [sub.get_suptitle().split(" (")[0] for sub in fig.subfigs] == [
+        HEADINGS[k] for k in ("top", "bottom", "active", "inactive")
+    ]
     text = (
         f"active in {(values != 0).sum()} of 240 samples ({(values != 0).mean():.1%}), negative in {(values < 0).sum()}"
     )
@@ -268,11 +233,14 @@ def test_gallery_of_signed_codes_shows_both_ends_and_calls_no_negative_code_sile
     assert len(plain.subfigs) == 3
 
 
-def test_gallery_of_a_dead_latent_has_only_silent_tiles(adata) -> None:
-    chosen = pl.select_tiles(adata, "L0012", n=5)
-    assert set(chosen["block"]) == {"inactive"}
+def test_gallery_of_every_kind_has_a_heading_each(adata) -> None:
+    kinds = ("near", "spread", "top")
+    fig = pl.gallery(adata, "L0003", samples=FakeSamples(adata.obs), n=3, kinds=kinds)
+    assert [sub.get_suptitle().split(" (")[0] for sub in fig.subfigs] == [
+        text for kind, text in HEADINGS.items() if kind in kinds
+    ]
     with pytest.raises(InputError, match="L0012"):
-        pl.select_tiles(adata, "L12")
+        pl.gallery(adata, "L12", samples=None)
 
 
 # -- style -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ REASONS = (
 
 # kind (``reader.spec()["kind"]``) -> constructor that takes the rest of the spec as keywords, or its "module:attribute"
 READERS: dict[str, Callable[..., Reader] | str] = {
+    "altered": "biosae.interpret.altered:AlteredReader",
     "image": "biosae.read.decode:ImageReader",
     "crop": "biosae.read.crops:CropReader",
     "phantom": "biosae.data.phantom:PhantomReader",

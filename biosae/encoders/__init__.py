@@ -22,6 +22,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "fingerprint": ("biosae.encoders.base", "fingerprint"),
     "massive_activations": ("biosae.encoders.massive", "massive_activations"),
     "massive_values": ("biosae.encoders.massive", "massive_values"),
+    "text_tower": ("biosae.encoders.text", "text_tower"),
     "embed": ("biosae.embeddings.extract", "embed"),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,6 +154,27 @@ class Preprocess:
         pixels = torch.from_numpy(values).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
         mean, std = (torch.tensor(v[: len(pixels)], dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
         return pixels.sub_(mean).div_(std)
+
+    def coverage(self, part: np.ndarray) -> np.ndarray:
+        """Which share of each pixel of the network's input a part of the image fills, by the same geometry.
+
+        Parameters
+        ----------
+        part
+            Boolean (H, W), aligned with the image.
+
+        Returns
+        -------
+        ndarray
+            ``float32 (h, w)`` from 0 to 1: the mean over the covered pixels where the image shrinks.
+        """
+        from PIL import Image
+
+        part = np.asarray(part)
+        if part.ndim != 2:
+            raise InputError(f"a part of an image must be (H, W), got shape {part.shape}")
+        alone = replace(self, interpolation="area")
+        return np.asarray(alone._resized(Image.fromarray(part.astype(np.float32))), np.float32)
 
     def _resized(self, picture: Image) -> Image:
         if self.match_mpp and self.rescale != 1.0:

@@ -1,110 +1,37 @@
-"""Items on which a latent fires most, beside controls: items where it fires at random, and items where it is silent."""
+"""Examples of a latent as pictures: where it fires most, beside controls where it fires or is silent at random."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from biosae.errors import BiosaeError, InputError, nearest
+from biosae.errors import BiosaeError
+from biosae.interpret.examples import activation, examples
 from biosae.pl import style
 from biosae.pl.traces import picture
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.figure import Figure
 
 NOUNS = {"image": "tile", "signal": "window", "features": "vector"}
 """Kind of item -> what one is called in a caption."""
-BLOCKS = {
-    "top": "highest activation", "bottom": "most negative activation", "active": "random among active",
-    "inactive": "random among silent",
+_SLIDE_SIZE = 300  # pixels of a slide's picture, on its longer side
+HEADINGS = {
+    "top": "highest activation", "bottom": "most negative activation", "spread": "spread over the range of activation",
+    "active": "random among active",
+    "near": "near misses: silent, most like the top", "inactive": "random among silent",
 }  # fmt: skip
-"""``bottom`` is of signed codes only: both ends of a latent may have a meaning."""
+"""Kind of example -> heading. ``bottom`` is of signed codes only: both ends of a latent may have a meaning."""
 
 
-def activation(adata: AnnData, latent: str) -> pd.Series:
-    """Codes of one latent as a dense float32 series over the rows of ``adata``, indexed by their names.
-
-    Raises
-    ------
-    InputError
-        If there is no such latent.
-    """
-    if latent not in adata.var_names:
-        raise InputError(f"no latent {latent!r}; {nearest(latent, adata.var_names)}")
-    column = adata.X[:, adata.var_names.get_loc(latent)]
-    values = column.toarray().ravel() if hasattr(column, "toarray") else np.asarray(column).ravel()
-    return pd.Series(values, index=adata.obs_names, name=latent)
-
-
-def select_tiles(
-    adata: AnnData, latent: str, *, n: int = 12, cap_per_patient: int | None = 2, random_state: int = 0
-) -> pd.DataFrame:
-    """Choose the tiles of a gallery: the top, random active ones and random silent ones, few a patient.
-
-    Without a cap one patient often fills the gallery, and a latent of that patient looks like a latent of biology.
-    No tile is chosen twice; the random active tiles are drawn from those that are not among the top. Where codes are
-    signed, a tile is active if its code is not 0, and the most negative ones are a block of their own.
-
-    Parameters
-    ----------
-    adata : AnnData of shape (n_rows, n_latents)
-    latent : str
-    n : int
-        Tiles a block.
-    cap_per_patient : int or None
-        Most tiles of one patient in one block; None, or an ``obs`` without ``patient``, means no cap.
-    random_state : int
-        Seed of the two control blocks.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``block`` (``top``, ``bottom``, ``active``, ``inactive``), ``sample_id``, ``activation``,
-        ``patient`` (missing where unknown); fewer than ``n`` rows a block where the cap or the data leave fewer.
-
-    Raises
-    ------
-    InputError
-        If there is no such latent.
-    """
-    values = activation(adata, latent).to_numpy()
-    obs = adata.obs
-    ids = (obs["sample_id"] if "sample_id" in obs else pd.Series(obs.index, index=obs.index)).astype(str).to_numpy()
-    patients = obs["patient"].astype(object).to_numpy() if "patient" in obs else np.full(len(obs), None, dtype=object)
-    rng = np.random.default_rng(random_state)
-    falling, rising = np.argsort(-values, kind="stable"), np.argsort(values, kind="stable")
-    orders = {
-        "top": falling[values[falling] > 0],
-        "bottom": rising[values[rising] < 0],
-        "active": rng.permutation(np.flatnonzero(values)),
-        "inactive": rng.permutation(np.flatnonzero(values == 0)),
-    }
-    taken: set[str] = set()
-    rows = []
-    for block, order in orders.items():
-        per_patient: dict[Any, int] = {}
-        kept = 0
-        for i in order:
-            if kept == n:
-                break
-            patient = patients[i]
-            known = patient is not None and not pd.isna(patient)
-            full = known and cap_per_patient is not None and per_patient.get(patient, 0) >= cap_per_patient
-            if full or ids[i] in taken:
-                continue
-            per_patient[patient] = per_patient.get(patient, 0) + 1
-            taken.add(ids[i])
-            rows.append((block, ids[i], float(values[i]), patient if known else None))
-            kept += 1
-    return pd.DataFrame(rows, columns=["block", "sample_id", "activation", "patient"])
-
-
-def headings(chosen: pd.DataFrame) -> dict[str, str]:
-    """Blocks to show of chosen tiles, with their headings: ``bottom`` only where there is any."""
-    return {block: text for block, text in BLOCKS.items() if block != "bottom" or (chosen["block"] == block).any()}
+def headings(chosen: pd.DataFrame, kinds: Sequence[str]) -> dict[str, str]:
+    """Kinds of chosen examples with their headings: ``bottom`` beside ``top``, and only where there is any."""
+    signed = (chosen["kind"] == "bottom").any()
+    return {k: text for k, text in HEADINGS.items() if (signed if k == "bottom" else k in kinds)}
 
 
 def firing_sentence(adata: AnnData, latent: str) -> str:
@@ -127,15 +54,27 @@ def noun(samples: Any) -> str:
 
 
 def read_picture(samples: Any, sample_id: str) -> np.ndarray | str:
-    """One sample as a picture, uint8 (H, W, 3), or the reason why it cannot be shown."""
+    """One sample (or slide of the samples) as a picture, uint8 (H, W, 3), or the reason why it cannot be shown."""
     if samples is None:
         return "no images given"
     try:
-        return picture(np.asarray(samples[samples.obs.index.get_loc(sample_id)]))
-    except KeyError:
-        return "not in samples"
+        if sample_id in samples.obs.index:
+            return picture(np.asarray(samples[samples.obs.index.get_loc(sample_id)]))
+        return _slide_picture(samples, sample_id)
     except (BiosaeError, OSError, ValueError) as error:
         return str(getattr(error, "reason", None) or type(error).__name__)
+
+
+def _slide_picture(samples: Any, name: str) -> np.ndarray | str:
+    """A whole slide at low magnification, where the samples are its tiles."""
+    rows = np.flatnonzero(samples.obs["slide"].astype(str) == name) if "slide" in samples.obs else []
+    if not len(rows) or "slide_mpp_x" not in samples.obs:
+        return "not in samples"
+    from biosae.interpret.slides import slide_view
+
+    first = samples.obs.iloc[rows[0]]
+    mpp = (first["slide_mpp_x"], first["slide_mpp_y"])
+    return slide_view(samples.file(int(rows[0])), size=_SLIDE_SIZE, slide_mpp=mpp)[0]
 
 
 def gallery(
@@ -144,23 +83,23 @@ def gallery(
     *,
     samples: Any,
     n: int = 12,
+    kinds: Sequence[str] = ("top", "active", "inactive"),
     cap_per_patient: int | None = 2,
     random_state: int = 0,
     fig: Figure | None = None,
 ) -> Figure:
-    """Blocks of items (tiles; signals as traces) with the activation under each: highest, (of signed codes) most
-    negative, random among active, random among silent.
+    """Examples of each kind (tiles; signals as traces) with the activation under each.
 
-    A tile that cannot be read is a grey square with the reason. Images are joined to rows by sample id.
+    An item that cannot be read is a grey square with the reason. Images are joined to rows by sample id.
 
     Parameters
     ----------
     adata : AnnData of shape (n_rows, n_latents)
     latent : str
     samples : biosae.Samples
-        Where the tiles are read from.
-    n, cap_per_patient, random_state
-        As in :func:`select_tiles`.
+        Where the items are read from.
+    n, kinds, cap_per_patient, random_state
+        As in :func:`biosae.interpret.examples`.
     fig : matplotlib.figure.Figure or SubFigure, optional
         Drawn into if given.
 
@@ -171,15 +110,15 @@ def gallery(
     Raises
     ------
     InputError
-        If there is no such latent.
+        As of :func:`biosae.interpret.examples`.
     """
-    chosen = select_tiles(adata, latent, n=n, cap_per_patient=cap_per_patient, random_state=random_state)
+    chosen = examples(adata, latent, n=n, kinds=kinds, cap_per_patient=cap_per_patient, random_state=random_state)
     columns = min(n, 6)
-    rows_a_block, shown = max(1, -(-n // columns)), headings(chosen)
+    rows_a_block, shown = max(1, -(-n // columns)), headings(chosen, kinds)
     with style.paper():
         fig = style.figure((6.9, 0.55 + len(shown) * (0.24 + rows_a_block * 1.28))) if fig is None else fig
-        for part, (block, heading) in zip(fig.subfigures(len(shown), 1), shown.items()):
-            tiles = chosen[chosen["block"] == block]
+        for part, (kind, heading) in zip(np.atleast_1d(fig.subfigures(len(shown), 1)), shown.items()):
+            tiles = chosen[chosen["kind"] == kind]
             part.suptitle(f"{heading} (n = {len(tiles)})", x=0.01, ha="left", fontsize=8, color=style.INK)
             grid = part.subplots(rows_a_block, columns, squeeze=False).ravel()
             for ax in grid:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from biosae.errors import InputError, nearest
+from biosae.interpret.examples import activation
 from biosae.pl import style
-from biosae.pl.gallery import activation
 
 if TYPE_CHECKING:
     from anndata import AnnData

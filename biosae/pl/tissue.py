@@ -76,7 +76,7 @@ def tissue(
             at_y = (np.arange(rows + 2) - 0.5) * height / rows
             ax.contour(at_x, at_y, outline, levels=[0.5], colors=[style.PALETTE["vermilion"]], linewidths=0.8)
         ax.set(xlim=(0, width), ylim=(height, 0))
-        _scale_bar(ax, width, height, micrometre)
+        scale_bar(ax, width, micrometre)
         ax.set_title(text if title is None else title)
     return ax
 
@@ -109,13 +109,17 @@ def _squares(ax: Axes, x: np.ndarray, y: np.ndarray, width: float, height: float
     )
 
 
-def _scale_bar(ax: Axes, width: float, height: float, micrometre: float) -> None:
-    """A bar of a round length, about a quarter of the width, below the picture at its right."""
+def scale_bar(ax: Axes, width: float, micrometre: float, *, left: float = 0.0) -> None:
+    """A bar of a round length, about a quarter of the width, below the picture at its right.
+
+    ``width`` of the picture and a ``micrometre`` are in units of the axes, as is its ``left`` edge.
+    """
     length = max((n for n in _LENGTHS if n * micrometre <= 0.3 * width), default=_LENGTHS[0])
     name = f"{length // 1000} mm" if length >= 1000 else f"{length} µm"
     y = -0.025
     place = ax.get_xaxis_transform()
-    ax.plot([width - length * micrometre, width], [y, y], color=style.INK, linewidth=1.5, transform=place,
+    right = left + width
+    ax.plot([right - length * micrometre, right], [y, y], color=style.INK, linewidth=1.5, transform=place,
             clip_on=False, solid_capstyle="butt")  # fmt: skip
-    ax.text(width - length * micrometre / 2, y - 0.012, name, transform=place, ha="center", va="top", fontsize=7,
+    ax.text(right - length * micrometre / 2, y - 0.012, name, transform=place, ha="center", va="top", fontsize=7,
             color=style.INK)  # fmt: skip

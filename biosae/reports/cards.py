@@ -8,13 +8,15 @@ import numpy as np
 import pandas as pd
 
 from biosae import pl
+from biosae.interpret.examples import activation, examples
 from biosae.pl import results, style
-from biosae.pl.gallery import activation, firing_sentence, headings, noun, read_picture
+from biosae.pl.gallery import firing_sentence, headings, noun, read_picture
 from biosae.reports.run import Run
 from biosae.reports.tables import Figures, Table, table, thumbnail, without_constants
 from biosae.reports.verdicts import best_rows
 
 N_TILES = 8
+KINDS = ("top", "active", "inactive")
 
 
 def chosen_latents(run: Run, *, max_latents: int) -> list[str]:
@@ -36,9 +38,9 @@ def cards(run: Run, figures: Figures, latents: list[str]) -> list[dict[str, Any]
 
 
 def _card(run: Run, figures: Figures, latent: str) -> dict[str, Any]:
-    chosen = pl.select_tiles(run.adata, latent, n=N_TILES, cap_per_patient=2)
+    chosen = examples(run.adata, latent, n=N_TILES, kinds=KINDS, cap_per_patient=2)
     if run.samples is not None:
-        size = (6.9, 0.4 + 1.5 * len(headings(chosen)))
+        size = (6.9, 0.4 + 1.5 * len(headings(chosen, KINDS)))
         figures.file_only(f"gallery_{latent}", pl.gallery, run.adata, latent, samples=run.samples, n=6, size=size)
     return {
         "latent": latent,
@@ -52,9 +54,9 @@ def _card(run: Run, figures: Figures, latent: str) -> dict[str, Any]:
 
 def _blocks(run: Run, chosen: pd.DataFrame) -> list[dict[str, Any]]:
     blocks = []
-    for block, heading in headings(chosen).items():
+    for kind, heading in headings(chosen, KINDS).items():
         tiles = []
-        for tile in chosen[chosen["block"] == block].itertuples():
+        for tile in chosen[chosen["kind"] == kind].itertuples():
             image = read_picture(run.samples, tile.sample_id)
             who = run.pseudonym(tile.patient) if tile.patient is not None else ""
             tiles.append(
@@ -103,7 +105,7 @@ def _patients(run: Run, latent: str, chosen: pd.DataFrame) -> str:
         return "Patients are not known, so one patient may carry this latent."
     values = activation(run.adata, latent).abs().groupby(run.adata.obs["patient"].astype(str).to_numpy()).sum()
     total = values.sum()
-    top = chosen[chosen["block"] == "top"]
+    top = chosen[chosen["kind"] == "top"]
     people = style.count(top["patient"].nunique(), "patient")
     text = f"The {len(top)} top {noun(run.samples)}s come from {people} (at most 2 a patient). "
     share = float(values.max() / total) if total > 0 else np.nan

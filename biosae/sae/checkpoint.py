@@ -20,12 +20,22 @@ VERSION = 3
 further architectures. Files of 1 and 2 are read."""
 
 
-def write(folder: str | os.PathLike, tensors: dict[str, np.ndarray], config: dict[str, Any]) -> None:
-    """Write both files, each atomically; ``config.json`` comes last and holds the SHA-256 of the tensors."""
+def write(
+    folder: str | os.PathLike,
+    tensors: dict[str, np.ndarray],
+    config: dict[str, Any],
+    *,
+    header: dict[str, str] | None = None,
+) -> None:
+    """Write both files, each atomically; ``config.json`` comes last and holds the SHA-256 of the tensors.
+
+    ``header``: text for the header of the tensors' file.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = folder / "model.safetensors"
-    write_tensors(model, {name: torch.from_numpy(np.asarray(value, order="C")) for name, value in tensors.items()})
+    arrays = {name: torch.from_numpy(np.asarray(value, order="C")) for name, value in tensors.items()}
+    write_tensors(model, arrays, header)
     write_json(folder / "config.json", {"format": FORMAT, "version": VERSION, "sha256": hash_file(model), **config})
 
 

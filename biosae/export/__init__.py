@@ -1,0 +1,10 @@
+"""Latents and SAEs in the formats of other tools."""
+
+from __future__ import annotations
+
+from biosae.export.latents import FORMATS, write
+from biosae.export.licence import Terms, terms
+from biosae.export.model import write_model
+from biosae.export.shareable import pseudonyms, shareable
+
+__all__ = ["FORMATS", "Terms", "pseudonyms", "shareable", "terms", "write", "write_model"]
