@@ -24,9 +24,9 @@ from typing import Any
 import anndata
 import numpy as np
 from null_paths import ICC, LEVEL, PATHS, PATIENTS, Measures
+from pages import insert
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- calibration:begin -->", "<!-- calibration:end -->"
 
 
 # -------------------------------------------------------------------------------------------------------- measuring
@@ -213,10 +213,7 @@ def main() -> None:
     results = json.loads(options.out.read_text(encoding="utf-8")) if options.table else measure(options)
     print(table(results), conspicuous(results), sep="\n\n")
     if options.docs:
-        page = options.docs.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        after = rest.partition(END)[2]
-        options.docs.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", encoding="utf-8")
+        insert(options.docs, "calibration", table(results))
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from statistics import median
 from typing import Any
 
 import torch
+from pages import insert
 
 import biosae as bs
 from biosae.settings import settings
 
 N_ITEMS = {"image": 128, "signal": 2048}  # at most; signals are many so that the fixed cost of a folder is small
 BATCH, REPEATS = 32, 3
-BEGIN, END = "<!-- modalities:begin -->", "<!-- modalities:end -->"
 
 # modality -> (encoder, function of the data folder that gives samples)
 CASES: dict[str, tuple[str, Callable[[Path], Any]]] = {
@@ -148,10 +148,7 @@ def main() -> None:
         )
         print(lines[-1], flush=True)
     if options.docs:
-        page = options.docs.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        after = rest.partition(END)[2]
-        options.docs.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
+        insert(options.docs, "modalities", "\n".join(lines))
 
 
 if __name__ == "__main__":

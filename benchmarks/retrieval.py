@@ -18,6 +18,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from pages import insert
 
 import biosae as bs
 from biosae.pl import style
@@ -371,13 +372,8 @@ def main() -> None:
     if options.figure:
         animal_figure(options.data, options.work, options.figure)
     if options.docs:
-        page = options.docs.read_text(encoding="utf-8")
         for name, text in sections(options.work).items():
-            begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-            before, found, rest = page.partition(begin)
-            if found:
-                page = before + begin + "\n" + text + "\n" + end + rest.partition(end)[2]
-        options.docs.write_text(page, encoding="utf-8")
+            insert(options.docs, name, text)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pages import insert, keep
 from saebench import contestants as who
 from saebench import data, worker
 from saebench.rounds import Setting, judged, timed
@@ -50,7 +51,7 @@ def peers(results: dict[str, Any], options: argparse.Namespace, setting: Setting
                 entry[name] = []
                 for record in measure(who.CONTESTANTS, case, paths, setting):
                     entry[name].append(record)
-                    save(results, options.out)
+                    keep(results, options.out)
 
 
 def scaling(results: dict[str, Any], options: argparse.Namespace, setting: Setting) -> None:
@@ -68,7 +69,7 @@ def scaling(results: dict[str, Any], options: argparse.Namespace, setting: Setti
                 paths = data.write_synthetic(options.work, n=case.n, d=case.d)
                 done[sizes] = list(timed(ones, case, paths, setting))
             found += [{"axis": axis, "value": value, "case": case.as_dict(), **record} for record in done[sizes]]
-            save(results, options.out)
+            keep(results, options.out)
 
 
 def streaming(results: dict[str, Any], options: argparse.Namespace, setting: Setting) -> None:
@@ -82,7 +83,7 @@ def streaming(results: dict[str, Any], options: argparse.Namespace, setting: Set
             array = store(Path(folder), n=n, d=case.d)
             for record in timed(contestants(), replace(case, n=n), (array, array), setting):
                 found.append({"n": n, "d": case.d, "batch": case.batch, **record})
-                save(results, options.out)
+                keep(results, options.out)
 
 
 def loss(results: dict[str, Any], options: argparse.Namespace, setting: Setting) -> None:
@@ -92,15 +93,7 @@ def loss(results: dict[str, Any], options: argparse.Namespace, setting: Setting)
     found = results["loss"] = []
     for record in compare(seeds=range(2 if options.smoke else 4), smoke=options.smoke, threads=setting.threads):
         found.append(record)
-        save(results, options.out)
-
-
-def save(results: dict[str, Any], out: Path) -> None:
-    """Write the results, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_suffix(".part")
-    temporary.write_text(json.dumps(results, indent=1))
-    os.replace(temporary, out)
+        keep(results, options.out)
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -162,10 +155,10 @@ def main() -> None:
         results["machine"] = machine(options.threads)
         {"peers": peers, "scaling": scaling, "streaming": streaming, "loss": loss}[part](results, options, setting)
     from saebench.figures import draw
-    from saebench.tables import insert
+    from saebench.tables import section
 
     draw(results, options.docs.parent / "images")
-    insert(results, options.docs)
+    insert(options.docs, "sae", section(results))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ CPU-seconds of one thread, warm, the median of repeats in which all take turns; 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -21,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from pages import insert, keep
 
 from biosae.search import Index
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- search:begin -->", "<!-- search:end -->"
 FULL = {"n": 100_000, "m": 4_096, "k": 32, "d": 1_024, "queries": 256, "neighbours": 10}
 SMALL = {"n": 2_000, "m": 128, "k": 8, "d": 32, "queries": 16, "neighbours": 5}
 
@@ -130,17 +129,11 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="toy sizes")
     options = parser.parse_args()
     results = measure(SMALL if options.smoke else FULL, options.repeats)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.out.with_suffix(".part")
-    temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    os.replace(temporary, options.out)
+    keep(results, options.out)
     lines = table(results)
     print(lines)
     if options.docs:
-        page = options.docs.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        after = rest.partition(END)[2]
-        options.docs.write_text(before + BEGIN + "\n" + lines + "\n" + END + after, encoding="utf-8")
+        insert(options.docs, "search", lines)
 
 
 if __name__ == "__main__":

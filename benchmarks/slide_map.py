@@ -24,6 +24,7 @@ import pandas as pd
 import tifffile
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from pages import insert
 from scipy.sparse import csr_matrix
 
 import biosae as bs
@@ -32,7 +33,6 @@ from biosae.interpret import examples, places, slide_map, slide_view, spatial_ta
 COLUMNS, ROWS, TILE, MPP = 160, 125, 128, 0.5
 N_LATENTS, K, TOKENS = 4096, 32, 49
 DPI = 150
-BEGIN, END = "<!-- slide_map:begin -->", "<!-- slide_map:end -->"
 
 
 def make_slide(path: Path) -> Path:
@@ -158,9 +158,7 @@ def main() -> None:
     text = "\n".join(lines) + f"\n\nThe GeoJSON file has {megabytes:.1f} MB.\n"
     print(text)
     if options.docs:
-        page = options.docs.read_text(encoding="utf-8")
-        before, rest = page.split(BEGIN)
-        options.docs.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END)[1]}", encoding="utf-8")
+        insert(options.docs, "slide_map", text)
 
 
 if __name__ == "__main__":

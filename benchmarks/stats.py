@@ -12,7 +12,6 @@ loop over pairs with scipy or statsmodels. Times are CPU-seconds, warm, the medi
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -27,6 +26,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from pages import insert, keep
 from scipy import stats
 
 from biosae.stats import associate
@@ -35,7 +35,6 @@ from biosae.stats.kernels import kernels
 from biosae.stats.projection import Projection, batch
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- stats:begin -->", "<!-- stats:end -->"
 FULL = {"n": 100_000, "m": 16_384, "k": 32, "targets": 50, "covariates": 6, "patients": 200, "permutations": 1_000}
 SMALL = {"n": 2_000, "m": 256, "k": 8, "targets": 4, "covariates": 2, "patients": 20, "permutations": 20}
 GOALS = {
@@ -244,17 +243,11 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="toy sizes")
     options = parser.parse_args()
     results = measure(SMALL if options.smoke else FULL, options.repeats, options.only)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.out.with_suffix(".part")
-    temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    os.replace(temporary, options.out)
+    keep(results, options.out)
     lines = table(results)
     print(lines)
     if options.docs:
-        page = options.docs.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        after = rest.partition(END)[2]
-        options.docs.write_text(before + BEGIN + "\n" + lines + "\n" + END + after, encoding="utf-8")
+        insert(options.docs, "stats", lines)
 
 
 if __name__ == "__main__":

@@ -79,15 +79,20 @@ def test_busy_rounds_do_not_count() -> None:
 
 
 def test_section_replaces_itself_and_nothing_else(tmp_path: Path) -> None:
-    from saebench.tables import insert
+    from pages import insert
 
     page = tmp_path / "page.md"
     page.write_text("# Benchmarks\n\nbefore\n")
-    insert({}, page)
+    insert(page, "sae", "one\n")
     once = page.read_text()
+    assert once == "# Benchmarks\n\nbefore\n\n<!-- sae:begin -->\none\n<!-- sae:end -->\n"
     page.write_text(once + "\nafter\n")
-    insert({}, page)
-    assert page.read_text() == once + "\nafter\n" and once.startswith("# Benchmarks\n\nbefore\n")
+    insert(page, "sae", "two")
+    assert page.read_text() == once.replace("one", "two") + "\nafter\n"
+    page.write_text("before <!-- sae:begin --> after\n")
+    with pytest.raises(SystemExit, match="must both stand"):
+        insert(page, "sae", "two")
+    assert page.read_text() == "before <!-- sae:begin --> after\n", "nothing is lost"
 
 
 def test_worker_trains_the_dense_loop_and_reports_an_absent_peer(tmp_path: Path) -> None:

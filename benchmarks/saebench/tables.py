@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from saebench import contestants as who
 from saebench.summary import medians, speed
 
-BEGIN, END = "<!-- sae:begin -->", "<!-- sae:end -->"
 HOW = """\
 ## Sparse autoencoders: biosae against other libraries
 
@@ -57,18 +54,6 @@ def section(results: dict[str, Any]) -> str:
     if results.get("loss"):
         parts.append(_loss(results["loss"]))
     return "\n\n".join(parts)
-
-
-def insert(results: dict[str, Any], page: Path) -> None:
-    """Put the section between its markers (at the end of the page where there are none yet)."""
-    text = page.read_text() if page.exists() else "# Benchmarks\n"
-    if BEGIN not in text:
-        text = text.rstrip() + f"\n\n{BEGIN}\n{END}\n"
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    temporary = page.with_suffix(".part")
-    temporary.write_text(f"{before}{BEGIN}\n{section(results)}\n{END}{after}")
-    os.replace(temporary, page)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
