@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import biosae as bs
 from biosae.errors import InputError, StatisticsError
+from biosae.interpret.alignment import purity
 from biosae.interpret.masks import displaced, token_parts
-from biosae.interpret.precision import Resampled, average_precision, average_precisions, purity
 from biosae.interpret.probe import log_loss, prevalence_loss, probes
+from biosae.stats.precision import Resampled, average_precision, average_precisions
 
 GRID, PATCH = 4, 8
 
@@ -30,6 +31,20 @@ def test_worked_ties() -> None:
     assert np.isnan(average_precision([0, 0], [1, 2])) and np.isnan(average_precision([], []))
     with pytest.raises(InputError, match="NaN"):
         average_precision([1, 0], [np.nan, 1])
+
+
+def test_unknown_labels_and_rows_that_do_not_fit_are_refused() -> None:
+    for y in ([np.nan, 0.0], [0.4, 0.0], [2, 0]):
+        with pytest.raises(InputError, match="0 or 1"):
+            average_precision(y, [1, 0])
+        with pytest.raises(InputError, match="0 or 1"):
+            average_precisions(np.eye(2), np.array(y, float)[:, None])
+    with pytest.raises(InputError, match="a row an item"):
+        average_precisions(np.eye(2), np.ones((3, 1), bool))  # would count positives that no row holds
+    with pytest.raises(InputError, match="NaN"):
+        average_precisions(np.array([[np.nan], [1]]), np.ones((2, 1), bool))
+    with pytest.raises(InputError, match="one value an item"):
+        average_precision([1, 0], [1, 0, 2])
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(-1, 1)), min_size=1, max_size=6))

@@ -16,12 +16,12 @@ from biosae.interpret.masks import displaced, token_parts
 from biosae.interpret.names import dictionary_fingerprint, read_names, write_names
 from biosae.interpret.ontology import Ontology, read_obo
 from biosae.interpret.overlays import spatial_table, write_geojson
-from biosae.interpret.precision import average_precision, average_precisions
 from biosae.interpret.separability import js_distance, separability
 from biosae.interpret.slides import SlideMap, places, slide_map, slide_view
 from biosae.interpret.specific import Ablation, ablate_directions, project_out, specific
 from biosae.interpret.stress import StressCard, stress
 from biosae.interpret.vocabulary import concept_scores, name_latents, read_vocabulary
+from biosae.stats.precision import average_precision, average_precisions
 
 __all__ = [
     "Ablation",

@@ -10,10 +10,10 @@ import pandas as pd
 import scipy.sparse as sp
 
 from biosae.interpret.masks import displaced
-from biosae.interpret.precision import Resampled, average_precision, purity
 from biosae.interpret.probe import RIDGE, log_loss, prevalence_loss, probes
 from biosae.interpret.rows import enough_groups, groups_of, joined, samples_of
 from biosae.stats import cluster_bootstrap
+from biosae.stats.precision import Resampled, average_precision
 
 TOP = 16
 COLUMNS = (
@@ -147,6 +147,34 @@ def alignment_summary(table: pd.DataFrame, *, threshold: float = 0.3) -> pd.Seri
     trivial = int((known["prevalence"] >= threshold).sum())
     values |= {"n_classes": len(known), "n_absent": len(table) - len(known), "n_trivial": trivial}
     return pd.Series({**values, "map_absent_0": table["ap"].fillna(0).mean()})
+
+
+def purity(scores: np.ndarray, labels: np.ndarray, k: int) -> tuple[float, int]:
+    """Share of the most frequent label among the k highest positive scores.
+
+    Parameters
+    ----------
+    scores
+        (n,); only items above 0 can be among the k.
+    labels
+        (n, c), one-hot; items without a label count for none.
+    k
+        Items; fewer where fewer are above 0.
+
+    Returns
+    -------
+    float, int
+        Purity, NaN where nothing is above 0, and how many items were looked at. Of items tied at the k-th place each
+        counts by the chance of being taken.
+    """
+    above = np.flatnonzero(scores > 0)
+    if not len(above):
+        return float("nan"), 0
+    k = min(k, len(above))
+    least = -np.partition(-scores[above], k - 1)[k - 1]
+    sure, tied = above[scores[above] > least], above[scores[above] == least]
+    found = labels[sure].sum(0) + labels[tied].sum(0) * (k - len(sure)) / len(tied)
+    return float(found.max() / k), k
 
 
 def _table(

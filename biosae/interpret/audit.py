@@ -11,9 +11,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 from biosae.errors import InputError, StatisticsError, nearest
-from biosae.interpret.precision import Resampled, average_precisions
 from biosae.interpret.rows import enough_groups, groups_of, joined, samples_of
 from biosae.sae.labels import shuffled
+from biosae.stats.precision import Resampled, average_precisions
 
 BUDGETS = (10, 25, 50, 100)
 POOLS = ("max", "mean")

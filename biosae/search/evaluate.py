@@ -10,6 +10,7 @@ import pandas as pd
 
 from biosae.errors import InputError
 from biosae.search.index import Index
+from biosae.stats.precision import checked_ranking, tied_precision
 
 LEAST_GROUPS = 3
 FEW_GROUPS = 20
@@ -37,7 +38,8 @@ def ranking_measures(relevant: Any, scores: Any, *, k: int | Sequence[int] = 10)
     Notes
     -----
     With n, r the size and the relevant items of the ties that start behind place ``t0``, R relevant items before them:
-    ``AP = (1/P) sum_ties sum_t (r/n) (R + (t - t0 - 1) (r - 1) / (n - 1) + 1) / t``;
+    ``AP = (1/P) sum_ties sum_t (r/n) (R + (t - t0 - 1) (r - 1) / (n - 1) + 1) / t``, which is that of
+    :func:`biosae.interpret.average_precision`;
     ``DCG@k = sum_{t<=k} (r/n) / log2(t + 1)``, NDCG its ratio to that of the best order (Jarvelin and Kekalainen 2002).
     scikit-learn's ``average_precision_score`` steps over ties at once and differs where there are any; its
     ``ndcg_score`` is the same.
@@ -52,11 +54,7 @@ def ranking_measures(relevant: Any, scores: Any, *, k: int | Sequence[int] = 10)
     >>> ranking_measures([1, 0, 0, 1], [1, 1, 0, 0], k=1)
     {'ap': 0.6666666666666666, 'ndcg@1': 0.5, 'precision@1': 0.5}
     """
-    relevant, scores = np.asarray(relevant), np.asarray(scores, np.float64)
-    if relevant.ndim != 1 or relevant.shape != scores.shape:
-        raise InputError(f"relevant has shape {relevant.shape}, scores {scores.shape}; one value an item in both")
-    if np.isnan(scores).any() or not np.isin(relevant, (0, 1)).all():
-        raise InputError("scores must be numbers and relevant 0 or 1; leave out items for which either is unknown")
+    relevant, scores = checked_ranking(relevant, scores)
     order = np.argsort(-scores, kind="stable")
     return _measures(relevant[order].astype(np.float64), scores[order], _places(k))
 
@@ -77,15 +75,11 @@ def _measures(relevant: np.ndarray, scores: np.ndarray, places: tuple[int, ...])
     start = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])
     size = np.diff(np.r_[start, len(scores)])
     r = np.add.reduceat(relevant, start)
-    before = np.cumsum(r) - r
-    t = np.arange(1, len(scores) + 1)
-    n, r, before, t0 = (np.repeat(v, size) for v in (size, r, before, start))
-    share = r / n
-    ap = (share * (before + (t - t0 - 1) * (r - 1) / np.maximum(n - 1, 1) + 1) / t).sum() / total
-    values = [float(ap)]
+    share = np.repeat(r / size, size)
+    values = [tied_precision(size, r)]
     for k in places:
         k = min(k, len(scores))
-        gain = 1 / np.log2(t[:k] + 1)
+        gain = 1 / np.log2(np.arange(2, k + 2))
         values += [float(share[:k] @ gain / gain[: int(min(total, k))].sum()), float(share[:k].mean())]
     return dict(zip(names, values))
 

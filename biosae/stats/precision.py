@@ -1,8 +1,7 @@
-"""Average precision and purity that do not depend on the order of ties, for sparse codes that are mostly tied at 0."""
+"""Average precision that does not depend on the order of ties, for sparse codes and rankings that are full of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ def average_precision(y: Any, scores: Any) -> float:
     Raises
     ------
     InputError
-        If the lengths differ or a score is NaN.
+        If the lengths differ, a score is NaN, or a label is neither 0 nor 1.
 
     References
     ----------
@@ -43,14 +42,28 @@ def average_precision(y: Any, scores: Any) -> float:
     >>> round(average_precision([1, 0, 0, 1], [1, 1, 0, 0]), 5)
     0.66667
     """
-    y, scores = np.asarray(y).astype(bool).ravel(), np.asarray(scores, np.float64).ravel()
-    if y.shape != scores.shape or np.isnan(scores).any():
-        raise InputError(f"{len(y)} labels and {len(scores)} scores; both need the same length and no NaN")
-    if not len(y):
+    y, scores = checked_ranking(y, scores)
+    if not y.any():
         return float("nan")
     _, place = np.unique(-scores, return_inverse=True)
-    n, r = np.bincount(place), np.bincount(place, y)
-    return float(_precision(n, r[:, None], np.zeros(len(n), np.int64), 1)[0, 0])
+    return tied_precision(np.bincount(place), np.bincount(place, y))
+
+
+def checked_ranking(y: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n,) boolean and scores (n,) float64, or :class:`InputError` where they are not one of each an item."""
+    y, scores = np.asarray(y), np.asarray(scores, np.float64)
+    if y.ndim != 1 or y.shape != scores.shape:
+        raise InputError(f"labels have shape {y.shape}, scores {scores.shape}; one value an item in both")
+    if np.isnan(scores).any() or not np.isin(y, (0, 1)).all():
+        raise InputError("scores must be numbers and labels 0 or 1; leave out items for which either is NaN or unknown")
+    return y.astype(bool), scores
+
+
+def tied_precision(n: np.ndarray, r: np.ndarray) -> float:
+    """Average precision of one ranking, from the sizes n (g,) of its ties, highest first, and the positives r (g,) in
+    each; at least one is positive."""
+    column = np.zeros(len(n), np.int64)
+    return float(_precision(n, np.asarray(r, np.float64)[:, None], column, 1)[0, 0])
 
 
 def average_precisions(codes: Any, labels: Any) -> np.ndarray:
@@ -67,53 +80,40 @@ def average_precisions(codes: Any, labels: Any) -> np.ndarray:
     -------
     ndarray (m, c)
         NaN where a label has no positive.
+
+    Raises
+    ------
+    InputError
+        If rows differ in number, a code is NaN, or a label is neither 0 nor 1.
     """
-    codes = sp.csc_matrix(codes, dtype=np.float64)
-    labels = np.asarray(labels, bool)
-    ties = Ties.of(codes, labels)
-    return _precision(ties.n, ties.r, ties.column, codes.shape[1])
+    codes, labels = sp.csc_matrix(codes, dtype=np.float64), np.asarray(labels)
+    if labels.ndim != 2 or len(labels) != codes.shape[0]:
+        raise InputError(f"codes have shape {codes.shape}, labels {labels.shape}; both need a row an item")
+    if np.isnan(codes.data).any() or not np.isin(labels, (0, 1)).all():
+        raise InputError("codes must be numbers and labels 0 or 1; leave out rows for which either is NaN or unknown")
+    column, n, r = _ties(codes, labels.astype(bool))
+    return _precision(n, r, column, codes.shape[1])
 
 
-@dataclass
-class Ties:
-    """Groups of tied items of every column, highest first."""
-
-    column: np.ndarray
-    """(g,) column of each group, ascending."""
-    n: np.ndarray
-    """(g,) items."""
-    r: np.ndarray
-    """(g, c) positives of each label."""
-    value: np.ndarray
-    """(g,) the shared score."""
-    group: np.ndarray
-    """(nnz,) group of each stored, non-zero entry of the columns, in their order."""
-
-    @classmethod
-    def of(cls, codes: sp.csc_matrix, labels: np.ndarray) -> Ties:
-        """Ties of columns (n, m) and how many of each hold the labels (n, c)."""
-        codes = codes.copy()
-        codes.eliminate_zeros()
-        n, m = codes.shape
-        filled = np.diff(codes.indptr)
-        column = np.r_[np.repeat(np.arange(m), filled), np.arange(m)]  # the zeros of a column are one more entry
-        value = np.r_[codes.data, np.zeros(m)]
-        order = np.lexsort((-value, column))
-        first = np.r_[True, (np.diff(column[order]) != 0) | (np.diff(value[order]) != 0)][: len(order)]
-        group = np.empty(len(order), np.int64)
-        group[order] = np.cumsum(first) - 1
-        start = np.flatnonzero(first)
-        size = np.r_[np.ones(codes.nnz), n - filled]
-        there = labels[codes.indices].astype(np.float64)
-        at_zero = labels.sum(0, dtype=np.float64) - _by_column(there, codes.indptr)
-        held = np.concatenate([there, at_zero])[order]
-        return cls(
-            column[order][start],
-            np.add.reduceat(size[order], start) if len(start) else size[:0],
-            np.add.reduceat(held, start, axis=0) if len(start) else held[:0],
-            value[order][start],
-            group[: codes.nnz],
-        )
+def _ties(codes: sp.csc_matrix, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Groups of tied items of every column of codes (n, m), highest first: column (g,) ascending, items (g,), and
+    positives (g, c) of the labels (n, c)."""
+    codes = codes.copy()
+    codes.eliminate_zeros()
+    n, m = codes.shape
+    filled = np.diff(codes.indptr)
+    column = np.r_[np.repeat(np.arange(m), filled), np.arange(m)]  # the zeros of a column are one more entry
+    value = np.r_[codes.data, np.zeros(m)]
+    order = np.lexsort((-value, column))
+    first = np.r_[True, (np.diff(column[order]) != 0) | (np.diff(value[order]) != 0)][: len(order)]
+    start = np.flatnonzero(first)
+    size = np.r_[np.ones(codes.nnz), n - filled]
+    there = labels[codes.indices].astype(np.float64)
+    at_zero = labels.sum(0, dtype=np.float64) - _by_column(there, codes.indptr)
+    held = np.concatenate([there, at_zero])[order]
+    if not len(start):
+        return column, size, held
+    return column[order][start], np.add.reduceat(size[order], start), np.add.reduceat(held, start, axis=0)
 
 
 def _by_column(rows: np.ndarray, indptr: np.ndarray) -> np.ndarray:
@@ -179,31 +179,3 @@ class Resampled:
         gain = np.where(r > 0, r / np.maximum(n, 1) * inside, 0.0).sum(0)
         positives = r.sum(0)
         return np.divide(gain, positives, out=np.full(gain.shape, np.nan), where=positives > 0)
-
-
-def purity(scores: np.ndarray, labels: np.ndarray, k: int) -> tuple[float, int]:
-    """Share of the most frequent label among the k highest positive scores.
-
-    Parameters
-    ----------
-    scores
-        (n,); only items above 0 can be among the k.
-    labels
-        (n, c), one-hot; items without a label count for none.
-    k
-        Items; fewer where fewer are above 0.
-
-    Returns
-    -------
-    float, int
-        Purity, NaN where nothing is above 0, and how many items were looked at. Of items tied at the k-th place each
-        counts by the chance of being taken.
-    """
-    above = np.flatnonzero(scores > 0)
-    if not len(above):
-        return float("nan"), 0
-    k = min(k, len(above))
-    least = -np.partition(-scores[above], k - 1)[k - 1]
-    sure, tied = above[scores[above] > least], above[scores[above] == least]
-    found = labels[sure].sum(0) + labels[tied].sum(0) * (k - len(sure)) / len(tied)
-    return float(found.max() / k), k
