@@ -25,6 +25,8 @@ PATIENTS = [f"Ramirez-{i:03d}" for i in range(N_PATIENTS)]
 class FakeSamples:
     """Tiles drawn from the counts; one sample cannot be read."""
 
+    noun = "tile"
+
     def __init__(self, obs: pd.DataFrame, *, unreadable: tuple[str, ...] = ()):
         self.obs, self.unreadable = obs, unreadable
 

@@ -162,3 +162,35 @@ def test_a_gallery_of_slides_shows_the_slides_themselves(tmp_path):
     expected = picture(600, 400, seed=ord("a")).reshape(200, 2, 300, 2, 3).mean(axis=(1, 3))
     assert min(np.abs(p - expected).max() for p in shown) < 2
     assert read_picture(samples, "c") == "not in samples"
+    fig = pl.gallery(slides, "L0000", samples=samples, kinds=("top",), n=2)
+    said = fig._suptitle.get_text()
+    assert "of 2 slides" in said and "number under each slide" in said and "tile" not in said
+
+
+def test_captions_say_what_an_item_is(tmp_path):
+    from PIL import Image
+
+    import biosae as bs
+    from biosae.data.items import noun_of
+    from biosae.pl.gallery import noun
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    photos = bs.read.images(tmp_path, patient=None)
+    tiles = bs.read.tiles(tmp_path, patient=None, mpp=0.5)
+    tiles.save(tmp_path / "tiles.parquet")
+    assert (noun(photos), noun(tiles), noun(None)) == ("image", "tile", "sample")
+    assert noun(bs.data.Samples.load(tmp_path / "tiles.parquet").select([0])) == "tile"
+    assert photos.fingerprint == tiles.fingerprint  # a word is not part of what the items are
+    assert noun(bs.data.phantom(n_patients=1, n_tiles=1)) == "tile"
+    table = photos.obs.assign(modality="DX")
+    assert noun_of({"kind": "dicom"}, "image", table, {}) == "radiograph"
+    assert noun_of({"kind": "dicom"}, "image", table.assign(modality="MR"), {}) == "image"
+    windows = photos.obs.iloc[[0, 0]].assign(recording="r")
+    assert noun_of({"kind": "signal"}, "signal", windows, {}) == "recording window"
+    assert noun_of({"kind": "signal"}, "signal", windows.assign(recording=["r", "s"]), {}) == "recording"
+    adata = bs.encode(
+        bs.sae.Baseline("pca", n_latents=1).fit(np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)),
+        bs.Embeddings.from_array(np.ones((1, 3), np.float32), obs=photos.obs),
+    )
+    said = pl.gallery(adata, "L0000", samples=photos, kinds=("top",), n=1)._suptitle.get_text()
+    assert "number under each image" in said

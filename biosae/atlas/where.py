@@ -13,7 +13,7 @@ from biosae.atlas.gallery import Items
 from biosae.atlas.packing import bytes_text, number, numbers, quantised
 from biosae.errors import BiosaeError, InputError
 from biosae.interpret.maps import grid_box
-from biosae.pl.gallery import NOUNS
+from biosae.pl.gallery import noun as noun_of
 from biosae.reports.run import Run
 
 MAPPED = ("top", "bottom", "spread", "active")
@@ -81,18 +81,18 @@ def _token_source(run: Run) -> tuple[tuple[Any, Any] | None, str]:
     identity = run.facts.get("identity", {}) or {}
     primary = run.study.get("primary") or {"encoder": identity.get("encoder"), "layer": identity.get("layer")}
     encoder, layer = primary.get("encoder"), primary.get("layer")
-    noun = NOUNS[getattr(run.samples, "item", "image")]
+    noun = noun_of(run.samples)
     try:
         emb = Embeddings.open(run.folder / "embeddings" / _plain(encoder) / _plain(layer))
         if emb.tokens_per_sample == 1 or emb.grid is None:
-            return None, f"The encoder gave one vector a {noun}, so there is no map within a {noun}."
+            return None, f"The encoder gave one vector for each {noun}, so there is no map within one."
         sae = saes.load(run.folder / "sae" / f"{encoder}__{layer}")
     except (BiosaeError, OSError) as error:
-        return None, f"Maps within a {noun} could not be made: {run.redact(error)}"
+        return None, f"Maps within each {noun} could not be made: {run.redact(error)}"
     if emb.fingerprint != run.facts.get("fingerprint") or len(sae.decoder_) != run.adata.n_vars:
         return (
             None,
-            f"Maps within a {noun} could not be made: they are of another SAE or encoder.",
+            f"Maps within each {noun} could not be made: they are of another SAE or encoder.",
         )
     return (sae, emb), ""
 

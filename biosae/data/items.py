@@ -50,6 +50,10 @@ ITEMS: dict[str, tuple[type, int, str]] = {
     "features": (np.float32, 1, "vector (values,)"),
 }
 NOUNS = {"image": "images", "signal": "signals", "features": "vectors"}
+# what one item is called: by its reader, else by its kind
+_OF_READER = {"wsi": "tile", "phantom": "tile", "crop": "crop", "nifti_slices": "slice", "nifti_regions": "scan"}
+_OF_KIND = {"image": "image", "signal": "recording window", "features": "vector"}
+_RADIOGRAPHS = {"CR", "DX", "DR", "RG", "MG", "PX", "IO"}  # DICOM modalities
 
 
 class Reader(Protocol):
@@ -65,6 +69,15 @@ class Reader(Protocol):
 
     def spec(self) -> dict[str, Any]:
         """JSON-ready settings: ``kind`` (a key of ``READERS``) and the constructor's keywords."""
+
+
+def noun_of(spec: Mapping[str, Any], item: str, obs: Any, meta: Mapping[str, Any]) -> str:
+    """What one item is called, in the singular."""
+    if item == "image" and "modality" in obs and len(obs) and obs["modality"].isin(_RADIOGRAPHS).all():
+        return "radiograph"
+    if item == "signal" and "recording" in obs and obs["recording"].is_unique:
+        return "recording"
+    return str(meta.get("noun") or _OF_READER.get(spec.get("kind")) or _OF_KIND[item])
 
 
 def make_reader(spec: Mapping[str, Any]) -> Reader:

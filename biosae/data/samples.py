@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from biosae.data.items import ITEMS, NOUNS, Reader, make_reader
+from biosae.data.items import ITEMS, NOUNS, Reader, make_reader, noun_of
 from biosae.data.roles import canonical_obs
 from biosae.errors import FormatError, InputError
 from biosae.files import atomic_path, canonical_json, hash_json, stamp
@@ -133,6 +133,11 @@ class Samples:
     def item(self) -> str:
         """Kind of item: a key of ``ITEMS``."""
         return getattr(self.reader, "item", "image")
+
+    @property
+    def noun(self) -> str:
+        """What one item is called in captions: tile, image, radiograph, crop, slice, recording window, ..."""
+        return noun_of(self.reader.spec(), self.item, self.obs, self.meta)
 
     @property
     def rate(self) -> float | None:

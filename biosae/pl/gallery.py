@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.figure import Figure
 
-NOUNS = {"image": "tile", "signal": "window", "features": "vector"}
-"""Kind of item -> what one is called in a caption."""
 _SLIDE_SIZE = 300  # pixels of a slide's picture, on its longer side
 HEADINGS = {
     "top": "highest activation", "bottom": "most negative activation", "spread": "spread over the range of activation",
@@ -35,11 +33,12 @@ def headings(chosen: pd.DataFrame, kinds: Sequence[str]) -> dict[str, str]:
 
 
 def firing_sentence(adata: AnnData, latent: str) -> str:
-    """``active in 312 of 2,000 samples (15.6 %), 14 of 20 patients``."""
+    """``active in 312 of 2,000 samples (15.6 %), 14 of 20 patients``; of pooled codes the units: slides, patients."""
     values = activation(adata, latent)
     active = (values != 0).to_numpy()
-    noun = "tokens" if "sample_id" in adata.obs and adata.obs["sample_id"].duplicated().any() else "samples"
-    text = f"active in {active.sum():,} of {len(active):,} {noun} ({active.mean():.1%})"
+    tokens = "sample_id" in adata.obs and adata.obs["sample_id"].duplicated().any()
+    rows = "token" if tokens else _unit(adata) or "sample"
+    text = f"active in {active.sum():,} of {style.count(len(active), rows)} ({active.mean():.1%})"
     if (values < 0).any():
         text += f", negative in {(values < 0).sum():,}"
     if "patient" in adata.obs:
@@ -48,9 +47,15 @@ def firing_sentence(adata: AnnData, latent: str) -> str:
     return text
 
 
-def noun(samples: Any) -> str:
-    """What one item of the samples is called: tile, window or vector."""
-    return NOUNS[getattr(samples, "item", "image")]
+def noun(samples: Any, adata: AnnData | None = None) -> str:
+    """What one item is called: tile, image, radiograph, recording window, ...; of pooled codes the unit (slide)."""
+    return (_unit(adata) if adata is not None else None) or getattr(samples, "noun", "sample")
+
+
+def _unit(adata: AnnData) -> str | None:
+    """What the rows of codes pooled by :func:`biosae.stats.aggregate` are."""
+    pooled = adata.uns.get("aggregated")
+    return None if pooled is None else str(pooled["by"]).replace("_", " ")
 
 
 def read_picture(samples: Any, sample_id: str) -> np.ndarray | str:
@@ -88,7 +93,7 @@ def gallery(
     random_state: int = 0,
     fig: Figure | None = None,
 ) -> Figure:
-    """Examples of each kind (tiles; signals as traces) with the activation under each.
+    """Examples of each kind (images; signals as traces) with the activation under each.
 
     An item that cannot be read is a grey square with the reason. Images are joined to rows by sample id.
 
@@ -118,13 +123,13 @@ def gallery(
     with style.paper():
         fig = style.figure((6.9, 0.55 + len(shown) * (0.24 + rows_a_block * 1.28))) if fig is None else fig
         for part, (kind, heading) in zip(np.atleast_1d(fig.subfigures(len(shown), 1)), shown.items()):
-            tiles = chosen[chosen["kind"] == kind]
-            part.suptitle(f"{heading} (n = {len(tiles)})", x=0.01, ha="left", fontsize=8, color=style.INK)
+            items = chosen[chosen["kind"] == kind]
+            part.suptitle(f"{heading} (n = {len(items)})", x=0.01, ha="left", fontsize=8, color=style.INK)
             grid = part.subplots(rows_a_block, columns, squeeze=False).ravel()
             for ax in grid:
                 ax.set_axis_off()
-            for ax, tile in zip(grid, tiles.itertuples()):
-                image = read_picture(samples, tile.sample_id)
+            for ax, one in zip(grid, items.itertuples()):
+                image = read_picture(samples, one.sample_id)
                 if isinstance(image, str):
                     ax.set_facecolor("#E8E8E8")
                     ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[], aspect="equal")
@@ -134,11 +139,11 @@ def gallery(
                     ax.text(0.5, 0.5, image, ha="center", va="center", fontsize=6.5, color=style.INK, wrap=True)
                 else:
                     ax.imshow(image)
-                ax.set_title(style.number(tile.activation), fontsize=6.5, loc="center", y=-0.14, va="top")
-        what = noun(samples)
+                ax.set_title(style.number(one.activation), fontsize=6.5, loc="center", y=-0.14, va="top")
+        what = noun(samples, adata)
         cap = f"at most {cap_per_patient} {what}s a patient" if cap_per_patient and "patient" in adata.obs else "no cap"
         fig.suptitle(
-            f"{latent}: {firing_sentence(adata, latent)}; {cap}; number under a {what}: activation",
+            f"{latent}: {firing_sentence(adata, latent)}; {cap}; number under each {what}: activation",
             x=0.01, ha="left", fontsize=8,
         )  # fmt: skip
     return fig

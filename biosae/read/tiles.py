@@ -65,7 +65,7 @@ def tiles(
     reader = ImageReader(size=size, page=page)
     samples = image_samples(
         source, reader, roles=roles, id=id, mpp=mpp, root=root, max_failures=max_failures, failures=failures,
-        stage="read/tiles",
+        stage="read/tiles", meta={"noun": "tile"},
     )  # fmt: skip
     if mpp is None and "mpp" not in samples.obs:
         warnings.warn(

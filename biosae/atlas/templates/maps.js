@@ -93,7 +93,7 @@ function slideSection(latent) {
   });
   canvas.addEventListener("pointerleave", paint);
   choose.addEventListener("change", paint);
-  const section = part("Over slides", el("div", { class: "row" }, el("label", {}, "Slide", choose), scaleBar(held.scale, data.signed ? -held.scale : 0, `code of a ${data.noun}`)), canvas, said);
+  const section = part("Over slides", el("div", { class: "row" }, el("label", {}, "Slide", choose), scaleBar(held.scale, data.signed ? -held.scale : 0, `code of one ${data.noun}`)), canvas, said);
   section.addEventListener("paint", paint);
   paint();
   return section;
