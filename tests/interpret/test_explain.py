@@ -358,10 +358,12 @@ def test_displaced_regions_lie_where_the_latent_is_silent(seed: int, density: fl
     moved = displaced(grid, rng=rng)
     region = highlight(grid)
     assert region[grid == grid.max()].all() and (grid[region] >= 0.3 * grid.max()).all()
+    turned = [region[::a, ::b] for a in (1, -1) for b in (1, -1)]
+    every = [np.roll(one, (i, j), (0, 1)) for one in turned for i in range(6) for j in range(7)]
     if moved is None:
-        assert (grid == 0).sum() < region.sum()
+        assert all((one & (grid > 0)).any() for one in every)
     else:
-        assert moved.sum() == region.sum() and not (moved & (grid > 0)).any()
+        assert any((one == moved).all() for one in every) and not (moved & (grid > 0)).any()
 
 
 def test_displaced_keeps_the_shape_where_there_is_room() -> None:
@@ -500,6 +502,21 @@ def test_signals_and_vectors_are_drawn() -> None:
         ("notable nuclei", "yes_no", (), None),
         ("", "yes_no", (), None),
         (None, "yes_no", (), None),
+        ("I'm sorry, but I have no ability to view images.", "yes_no", (), None),
+        ("There is no doubt that it fits.", "yes_no", (), None),
+        ("Yes, dense nuclei.", "yes_no", (), True),
+        ("No. There are none.\nThe tile is glass.", "yes_no", (), False),
+        ("Yes.\nFinal answer: no", "yes_no", (), None),
+        ("The tile is glass, so the answer is **no**.", "yes_no", (), False),
+        ('{"answer": "yes"}', "yes_no", (), True),
+        ("I cannot look at the 5 images", "choice", (5,), None),
+        ("I am sorry, I was sent 1 picture.", "choice", (5,), None),
+        ('{"answer": 4}', "choice", (5,), 4),
+        ("(2)", "choice", (5,), 2),
+        ("1. round cells\n2. round cells\n3. glass", "choice", (5,), None),
+        ("I cannot view image 5", "choice", (5,), None),
+        ("The odd one out is picture 4.", "choice", (5,), 4),
+        ("Image #2 is different.", "choice", (5,), 2),
         ("Picture 3", "choice", (5,), 3),
         ("1, 2 and 4 are alike.\nThe odd one is 5.", "choice", (5,), 5),
         ("6", "choice", (5,), None),

@@ -74,24 +74,30 @@ def displaced(grid: np.ndarray, *, rng: np.random.Generator) -> np.ndarray | Non
     """The highlighted shape moved to where the latent is silent, bool (rows, columns).
 
     The shape is moved as a whole, without leaving the grid, to one of the places where it covers no firing cell. If
-    there is none, as many silent cells are taken at random; None if there are too few of them.
+    there is none it may also be mirrored, and leave the grid on one side to enter on the other. Cells are never drawn
+    one by one: a rater would tell scattered cells from a shape without knowing what is marked. None if there is no
+    place.
     """
     shape, fires = highlight(grid), grid > 0
     r, c = np.nonzero(shape)
-    rows, columns = grid.shape
-    dr, dc = np.meshgrid(np.arange(-r.min(), rows - r.max()), np.arange(-c.min(), columns - c.max()), indexing="ij")
-    dr, dc = dr.ravel(), dc.ravel()
-    free = ~fires[r[:, None] + dr, c[:, None] + dc].any(axis=0)
-    out = np.zeros_like(shape)
-    if free.any():
-        k = rng.choice(np.flatnonzero(free))
-        out[r + dr[k], c + dc[k]] = True
-        return out
-    silent = np.flatnonzero(~fires)
-    if len(silent) < len(r):
-        return None
-    out.flat[rng.choice(silent, len(r), replace=False)] = True
-    return out
+    inside = np.zeros(grid.shape, bool)
+    dr, dc = (np.arange(-k.min(), n - k.max()) for k, n in zip((r, c), grid.shape))
+    inside[np.ix_(dr, dc)] = True
+    places = _free(shape, fires) & inside
+    if not places.any():
+        turned = [shape, shape[::-1], shape[:, ::-1], shape[::-1, ::-1]]
+        found = [(one, free) for one in turned if (free := _free(one, fires)).any()]
+        if not found:
+            return None
+        shape, places = found[rng.integers(len(found))]
+    step = rng.choice(np.argwhere(places))
+    return np.roll(shape, step, axis=(0, 1))
+
+
+def _free(shape: np.ndarray, fires: np.ndarray) -> np.ndarray:
+    """Steps (rows, columns), with the far sides joined, after which a shape covers no firing cell."""
+    product = np.fft.rfft2(fires.astype(float)) * np.conj(np.fft.rfft2(shape.astype(float)))
+    return np.fft.irfft2(product, s=fires.shape) < 0.5
 
 
 def coarse(grid: np.ndarray, edges: tuple[tuple[int, ...], tuple[int, ...]]) -> np.ndarray:

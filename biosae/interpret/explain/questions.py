@@ -134,8 +134,9 @@ class Ask:
 def parse(text: str | None, form: str, size: tuple[int, ...] = ()) -> Any:
     """The answer in a text, or None where there is none that is clear.
 
-    What a reasoning model thinks aloud (``<think> ... </think>``) is left out. ``yes_no`` and ``choice`` are looked for
-    in the last line, then, if that has none, in the whole text; two different answers are none.
+    What a reasoning model thinks aloud (``<think> ... </think>``) is left out. ``yes_no`` and ``choice`` must be the
+    whole of the last or the first line, begin it ("No, it is glass") or end it ("the answer is 3"): a "no" or a number
+    inside a sentence is none, as in "I have no way to see pictures". Two different answers are none.
 
     >>> parse("It shows nuclei.\\n**Yes**", "yes_no"), parse("yes or no", "yes_no"), parse("Picture 3.", "choice", (5,))
     (True, None, 3)
@@ -158,17 +159,28 @@ def parse(text: str | None, form: str, size: tuple[int, ...] = ()) -> Any:
         except (ValueError, TypeError):
             return None
         return values if values.shape == tuple(size) and ((values >= 0) & (values <= 10)).all() else None
-    pattern = r"\b(yes|no)\b" if form == "yes_no" else r"(?<![\d.,-])\d+(?![\d]|[.,]\d)"
-    for part in (lines[-1], text):
-        found = set(re.findall(pattern, part.lower()))
-        if found:
-            break
+    ends = [re.sub(r"[*_`\"']", "", line).strip(" #>(){}[]").lower() for line in (lines[-1], lines[0])]
+    found = {m[1] for line in ends for pattern in _STATED[form] if (m := re.search(pattern, line))}
     if len(found) != 1:
         return None
     (one,) = found
     if form == "yes_no":
         return one == "yes"
     return int(one) if 1 <= int(one) <= size[0] else None
+
+
+_WHAT = r"(?:picture|image|item|number|option|panel)?\W*"
+_STATED = {
+    "yes_no": (
+        r"^(?:(?:my |the )?(?:final )?answer(?: is)?\W+)?(yes|no)(?=$|[.,;:!]|\s+[-\u2013\u2014(])",
+        r"(?:\bis|\banswer|[:=>])\s*(yes|no)[.!]?$",
+    ),
+    "choice": (
+        rf"^{_WHAT}(?<![\d.,-])(\d+)(?:[.!)]*$| is (?:the )?(?:odd|different))",
+        rf"(?:\bis|\banswer|[:=>])\s*{_WHAT}(?<![\d.,-])(\d+)[.!)]*$",
+    ),
+}
+"""Form -> patterns of a line that states an answer, at its beginning and at its end."""
 
 
 def cleaned(text: str) -> str:
