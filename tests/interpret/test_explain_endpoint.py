@@ -83,8 +83,9 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def completion(text: str | None, usage: dict | None = None) -> dict:
-    return {"model": "served", "choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}
+def completion(text: str | None, usage: dict | None = None, finish: str = "stop") -> dict:
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    return {"model": "served", "choices": [choice], "usage": usage}
 
 
 @pytest.fixture
@@ -244,7 +245,15 @@ def test_the_key_is_sent_and_never_shown(server: Server, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "url", ["file:///etc/passwd", "localhost:8000/v1", "http://me:pw@host/v1", "http://h/v1?key=1"]
+    "url",
+    [
+        "file:///etc/passwd",
+        "localhost:8000/v1",
+        "http://me:pw@host/v1",
+        "http://h/v1?key=1",
+        "http://h:port/v1",
+        "http://[::1/v1",
+    ],
 )
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(InputError):
@@ -256,6 +265,71 @@ def test_answers_of_odd_form(server: Server) -> None:
     server.script = [parts, json.dumps(completion(None)).encode()]
     answers = ex.Endpoint(server.url, "m", n_jobs=1).ask(questions(2))
     assert [a.text for a in answers] == ["yes", ""] and said(answers) == [True, None]
+
+
+def test_an_answer_that_was_cut_off_is_none(server: Server, tmp_path: Path) -> None:
+    server.script = [json.dumps(completion("At first sight: no", {"prompt_tokens": 9, "completion_tokens": 4}, "length"))
+                     .encode()]  # fmt: skip
+    for _ in range(2):  # as it came, and out of the cache
+        rater = ex.Endpoint(server.url, "m", cache=tmp_path, max_tokens=4)
+        (answer,) = rater.ask(questions(1))
+        assert ex.parse(answer.text, "yes_no") is None and "max_tokens=4" in answer.problem
+        assert rater.usage["cut_off"] == 1
+    assert len(server.bodies) == 1
+
+
+def test_hostile_replies_are_typed_errors_or_text(server: Server, tmp_path: Path) -> None:
+    odd = [b"[" * 100_000, json.dumps(completion(["yes"])).encode(), json.dumps(completion([{"text": None}])).encode()]
+    server.script = list(odd)
+    assert said(ex.Endpoint(server.url, "m").ask(questions(1))) == [False]
+    assert len(server.bodies) == 4  # none of the three was taken for an answer
+    half = (
+        b'{"model": "\\ud83d", "choices": [{"message": {"content": "sharp \\ud83d edges"}}], "usage": {"a": "\\ud83d"}}'
+    )
+    server.script = [half]
+    rater = ex.Endpoint(server.url, "m", cache=tmp_path)
+    (answer,) = rater.ask([ex.Question("What?", (ex.Picture(Tiles(), "t1"),), "text")])
+    assert answer.text.encode() == b"sharp ? edges" and len(list(tmp_path.iterdir())) == 1
+    server.script = [lambda h: h.raw(400, b'{"error": "\\ud83d"}')]
+    (answer,) = ex.Endpoint(server.url, "m", max_failures=1.0).ask(questions(1))
+    assert answer.problem.encode() == b"HTTP 400 (?)"
+
+
+def test_a_budget_needs_a_server_that_counts(server: Server, tmp_path: Path) -> None:
+    server.usage = None
+    rater = ex.Endpoint(server.url, "m", price=(1.0, 1.0), budget=5.0, cache=tmp_path, n_jobs=1)
+    with pytest.raises(EndpointError, match="names no tokens.*budget"):
+        rater.ask(questions(4))
+    assert len(server.bodies) == 1 and len(list(tmp_path.iterdir())) == 1  # what was paid is kept
+
+
+def test_a_key_is_never_repeated_and_may_end_in_a_line_feed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVER_KEY", "s3cret\n")
+    rater = ex.Endpoint(server.url, "m", key_variable="MY_SERVER_KEY")
+    server.script = [lambda h: h.reply(401, {"error": {"message": f"no such key: {h.headers['Authorization']}"}})]
+    with pytest.raises(EndpointError, match="no such key") as caught:
+        rater.ask(questions(1))
+    assert "s3cret" not in str(caught.value) and server.headers[0]["Authorization"] == "Bearer s3cret"
+    monkeypatch.setenv("MY_SERVER_KEY", "s3cret\nX-Other: 1")
+    with pytest.raises(InputError, match="MY_SERVER_KEY.*no key") as caught:
+        rater.ask(questions(1))
+    assert "s3cret" not in str(caught.value)
+
+
+def test_pictures_are_sent_without_metadata(server: Server, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "Jane Doe"  # ImageDescription
+    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(tmp_path / "a.jpg", exif=exif, comment=b"Jane Doe")
+    samples = bs.read.images(tmp_path, patient=None)
+    name = samples.obs.index[0]
+    ex.Endpoint(server.url, "m").ask([ex.Question("Is it bright?", (ex.Picture(samples, name),), "yes_no")])
+    url = server.bodies[0]["messages"][1]["content"][1]["image_url"]["url"]
+    data = base64.b64decode(url.split(",", 1)[1])
+    chunks, at = [], 8
+    while at < len(data):
+        chunks.append(data[at + 4 : at + 8])
+        at += 12 + int.from_bytes(data[at : at + 4])
+    assert set(chunks) == {b"IHDR", b"IDAT", b"IEND"} and b"Doe" not in data
 
 
 # -- people ------------------------------------------------------------------------------------------------------------
