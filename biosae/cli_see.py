@@ -37,7 +37,6 @@ def search_command(
 ) -> None:
     """Samples like another one, with a property, by a sum of latents, or by words."""
     from biosae import search
-    from biosae.files import write_table
 
     if sum(bool(given) for given in (item, property, weight, text)) != 1:
         raise InputError("say what to search by: one of --item, --property, --weight and --text")
@@ -58,7 +57,7 @@ def search_command(
 
             found = search.by_text(adata, text, text_tower(tower), n=n, exclude=barred)
     if out is not None:
-        write_table(out, found)
+        _write(out, found)
     typer.echo(found.to_string(index=False) if len(found) else "nothing found")
 
 
@@ -83,7 +82,6 @@ def diff_command(
     random_state: Seed = 0,
 ) -> None:
     """How often each latent fires in two cohorts, tested over patients."""
-    from biosae.files import write_table
     from biosae.search import diff
 
     if cohort and len(cohort) != 2:
@@ -98,7 +96,7 @@ def diff_command(
     about = table.attrs["biosae"]
     if "name" in adata.var:
         table.insert(1, "name", table["latent"].map(adata.var["name"]))
-    write_table(out, table)
+    _write(out, table)
     typer.echo(table.head(10).to_string(index=False))
     low = int((table["q"] <= 0.05).sum())
     typer.echo(f"A {about['a']}, B {about['b']}: {low} of {about['m_tested']} latents tested have q <= 0.05. {out}")
@@ -178,6 +176,26 @@ def _named(latents: Path, names: Path | None) -> Any:
     if names is not None:
         read_names(names, adata, on_conflict="new")
     return adata
+
+
+def _write(path: Path, table: Any) -> None:
+    """A table as CSV or Parquet. In CSV an apostrophe stands before text that a spreadsheet would run as a formula."""
+    from biosae.files import write_table
+
+    if path.suffix != ".parquet":
+        text = table.select_dtypes(["object", "string", "category"]).columns
+        table = table.assign(**{c: table[c].astype(object).map(_inert) for c in text})
+    write_table(path, table)
+
+
+def _inert(value: Any) -> Any:
+    if not isinstance(value, str) or value[:1] not in ("=", "+", "-", "@", "\t", "\r"):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return "'" + value
+    return value
 
 
 def _terms(identity: Any, licence: str | None) -> str:

@@ -87,13 +87,31 @@ def test_diff_finds_the_planted_latent(study: Path, tmp_path: Path, capsys: pyte
     assert run("diff", study / "latents.h5ad", "year", "--cohort", 2019, "--cohort", 2020, "--out", out) == 0
 
 
+def test_a_hostile_name_is_no_formula_in_a_spreadsheet(study: Path, tmp_path: Path) -> None:
+    """Names come from strangers, and people open tables in programs that act on a leading sign."""
+    hostile = ['=HYPERLINK("http://x")', "+cmd|' /C calc'!A0", "-1+1", "@SUM(1)", "-3"]
+    adata = anndata.read_h5ad(study / "latents.h5ad")
+    adata.var["name"] = hostile
+    write_names(adata, tmp_path / "names.json")
+    out, whole = tmp_path / "diff.csv", tmp_path / "diff.parquet"
+    for file in (out, whole):
+        given = ("diff", study / "latents.h5ad", "scanner", "--out", file, "--n-permutations", 19)
+        assert run(*given, "--names", tmp_path / "names.json") == 0
+    names = dict(zip(pd.read_csv(out, dtype=str)["latent"], pd.read_csv(out, dtype=str)["name"]))
+    assert [names[f"L{i}"] for i in range(5)] == [*("'" + name for name in hostile[:4]), "-3"]
+    assert set(pd.read_parquet(whole)["name"]) == set(hostile)
+    assert pd.read_csv(out)["difference"].lt(0).any()  # a negative number stays a number
+
+
 def test_export_writes_file_key_and_terms(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out, key = tmp_path / "codes.parquet", tmp_path / "key.csv"
     given = ("export", study / "latents.h5ad", "--out", out, "--column", "year", "--key", key)
     assert run(*given, "--names", study / "names.json") == 0
     table, back = pd.read_parquet(out), pd.read_csv(key)
     assert b"Patient-0" not in out.read_bytes() and table["year"].nunique() == 2
-    assert back.loc[back["pseudonym"] == table.index[7], "id"].item() == "tile-07"
+    row = back.loc[back["pseudonym"] == table.index[7], "id"].item()
+    given = anndata.read_h5ad(study / "latents.h5ad")[row]
+    assert table["L0"].iloc[7] == given.X[0, 0] and table["year"].iloc[7] == given.obs["year"].item()
     assert "do not publish or pass on" in capsys.readouterr().out
     assert run("export", study / "latents.h5ad", "--out", out, "--show-ids") == 0
     assert "Patient-03" in set(pd.read_parquet(out)["patient"])

@@ -30,7 +30,7 @@ def latents(*, tokens: bool = False) -> anndata.AnnData:
     """24 samples of 4 patients with everything that could give them away."""
     rng = np.random.default_rng(0)
     n, m = 24, 12
-    who = np.array(PATIENTS)[np.arange(n) % 4]
+    who = np.array(PATIENTS)[np.arange(n) // 4 % 4 if tokens else np.arange(n) % 4]
     slide = np.array([f"{p}_HOSP2291-{i % 2}" for i, p in enumerate(who)])
     obs = pd.DataFrame(
         {
@@ -82,6 +82,20 @@ def everything(path: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.fixture(autouse=True)
+def secret(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the secret of pseudonyms lies during a test."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(bs.settings, "cache_dir", folder)
+    return folder / "pseudonyms.key"
+
+
+def in_order(adata: anndata.AnnData) -> anndata.AnnData:
+    """The same rows in the order in which an export has them."""
+    key = export.pseudonyms(adata)
+    return adata[key.loc[key["kind"] == "sample", "id"].tolist()].copy()
+
+
 def same_codes(found: anndata.AnnData, given: anndata.AnnData) -> None:
     assert found.shape == given.shape
     np.testing.assert_array_equal(sp.csr_matrix(found.X).toarray(), given.X.toarray())
@@ -91,7 +105,8 @@ def same_codes(found: anndata.AnnData, given: anndata.AnnData) -> None:
 
 
 def test_what_leaves_holds_no_identifier(recwarn):
-    adata = latents()
+    adata = in_order(latents())
+    first = adata.obs_names[0]
     out = export.shareable(adata, columns=["count_plasma", "age"])
     text = repr(out.obs.to_dict()) + repr(list(out.obs.index)) + repr(out.var.to_dict()) + repr(dict(out.uns))
     text += repr([c.categories.tolist() for c in out.obs.apply(lambda c: getattr(c, "cat", None)) if c is not None])
@@ -103,25 +118,59 @@ def test_what_leaves_holds_no_identifier(recwarn):
     assert out.var["note"].iloc[0].startswith("as in patient_") and out.var["note"].iloc[0].endswith(" y.png")
     assert out.uns["biosae"]["sae"]["note"].startswith("tuned for patient_")
     assert out.uns["biosae"]["identity"]["source"] == "hf-hub:MahmoodLab/uni"
-    assert adata.obs_names[0] == "Ramirez-003_tile0" and "licence" not in adata.uns["biosae"]
+    assert adata.obs_names[0] == first and "licence" not in adata.uns["biosae"]
     same_codes(out, adata)
 
 
 def test_pseudonyms_keep_groups_and_lead_back():
     adata = latents()
     out, key = export.shareable(adata), export.pseudonyms(adata)
-    pairs = set(zip(adata.obs["patient"].astype(str), out.obs["patient"].astype(str)))
-    assert len(pairs) == 4 == len({new for _, new in pairs})
-    back = key[key["kind"] == "sample"].set_index("pseudonym")["id"]
-    assert back[out.obs_names].tolist() == adata.obs_names.tolist()
-    ordered = [new for _, new in sorted(pairs)]
-    assert ordered != sorted(ordered)  # the number does not tell the place in the alphabet
+    back = key.set_index("pseudonym")["id"]
+    given = adata[back[out.obs_names].tolist()]
+    for kind in ("patient", "slide"):
+        assert back[out.obs[kind].astype(str)].tolist() == given.obs[kind].astype(str).tolist()
+    same_codes(out, given.copy())
+    np.testing.assert_array_equal(out.obsm["embedding"], given.obsm["embedding"])
+    assert out.obs["patient"].astype(str).is_monotonic_increasing  # not the order of the rows that were given
+    mine = [name for name in back[out.obs_names] if name.startswith("Okafor-117_")]
+    assert mine == sorted(mine, key=adata.obs_names.tolist().index)  # windows of a recording stay in their order
     assert key.equals(export.pseudonyms(adata))
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_who_has_a_list_of_the_ids_cannot_number_them(grouped, secret, monkeypatch, tmp_path):
+    """Neither ids nor the order of rows give pseudonyms away: another secret, another order."""
+    names = [f"case-{i:04d}" for i in range(200)]
+    obs = pd.DataFrame({"patient": names} if grouped else {}, index=names)
+    adata = anndata.AnnData(sp.eye(200, format="csr", dtype=np.float32), obs=obs)
+    made = [export.pseudonyms(adata)["id"].tolist()]
+    assert (secret.stat().st_mode & 0o777) == 0o600 and len(secret.read_bytes()) == 32
+    for i in range(2):
+        monkeypatch.setattr(bs.settings, "cache_dir", tmp_path / str(i))
+        made.append(export.pseudonyms(adata)["id"].tolist())
+    assert len({tuple(ids[:200]) for ids in made}) == 3
+    for ids in made:
+        assert abs(np.corrcoef(np.arange(200), [int(name[5:]) for name in ids[:200]])[0, 1]) < 0.4  # 5.6 sigma
+    monkeypatch.setattr(bs.settings, "cache_dir", secret.parent)
+    assert export.pseudonyms(adata)["id"].tolist() == made[0]
+
+
+def test_a_secret_that_cannot_be_kept_is_told(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(bs.settings, "cache_dir", tmp_path / "file")
+    with pytest.warns(UserWarning, match="other pseudonyms"):
+        key = export.pseudonyms(latents())
+    assert key.equals(export.pseudonyms(latents()))  # within a session they stay
 
 
 def test_tokens_keep_their_sample():
     out = export.shareable(latents(tokens=True))
-    assert out.obs_names[5] == "sample_000002#1" and out.obs["sample_id"].iloc[5] == "sample_000002"
+    of_three = [f"sample_00000{i}#{t}" for i in (1, 2, 3) for t in range(4)]
+    assert (
+        sorted(out.obs_names[out.obs["sample_id"].isin(["sample_000001", "sample_000002", "sample_000003"])])
+        == of_three
+    )
+    assert out.obs.groupby("sample_id")["patient"].nunique().eq(1).all()
     assert out.obs["sample_id"].nunique() == 6 and out.obs["token_col"].tolist()[:4] == [0, 1, 0, 1]
 
 
@@ -134,14 +183,24 @@ def test_columns_that_would_tell_are_refused():
     adata.obs["patient"] = (np.arange(24) % 4 + 70_001).astype(str)
     adata.obs["record"] = np.arange(24) % 4 + 70_001
     assert "number" in export.shareable(adata, columns=["number"]).obs
-    with pytest.raises(InputError, match="'record'"):
-        export.shareable(adata, columns=["record"])
+    for kind in (int, float, "Int64", str):
+        adata.obs["record"] = (np.arange(24) % 4 + 70_001).astype(int)
+        adata.obs["record"] = adata.obs["record"].astype(kind)
+        with pytest.raises(InputError, match="'record'"):
+            export.shareable(adata, columns=["record"])
     with pytest.raises(InputError, match="did you mean 'count_plasma'"):
         export.shareable(adata, columns=["count_plsma"])
     adata = latents()
     adata.obs["label"] = "as Okafor-117"
     with pytest.warns(UserWarning, match="'label' has ids"):
         assert "label" not in export.shareable(adata).obs
+
+
+def test_ids_in_other_letters_are_ids():
+    adata = latents()
+    adata.var["note"] = "like OKAFOR-117, not RAMIREZ-0031x"
+    note = export.shareable(adata).var["note"].iloc[0]
+    assert note.startswith("like patient_") and note.endswith(", not RAMIREZ-0031x")
 
 
 def test_show_ids_keeps_everything():
@@ -186,6 +245,39 @@ def test_terms_are_inherited_and_the_stricter_source_holds():
     assert mine.may_be_passed_on and mine.hub_licence == "mit" and "our-own" in mine.statement
 
 
+@pytest.mark.parametrize(
+    ("identity", "licence", "passed_on"),
+    [
+        ({"encoder": "uni", "licence": "MIT"}, "CC-BY-NC-ND-4.0", False),  # what somebody wrote is not the catalogue
+        ({"encoder": "UNI", "licence": "Apache-2.0"}, "CC-BY-NC-ND-4.0", False),
+        ({"encoder": "mine", "source": "hf-hub:MahmoodLab/UNI", "licence": "MIT"}, "CC-BY-NC-ND-4.0", False),
+        ({"encoder": "mine", "licence": "CC-BY-NC-ND-4.0"}, "CC-BY-NC-ND-4.0", False),  # nobody said restricted
+        ({"encoder": "mine", "licence": "No-Derivatives terms of our hospital"}, None, False),
+        ({"encoder": "dinov2-vits14", "licence": "CC-BY-NC-4.0"}, "CC-BY-NC-4.0", True),
+        ({"encoder": "phikon", "licence": "MIT"}, "Owkin non-commercial", True),
+        ({"encoder": "phikon", "licence": "research only"}, "research only and Owkin non-commercial", True),
+        ({"encoder": "plip", "licence": "MIT"}, "MIT", True),  # the catalogue does not know it
+        ({"encoder": "plip", "licence": ""}, "unknown", False),
+        ({"encoder": "dinov2-vits14", "licence": "apache-2.0"}, "apache-2.0", True),
+    ],
+)
+def test_no_recorded_licence_frees_an_encoder(identity, licence, passed_on):
+    found = export.terms(identity)
+    assert found.licence == (licence or identity["licence"]) and found.may_be_passed_on is passed_on
+    assert found.licence in found.statement or found.licence == "unknown"
+    assert found.hub_licence not in ("mit", "apache-2.0") or found.licence.casefold() == found.hub_licence
+
+
+def test_every_encoder_of_the_catalogue_hands_its_licence_down():
+    for name, facts in bs.encoders.catalog.catalogue().items():
+        for recorded in ("MIT", "Apache-2.0", "CC0-1.0"):
+            found = export.terms({"encoder": name, "licence": recorded})
+            if facts.derivatives_restricted:
+                assert not found.may_be_passed_on
+            if any(word in facts.licence.casefold() for word in ("nc", "non-commercial", "research", "reserved")):
+                assert facts.licence in found.licence and found.hub_licence not in ("mit", "apache-2.0", "cc0-1.0")
+
+
 @pytest.mark.parametrize("format", export.FORMATS)
 def test_every_file_states_the_terms_and_no_identifier(format, tmp_path):
     if format == "faiss":
@@ -213,7 +305,7 @@ def test_every_file_states_the_terms_and_no_identifier(format, tmp_path):
 
 def test_h5ad_and_zarr_by_anndata_and_scanpy(tmp_path):
     scanpy = pytest.importorskip("scanpy")
-    adata = latents()
+    adata = in_order(latents())
     found = scanpy.read_h5ad(export.write(adata, tmp_path / "a.h5ad"))
     same_codes(found, adata)
     np.testing.assert_array_equal(found.varm["decoder"], adata.varm["decoder"])
@@ -232,7 +324,7 @@ def test_parquet_by_pandas_polars_and_arrow(tmp_path, monkeypatch):
     import pyarrow.parquet as pq
 
     monkeypatch.setattr(export.latents.tables, "ROWS", 7)  # several row groups
-    adata = latents()
+    adata = in_order(latents())
     file = export.write(adata, tmp_path / "codes.parquet", columns=["count_plasma", "age"])
     table = pd.read_parquet(file)
     np.testing.assert_array_equal(table[adata.var_names].to_numpy(), adata.X.toarray())
@@ -252,7 +344,7 @@ def test_parquet_by_pandas_polars_and_arrow(tmp_path, monkeypatch):
 
 
 def test_npz_by_scipy(tmp_path):
-    adata = latents()
+    adata = in_order(latents())
     file = export.write(adata, tmp_path / "codes.npz")
     found = sp.load_npz(file)
     assert isinstance(found, sp.csr_matrix) and (found != adata.X).nnz == 0
@@ -265,7 +357,7 @@ def test_npz_by_scipy(tmp_path):
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
 def test_faiss_finds_what_exact_search_finds(metric, tmp_path):
     faiss = pytest.importorskip("faiss")
-    adata = latents()
+    adata = in_order(latents())
     file = export.write(adata, tmp_path / "near.faiss", metric=metric)
     index, about = faiss.read_index(str(file)), json.loads((tmp_path / "near.faiss.json").read_text())
     queries = adata.obsm["embedding"]
@@ -303,7 +395,7 @@ def test_spatial_table_by_spatialdata(tmp_path):
     sd = pytest.importorskip("spatialdata")
     from spatialdata.models import ShapesModel, TableModel
 
-    adata = latents()
+    adata = in_order(latents())
     table = anndata.read_zarr(export.write(adata, tmp_path / "table.zarr", format="spatialdata"))
     table = TableModel.parse(table)
     shapes = {}
@@ -330,7 +422,7 @@ def test_squidpy_takes_the_positions(tmp_path):
 
 
 def test_cellxgene_file_is_as_the_viewer_wants_it(tmp_path):
-    adata = latents()
+    adata = in_order(latents())
     file = export.write(adata, tmp_path / "c.h5ad", format="cellxgene", columns=["count_plasma", "age"])
     found = anndata.read_h5ad(file)
     assert isinstance(found.X, sp.csc_matrix) and found.X.dtype == np.float32
@@ -352,7 +444,7 @@ def test_cellxgene_by_its_server(tmp_path):
     from server.common.fbs.matrix import decode_matrix_fbs
     from server.data_common.matrix_loader import MatrixDataLoader
 
-    adata = latents()
+    adata = in_order(latents())
     file = export.write(adata, tmp_path / "c.h5ad", format="cellxgene", columns=["count_plasma"])
     config = AppConfig()
     config.update_server_config(single_dataset__datapath=str(file), app__flask_secret_key="x")
@@ -410,6 +502,34 @@ def test_the_card_by_the_hub_library(sae, tmp_path):
     data = card.data.to_dict()
     assert data["license"] == "cc-by-nc-nd-4.0" and data["library_name"] == "biosae"
     assert data["base_model"] == "MahmoodLab/uni" and "do not publish" in data["extra_gated_prompt"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "licence", "restricted"),
+    [
+        ("dinov2-vits14", "uni", "Apache-2.0 and CC-BY-NC-ND-4.0", True),
+        ("uni", "dinov2-vits14", "CC-BY-NC-ND-4.0 and Apache-2.0", True),
+        ("dinov2-vits14", "plip", "unknown", False),
+        ("dinov2-vits14", None, "unknown", False),
+        ("dinov2-vits14", "dinov2-vits14", "Apache-2.0", False),
+    ],
+)
+def test_a_second_encoder_hands_its_terms_down_too(first, second, licence, restricted, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    rng = np.random.default_rng(0)
+    X, Y = (
+        bs.Embeddings.from_array(rng.normal(size=(60, 6)).astype(np.float32), identity=name and {"encoder": name})
+        for name in (first, second)
+    )
+    both = bs.sae.SAE("transcoder", n_latents=8, k=2, n_steps=2, batch_size=32, random_state=0, device="cpu")
+    folder = export.write_model(both.fit(X, partner=Y), tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    card = hub.ModelCard.load(folder / "README.md")
+    assert config["licence"] == licence and config["derivatives_restricted"] is restricted
+    assert card.data.license not in ("apache-2.0", "mit") or licence == "Apache-2.0"
+    assert ("extra_gated_prompt" in card.data.to_dict()) is (restricted or licence == "unknown")
+    if second == "uni":
+        assert "MahmoodLab/uni" in card.data.base_model
 
 
 @pytest.mark.parametrize("title", ['x"\n---\nlicense: mit\n---', "# <script>alert(1)</script>", "a | b `c`"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,11 +16,12 @@ HUB = {
     "cc-by-nc-sa-4.0": "cc-by-nc-sa-4.0", "cc0-1.0": "cc0-1.0", UNKNOWN: UNKNOWN,
 }  # fmt: skip
 """Licences that the Hugging Face hub has a name for, in lower case; all others are ``other`` with their own name."""
+_FREE = ("cc0-1.0", "mit", "apache-2.0", "bsd-3-clause")
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Terms under which codes or a dictionary may be used and passed on."""
+    """Terms under which codes or a dictionary may be used and passed on. Of two encoders, both stand in a text."""
 
     encoder: str
     source: str
@@ -73,7 +75,8 @@ def terms(identity: Mapping[str, Any] | None, *, licence: str | None = None) -> 
     """Terms that an encoder's identity hands down.
 
     The stricter of two sources holds: what was recorded when the embeddings were made, and what the catalogue of
-    encoders says now.
+    encoders says now. Of two licences of which neither is known to be stricter, both are named. A licence without
+    derivatives (``-ND``) restricts codes and dictionaries whatever was recorded besides.
 
     Parameters
     ----------
@@ -92,27 +95,78 @@ def terms(identity: Mapping[str, Any] | None, *, licence: str | None = None) -> 
     >>> terms({"encoder": "uni", "licence": "CC-BY-NC-ND-4.0"}).may_be_passed_on
     False
     """
-    from biosae.encoders.catalog import catalogue
+    from biosae.encoders.catalog import canonical, catalogue
 
     identity = dict(identity or {})
     encoder = str(identity.get("encoder") or UNKNOWN)
-    known = catalogue().get(encoder)
-    recorded = str(identity.get("licence") or (known.licence if known else None) or UNKNOWN)
-    if licence is not None and recorded not in (UNKNOWN, licence):
+    source = str(identity.get("source") or "")
+    known = catalogue().get(canonical(encoder)) or next(
+        (facts for facts in catalogue().values() if source.startswith("hf-hub:") and _same(facts.source, source)), None
+    )
+    recorded = _stricter(str(identity.get("licence") or UNKNOWN), known.licence if known else UNKNOWN)
+    if licence is not None and recorded != UNKNOWN and not _same(licence, recorded):
         raise InputError(
             f"licence={licence!r}, but {encoder} is under {recorded!r}, which its codes and dictionaries inherit; "
             "leave licence out"
         )
+    holds = recorded if recorded != UNKNOWN else (licence or "").strip() or UNKNOWN
     doubtful = () if known is None else {"licence", "derivatives_restricted", "gated"} & set(known.unconfirmed)
-    source = str(identity.get("source") or (known.source if known else ""))
+    source = source or (known.source if known else "")
     on_hub = source.removeprefix("hf-hub:") if source.startswith("hf-hub:") else None
     return Terms(
         encoder=encoder,
         source=source,
         repository=on_hub or (known.repository if known else None) or "",
-        licence=licence or recorded,
+        licence=holds,
         derivatives_restricted=bool(identity.get("derivatives_restricted"))
-        or bool(known and known.derivatives_restricted),
+        or bool(known and known.derivatives_restricted)
+        or _strictness(holds) == 4,
         gated=bool(known and known.gated),
         confirmed=known is not None and not doubtful,
     )
+
+
+def joined(first: Terms, second: Terms) -> Terms:
+    """Terms of what was made from two encoders: those of both apply, and what one does not permit is not permitted."""
+    if first == second:
+        return first
+    unknown = UNKNOWN in (first.licence, second.licence)
+    return Terms(
+        encoder=_both(first.encoder, second.encoder),
+        source=_both(first.source, second.source),
+        repository=_both(first.repository, second.repository),
+        licence=UNKNOWN if unknown else _both(first.licence, second.licence),
+        derivatives_restricted=first.derivatives_restricted or second.derivatives_restricted,
+        gated=first.gated or second.gated,
+        confirmed=first.confirmed and second.confirmed,
+    )
+
+
+def _both(first: str, second: str) -> str:
+    return " and ".join(dict.fromkeys(text for text in (first, second) if text))
+
+
+def _same(first: str, second: str) -> bool:
+    return first.strip().casefold() == second.strip().casefold()
+
+
+def _strictness(licence: str) -> int:
+    """0 free, 1 to name the authors, 2 to share alike, 3 not for commerce or in words of its own, 4 no derivatives."""
+    text = licence.strip().casefold()
+    if text in _FREE:
+        return 0
+    if re.search(r"\bnd\b|no.?deriv", text):
+        return 4
+    if re.fullmatch(r"cc-by-[\d.]+", text):
+        return 1
+    return 2 if re.fullmatch(r"cc-by-sa-[\d.]+|[al]?gpl-[\d.]+.*", text) else 3
+
+
+def _stricter(first: str, second: str) -> str:
+    """The stricter of two licences; both where neither is; the known one where the other is unknown."""
+    if _same(first, second) or _same(second, UNKNOWN):
+        return first
+    if _same(first, UNKNOWN):
+        return second
+    ranks = _strictness(first), _strictness(second)
+    return _both(first, second) if ranks[0] == ranks[1] else (first, second)[ranks[1] > ranks[0]]

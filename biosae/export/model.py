@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from biosae.errors import InputError
-from biosae.export.licence import Terms, terms
+from biosae.export.licence import UNKNOWN, Terms, joined, terms
 from biosae.export.shareable import redacted
 from biosae.files import atomic_path
 
@@ -77,6 +77,11 @@ def write_model(
         sae.save(saved)
         tensors, config = checkpoint.read(saved)
     inherited = terms(config.get("identity"), licence=licence)
+    if config.get("partner_features"):  # learnt from a second table, whose encoder has terms of its own
+        partner = terms(config.get("partner_identity"))
+        if partner.licence == UNKNOWN:
+            partner = terms(config.get("partner_identity"), licence=licence)
+        inherited = joined(inherited, partner)
     config = redacted({k: v for k, v in config.items() if k not in ("format", "version", "sha256")})
     if not show_ids:
         config["training_groups"] = []
@@ -111,7 +116,9 @@ def model_card(
         "pipeline_tag": "feature-extraction",
     }
     if inherited.repository:
-        front |= {"base_model": inherited.repository, "base_model_relation": "adapter"}
+        repositories = inherited.repository.split(" and ")
+        front |= {"base_model": repositories if len(repositories) > 1 else repositories[0]}
+        front |= {"base_model_relation": "adapter"}
     if not inherited.may_be_passed_on or inherited.gated:
         front["extra_gated_prompt"] = inherited.statement
         front["extra_gated_fields"] = {"I have the right to use the encoder and accept its terms": "checkbox"}

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 from biosae.errors import InputError, nearest
 from biosae.export.licence import terms
+from biosae.export.order import hidden_order
 
 PSEUDONYMS = ("patient", "slide", "recording", "sequence", "collector")
 """Columns whose values are replaced."""
@@ -43,9 +44,10 @@ def shareable(adata: Any, *, columns: Sequence[str] = (), show_ids: bool = False
     -------
     AnnData
         ``X``, layers, ``var``, arrays of ``obsm``, ``varm``, ``obsp`` and ``varp`` as they are; ``obs_names``
-        ``sample_000001`` (``sample_000001#007`` for tokens) and groups ``patient_01`` in the order of
-        :func:`pseudonyms`; in texts of ``var`` and in ``uns["biosae"]`` ids are replaced too and paths cut to their
-        last part. The rest of ``uns`` stays behind. ``uns["biosae"]["licence"]`` holds the terms.
+        ``sample_000001`` (``sample_000001#007`` for tokens) and groups ``patient_01``. Rows stand in the order of
+        :func:`pseudonyms`, because theirs is often that of the ids: patient by patient, within one as before. In texts
+        of ``var`` and in ``uns["biosae"]`` ids are replaced too and paths cut to their last part. The rest of ``uns``
+        stays behind. ``uns["biosae"]["licence"]`` holds the terms. With ``show_ids`` everything is as it was.
 
     Raises
     ------
@@ -70,6 +72,7 @@ def shareable(adata: Any, *, columns: Sequence[str] = (), show_ids: bool = False
         out.uns["biosae"] = {**content, "licence": inherited}
         return out
     names = pseudonyms(adata)
+    adata = adata[_order(adata.obs)].copy()
     mapping = {kind: dict(zip(part["id"], part["pseudonym"])) for kind, part in names.groupby("kind")}
     redact = _redactor(dict(zip(names["id"], names["pseudonym"])))
     obs = _obs(adata.obs, mapping, columns, redact)
@@ -90,8 +93,8 @@ def shareable(adata: Any, *, columns: Sequence[str] = (), show_ids: bool = False
 def pseudonyms(adata: Any) -> pd.DataFrame:
     """The table that leads from an export back to patients; it stays where the patients are known.
 
-    Samples are numbered in the order of rows, groups in an order that depends on their number alone, not on their
-    names. The same latents give the same table.
+    Groups are numbered in an order that depends on a secret of this computer (:func:`hidden_order`), samples group by
+    group. The same latents give the same table on the same computer, and nobody else can make it from a list of ids.
 
     Returns
     -------
@@ -99,15 +102,37 @@ def pseudonyms(adata: Any) -> pd.DataFrame:
         ``kind`` (``sample``, ``patient``, ``slide``, ...), ``id``, ``pseudonym``.
     """
     obs = adata.obs
-    samples = obs["sample_id"].astype(str) if "sample_id" in obs else pd.Series(obs.index.astype(str))
-    kinds = {"sample": list(dict.fromkeys(samples))}
-    kinds |= {kind: sorted(obs[kind].dropna().astype(str).unique()) for kind in PSEUDONYMS if kind in obs}
+    kinds = {"sample": list(dict.fromkeys(_samples(obs).iloc[_order(obs)]))}
+    kinds |= {kind: _groups(obs[kind]) for kind in PSEUDONYMS if kind in obs}
     rows = []
     for kind, ids in kinds.items():
         digits = max(6 if kind == "sample" else 2, len(str(len(ids))))
-        order = np.arange(len(ids)) if kind == "sample" else np.random.default_rng(len(ids)).permutation(len(ids))
-        rows += [(kind, name, f"{kind}_{place + 1:0{digits}d}") for name, place in zip(ids, order)]
+        rows += [(kind, name, f"{kind}_{place:0{digits}d}") for place, name in enumerate(ids, start=1)]
     return pd.DataFrame(rows, columns=["kind", "id", "pseudonym"])
+
+
+def _samples(obs: pd.DataFrame) -> pd.Series:
+    """The sample of each row."""
+    return obs["sample_id"].astype(str) if "sample_id" in obs else pd.Series(obs.index.astype(str), index=obs.index)
+
+
+def _groups(values: pd.Series) -> list[str]:
+    """Distinct values in the order of their pseudonyms."""
+    names = sorted(values.dropna().astype(str).unique())
+    return [names[i] for i in hidden_order(names, kind=str(values.name))]
+
+
+def _order(obs: pd.DataFrame) -> np.ndarray:
+    """Rows by patient, slide and so on, in the order of their pseudonyms, else as before; without groups by sample."""
+    samples = _samples(obs)
+    first = obs[~samples.duplicated().to_numpy()]
+    at = pd.Index(_samples(first)).get_indexer(samples)  # tokens of a sample stand together
+    by = [first[kind] for kind in PSEUDONYMS[:-1] if kind in obs and first[kind].notna().any()] or [_samples(first)]
+    ranks = []
+    for values in by:
+        place = {name: i for i, name in enumerate(_groups(values))}
+        ranks.append(values.astype(str).map(place).fillna(len(place)).to_numpy()[at])
+    return np.lexsort(ranks[::-1])
 
 
 def _obs(obs: pd.DataFrame, mapping: Mapping[str, Any], columns: Sequence[str], redact: Any) -> pd.DataFrame:
@@ -143,7 +168,10 @@ def _obs(obs: pd.DataFrame, mapping: Mapping[str, Any], columns: Sequence[str], 
 def _tells(values: pd.Series, ids: pd.DataFrame, redact: Any) -> bool:
     """Whether a column has an id in one of its texts, or equals a column of ids in most rows."""
     texts = values.astype(str)
-    if len(ids) and any(len(set(ids[n])) > 1 and (texts == ids[n]).mean() > 0.5 for n in ids):
+    same = {n: texts == ids[n] for n in ids}
+    if pd.api.types.is_numeric_dtype(values):  # 104.0 is the id 104
+        same = {n: same[n] | (pd.to_numeric(ids[n], errors="coerce") == values).fillna(False) for n in ids}
+    if len(ids) and any(len(set(ids[n])) > 1 and same[n].mean() > 0.5 for n in ids):
         return True
     if pd.api.types.is_numeric_dtype(values):
         return False
@@ -157,9 +185,10 @@ _EDGE = re.compile(r"(?<![^\W_])|(?![^\W_])")
 def _redactor(names: Mapping[str, str]) -> Any:
     """Function that replaces ids by pseudonyms and cuts absolute paths to their last part.
 
-    Ids of fewer than 4 characters, or of fewer than 5 digits alone, are ordinary words and numbers and stay.
+    Small and capital letters are one. Ids of fewer than 4 characters, or of fewer than 5 digits alone, are ordinary
+    words and numbers and stay.
     """
-    telling = {n: p for n, p in names.items() if len(n) >= (5 if n.isdigit() else 4)}
+    telling = {n.casefold(): p for n, p in names.items() if len(n) >= (5 if n.isdigit() else 4)}
     longest = max(map(len, telling), default=0)
 
     def redact(text: str) -> str:
@@ -171,8 +200,8 @@ def _redactor(names: Mapping[str, str]) -> Any:
                 continue
             ends = [e for e in edges[i + 1 : i + 1 + longest] if e - start <= longest]
             for end in reversed(ends):
-                if text[start:end] in telling:
-                    out += [text[at:start], telling[text[start:end]]]
+                if (found := text[start:end].casefold()) in telling:
+                    out += [text[at:start], telling[found]]
                     at = end
                     break
         return "".join([*out, text[at:]])
