@@ -193,6 +193,34 @@ def test_place_alone_finds_parts_that_always_lie_there() -> None:
     assert table["ap_null"].item() == pytest.approx(table["ap"].item())  # displaced masks are the same masks
 
 
+def test_the_order_of_rows_does_not_matter() -> None:
+    adata, labels = planted()
+    labels = labels.assign(top=(adata.obs["token_row"] == 0).to_numpy())
+    mixed = adata[np.random.default_rng(3).permutation(adata.n_obs)].copy()
+    one, two = (bs.interpret.alignment(a, labels, n_draws=0, n_null=2) for a in (adata, mixed))
+    top = two.set_index("class").loc["top"]
+    assert top["ap_null"] == pytest.approx(top["ap"])  # a mask of another sample is the same mask, cell by cell
+    pd.testing.assert_frame_equal(one.drop(columns=["ap_null", "probe_r_null"]), two[one.columns].drop(
+        columns=["ap_null", "probe_r_null"]))  # fmt: skip
+
+
+def test_a_summary_is_of_one_model() -> None:
+    adata, labels = planted()
+    table = bs.interpret.alignment(adata, labels, n_draws=0)
+    both = pd.concat([table.assign(model="a"), table.assign(model="b")])
+    with pytest.raises(InputError, match="groupby"):
+        bs.interpret.alignment_summary(both)
+    assert bs.interpret.alignment_summary(both[both["model"] == "a"])["n_classes"] == 3
+
+
+def test_no_patient_is_named_in_a_refusal() -> None:
+    adata, labels = planted()
+    adata.obs["patient"] = "Doe, Jane"
+    with pytest.raises(StatisticsError) as refused:
+        bs.interpret.alignment(adata, labels)
+    assert "Doe" not in str(refused.value)
+
+
 def test_unit_of_codes_does_not_matter_but_share_does() -> None:
     adata, labels = planted()
     other = adata.copy()

@@ -172,6 +172,31 @@ def test_a_point_of_mass_is_hit_by_equality_only() -> None:
     np.testing.assert_allclose(after, [0, 1.5001, 1.4999], rtol=1e-6)
 
 
+def test_a_latent_of_one_code_is_weakened_by_its_shares() -> None:
+    fires = np.r_[np.repeat([1, 0], [30, 10]), np.repeat([1, 0], [5, 35])]
+    adata = table(fires[:, None], pen=np.repeat(["ink", "clean"], 40))
+    after = bs.interpret.attenuation(adata, "pen", "ink")(adata.X).toarray()[0, 0]
+    assert after == pytest.approx(1 - 30 / 35, abs=1e-4)  # 30 of the 35 rows with this code are of the concept
+
+
+def test_a_latent_named_twice_is_weakened_once() -> None:
+    adata = inked()
+    once, twice = (bs.interpret.attenuation(adata, "pen", "ink", latents=n)(adata.X).toarray()
+                   for n in ("L0000", ["L0000", "L0000"]))  # fmt: skip
+    np.testing.assert_array_equal(once, twice)
+    with pytest.raises(InputError, match="smoothing"):
+        bs.interpret.attenuation(adata, "pen", "ink", smoothing=0)
+
+
+def test_rows_of_unknown_patients_are_not_one_patient() -> None:
+    adata = inked()
+    adata.obs["patient"] = [f"p{i % 5}" for i in range(adata.n_obs)]
+    adata.obs.loc[adata.obs_names[:3], "patient"] = None
+    with pytest.raises(InputError, match="3 rows have no 'patient'"):
+        bs.interpret.separability(adata, "pen")
+    assert bs.interpret.separability(adata, "pen", groups=None)["status"].eq("ok").any()
+
+
 def test_attenuation_refuses() -> None:
     adata = inked()
     with pytest.raises(InputError, match="never is 'inc'"):
@@ -284,6 +309,12 @@ def test_the_narrowest_term_that_holds_against_its_siblings() -> None:
     assert same["p"] == pytest.approx(part["p"])
 
 
+def test_options_that_enrichment_sets_itself_are_refused_in_words() -> None:
+    for name, value in (("method", "welch"), ("covariates", ["age"]), ("controls", True)):
+        with pytest.raises(InputError, match=name):
+            bs.interpret.enrichment(cells(), "cell_type", **{name: value})
+
+
 def test_one_patient_does_not_make_an_enrichment() -> None:
     adata = cells()
     found = bs.interpret.enrichment(adata, "cell_type").set_index(["latent", "term"])
@@ -355,6 +386,15 @@ def test_planted_names_hold_on_other_patients() -> None:
     rho = spearmanr(adata.X.toarray()[test, 0], scores.to_numpy()[test, 0]).statistic
     assert first["score"].iloc[0] == pytest.approx(rho)
     assert found["n_groups"].iloc[0] == 20 and found["n_samples"].iloc[0] == 80
+
+
+def test_stored_zeros_do_not_fire() -> None:
+    adata, scores = named()
+    X = sp.csr_matrix(adata.X)
+    full = sp.csr_matrix((np.ones(X.shape[0] * X.shape[1], np.float32), np.indices(X.shape).reshape(2, -1)), X.shape)
+    full.data[:] = X.toarray().ravel()  # every zero is stored
+    adata.X = full
+    assert bs.interpret.name_latents(adata, scores).set_index("latent").loc["L0005", "status"] == "not_named"
 
 
 def test_names_of_noise_are_chance_on_other_patients() -> None:

@@ -159,6 +159,45 @@ def test_overlapping_windows_are_averaged():
     np.testing.assert_allclose(found.values, [[1, 2, 1.5, 0]])
 
 
+@pytest.mark.parametrize(("stride", "length"), [(20, 30), (7.5, 30), (10, 25)])
+def test_windows_that_overlap_in_part_are_averaged_over_the_time_that_they_share(stride, length):
+    codes = np.array([1.0, 4.0, 2.0, 0.0, 3.0])
+    starts = np.arange(5) * stride
+    found = recording_map(windows(starts, codes, duration=length), "L0000", "r1")
+    left, _, right, _ = found.box
+    assert (left, right) == (0, starts[-1] + length)
+    middle = (np.arange(found.values.shape[1]) + 0.5) * (right - left) / found.values.shape[1]
+    inside = (middle >= starts[:, None]) & (middle < starts[:, None] + length)
+    np.testing.assert_allclose(found.values[0], (codes[:, None] * inside).sum(0) / inside.sum(0), atol=1e-6)
+
+
+def test_windows_at_uneven_times_lie_within_a_thousandth_of_the_recording_of_their_time():
+    starts = np.cumsum(np.random.default_rng(0).uniform(0.4, 1.2, 40))
+    codes = np.arange(1, 41)
+    found = recording_map(windows(starts, codes, duration=0.3), "L0000", "r1")
+    left, _, right, _ = found.box
+    step = (right - left) / found.values.shape[1]
+    for start, code in zip(starts, codes):
+        at = np.flatnonzero(found.values[0] == code)
+        assert abs(left + at[0] * step - start) < 1e-3 * (right - left)
+        assert abs(len(at) * step - 0.3) < 2e-3 * (right - left)
+
+
+def test_recordings_of_two_patients_with_one_name_are_not_mixed():
+    adata = windows([0, 10], [1, 3])
+    adata.obs["patient"] = ["a", "b"]
+    with pytest.raises(InputError, match="2 patients"):
+        recording_map(adata, "L0000", "r1")
+
+
+def test_tokens_that_were_left_out_do_not_move_the_others():
+    adata = tokens(np.arange(24, dtype=float).reshape(2, 3, 4))
+    adata.uns["biosae"]["tokens_per_sample"] = 12
+    lower = adata[(adata.obs["token_row"] < 2).to_numpy()].copy()
+    with pytest.raises(InputError, match="8 of 12 tokens"):
+        token_map(lower, "L0000", "s0")
+
+
 def test_tokens_of_a_recording_are_the_maps_of_its_windows_side_by_side():
     codes = np.random.default_rng(0).poisson(1, (3, 2, 4)).astype(float)
     identity = {"preprocess": {"rate": 10.0, "channels": ["A", "B"]}}

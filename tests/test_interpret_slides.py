@@ -114,6 +114,14 @@ def test_tokens_lie_within_their_tile_where_the_network_looked():
     np.testing.assert_array_equal(found.values[::2, [0, 2, 4, 5, 7]], expected)
 
 
+def test_tokens_that_were_left_out_are_not_placed(slide):
+    adata = on_slide(np.repeat([[50.0, 50.0], [150.0, 50.0]], 4, axis=0), np.arange(8))
+    adata.obs["token_row"], adata.obs["token_col"] = [0, 0, 1, 1] * 2, [0, 1] * 4
+    adata.uns["biosae"] = {"tokens_per_sample": 4}
+    with pytest.raises(InputError, match="2 of 4 tokens"):
+        places(adata[(adata.obs["token_row"] == 0).to_numpy()].copy())
+
+
 def test_geojson_has_each_tile_at_its_pixels_with_its_codes(slide, tmp_path):
     _, samples, adata = slide
     path = tmp_path / "codes.geojson"
@@ -160,6 +168,49 @@ def test_scanpy_draws_the_spatial_table_on_the_slide(slide):
         (ax,) = sc.pl.spatial(table, color="L0000", show=False)
     assert ax.images and ax.collections
     np.testing.assert_allclose(adata.obsm["spatial"], samples.obs[["x_um", "y_um"]])  # what was given is not changed
+
+
+def test_geojson_is_placed_on_the_part_that_qupath_shows(tmp_path, monkeypatch):
+    """QuPath cuts a slide to openslide.bounds and counts pixels from there (MIRAX, Leica)."""
+    import biosae.read.slides as slides
+
+    class Cropped:
+        origin = (1000, 200)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(slides, "open_slide", lambda path: Cropped())
+    adata = on_slide([(505, 105), (515, 105)], [1, 2])
+    write_geojson(tmp_path / "a.geojson", adata, "L0000", slide_mpp=0.5, source="a.mrxs")
+    ring = json.loads((tmp_path / "a.geojson").read_text())["features"][0]["geometry"]["coordinates"][0]
+    assert ring[0] == [0, 0] and ring[2] == [20, 20]
+
+
+def test_a_slide_without_bounds_is_counted_from_its_corner(slide, tmp_path):
+    path, samples, adata = slide
+    write_geojson(tmp_path / "a.geojson", adata, "L0000", source=path)
+    ring = json.loads((tmp_path / "a.geojson").read_text())["features"][0]["geometry"]["coordinates"][0]
+    assert ring[0] == samples.obs[["x", "y"]].iloc[0].tolist()
+
+
+def test_tiles_at_one_place_are_two_objects_and_codes_must_be_numbers(tmp_path):
+    adata = on_slide([(5, 5), (5, 5), (15, 5)], [1, 2, 3])
+    write_geojson(tmp_path / "a.geojson", adata, "L0000", slide_mpp=1.0)
+    assert len({f["id"] for f in json.loads((tmp_path / "a.geojson").read_text())["features"]}) == 3
+    adata.X.data[0] = np.nan
+    with pytest.raises(InputError, match="not a number"):
+        write_geojson(tmp_path / "b.geojson", adata, "L0000", slide_mpp=1.0)
+    assert not (tmp_path / "b.geojson").exists()
+
+
+def test_a_spatial_table_without_a_picture_has_the_scale_that_squidpy_asks_for(tmp_path):
+    adata = on_slide([(5, 5), (15, 5)], [1, 2], slide=["ward 3/a"] * 2)
+    table = spatial_table(adata, slide_mpp=0.5)
+    factors = table.uns["spatial"]["ward 3_a"]["scalefactors"]  # HDF5 would take a/b for two levels
+    assert factors == {"spot_diameter_fullres": 20.0, "tissue_hires_scalef": 1.0}
+    table.write_h5ad(tmp_path / "t.h5ad")
+    assert list(anndata.read_h5ad(tmp_path / "t.h5ad").uns["spatial"]) == ["ward 3_a"]
 
 
 def test_a_spatial_table_is_read_back(slide, tmp_path):

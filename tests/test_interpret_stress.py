@@ -300,6 +300,7 @@ def test_weighted_numbers_are_those_of_repeated_rows(seed: int) -> None:
         found = resampled.spearman(resampled.Order(a), resampled.Order(b), weight)
         assert found == pytest.approx(stats.spearmanr(a[rows], b[rows])[0])
         assert resampled.pearson(a, b, weight) == pytest.approx(np.corrcoef(a[rows], b[rows])[0, 1])
+        assert resampled.pearson(a * 1e-8, b, weight) == pytest.approx(resampled.pearson(a, b, weight))
         u, v = a[rows], b[rows]
         lin = 2 * np.cov(u, v, bias=True)[0, 1] / (u.var() + v.var() + (u.mean() - v.mean()) ** 2)
         assert resampled.concordance(a, b, weight) == pytest.approx(lin)

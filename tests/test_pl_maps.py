@@ -112,6 +112,14 @@ def test_a_strip_of_leads_colours_the_lead_that_fires():
     assert not tinted(ax, 3.01, at["II"] - 0.4 * gap) and not tinted(ax, 3.01, at["I"] + 0.4 * gap)
 
 
+def test_rows_that_are_no_channels_are_not_lost():
+    by_place = pl.strip(signal_map([[0, 3], [0, 0], [0, 0]], rows=("0", "1", "2")))  # one row a channel, unnamed
+    at = dict(zip([t.get_text() for t in by_place.get_yticklabels()], by_place.get_yticks()))
+    assert tinted(by_place, 3.01, at["I"] + 0.4 * (at["I"] - at["II"]))
+    with pytest.raises(InputError, match="rows"):
+        pl.strip(signal_map([[0, 3], [0, 0]], rows=("0", "1")))
+
+
 def test_a_recording_is_grey_where_there_is_no_window():
     ax = pl.strip(signal_map([[0, np.nan, 4, 0]], item=None))
     assert np.ptp(pixel(ax, 1.5, 0)) <= 2 and 200 < pixel(ax, 1.5, 0)[0] < 240

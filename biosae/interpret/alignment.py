@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from biosae.errors import InputError
 from biosae.interpret.masks import displaced
 from biosae.interpret.probe import RIDGE, log_loss, prevalence_loss, probes
 from biosae.interpret.rows import enough_groups, groups_of, joined, samples_of
@@ -96,6 +97,7 @@ def alignment(
     """
     obs, labels, parts = joined(adata, labels, split=split, train=train, test=test)
     unit = groups_of(obs, groups, parts)
+    parts = {part: _in_order(obs, rows) for part, rows in parts.items()}
     codes = sp.csr_matrix(adata.X)
     fitted = {part: sp.csc_matrix(codes[rows], dtype=np.float64) for part, rows in parts.items()}
     table = _table(adata, fitted, labels, obs, parts, unit, share, top, ridge, n_draws, random_state)
@@ -134,7 +136,17 @@ def alignment_summary(table: pd.DataFrame, *, threshold: float = 0.3) -> pd.Seri
         ``probe_r, map, coverage, purity, map_place, n_classes, n_absent, n_trivial`` (classes so frequent that a
         constant score covers them), means over the classes of which average
         precision is known, and ``map_absent_0``: the mean with 0 for classes without a test row, as the source has it.
+
+    Raises
+    ------
+    InputError
+        If the table is of several models.
     """
+    if "model" in table and table["model"].nunique() > 1:
+        raise InputError(
+            f"the table is of {table['model'].nunique()} models, whose means would be mixed; use "
+            "table.groupby('model', sort=False).apply(bs.interpret.alignment_summary)"
+        )
     known = table[table["ap"].notna()]
     values = {
         "probe_r": known["probe_r"].mean(),
@@ -213,6 +225,13 @@ def _table(
                 )
         rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _in_order(obs: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
+    """Rows by sample and place in its grid, so that a token of one sample stands where that of another does."""
+    part = obs.iloc[rows]
+    places = [part[name].to_numpy() for name in ("token_col", "token_row") if name in part]
+    return rows[np.lexsort([*places, np.unique(samples_of(part), return_inverse=True)[1]])]
 
 
 def _status(y: Mapping[str, np.ndarray]) -> str:

@@ -49,7 +49,7 @@ def compare_alignment(models: Mapping[str, Any], emb: Any, labels: pd.DataFrame,
     for name, model in models.items():
         adata = _coded(model, emb, template, parts["train"])
         codes = sp.csr_matrix(adata.X)[parts["test"]]
-        l0 = np.diff(codes.indptr).mean()
+        l0 = np.count_nonzero(codes.data) / codes.shape[0]
         nmse = _nmse(model, codes, emb[parts["test"]]) if hasattr(model, "inverse_transform") else np.nan
         table = alignment(adata, labels, **options)
         facts = {"model": name, "n_latents": adata.n_vars, "l0": l0, "nmse": nmse}

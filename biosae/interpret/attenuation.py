@@ -10,7 +10,16 @@ import numpy as np
 import scipy.sparse as sp
 
 from biosae.errors import InputError, StatisticsError, nearest
-from biosae.interpret.separability import BINS, LEAST_UNITS, SMOOTHING, bins_of, columns_of, edges_of, histograms_of
+from biosae.interpret.separability import (
+    BINS,
+    LEAST_UNITS,
+    SMOOTHING,
+    bin_of,
+    bins_of,
+    columns_of,
+    edges_of,
+    histograms_of,
+)
 
 HOW = ("app", "range", "full")
 DENSITIES = ("histogram", "normal")
@@ -90,7 +99,7 @@ class Attenuation:
             return (np.abs(z - mean) > self.width * sd + 1e-9 * np.abs(mean)).astype(float)
         if self.edges is None:
             return 1 - posterior(z, self.target[i], self.rest[i], self.prior)
-        place = np.clip(np.searchsorted(self.edges[i], z, side="right") - 1, 0, self.edges.shape[1] - 2)
+        place = bin_of(z, self.edges[i, 0], self.edges[i, -1], self.edges.shape[1] - 1)
         one, other = (weight * self.shares[s, i, place] for s, weight in ((0, self.prior), (1, 1 - self.prior)))
         return 1 - one / (one + other)
 
@@ -151,6 +160,8 @@ def attenuation(
     for name, given, valid in (("how", how, HOW), ("density", density, DENSITIES)):
         if given not in valid:
             raise InputError(f"{name}={given!r} is unknown; {nearest(given, valid)}")
+    if how == "app" and density == "histogram" and not smoothing > 0:
+        raise InputError(f"smoothing={smoothing!r} must be above 0: a code in an empty bin would have no probability")
     codes, _ = columns_of(adata, None)
     if concept not in adata.obs:
         raise InputError(f"obs has no column {concept!r}; {nearest(concept, adata.obs.columns)}")
@@ -169,8 +180,7 @@ def attenuation(
         chosen = np.argsort(-strength, kind="stable")[:n_latents]
         chosen = chosen[strength[chosen] > 0]
     else:
-        columns_of(adata, latents)
-        chosen = adata.var_names.get_indexer(list(latents))
+        chosen = adata.var_names.get_indexer(columns_of(adata, latents)[1])
     part = codes[:, chosen]
     moments = [_moments(part[rows]) for rows in (inside, ~inside)]
     edges = shares = None

@@ -109,6 +109,7 @@ def propose_audit(
     X, y, unit_of = _pooled(adata, obs, known, parts["train"], unit, pool)
     weight = _weights(X, y, C, random_state)
     codes = sp.csc_matrix(sp.csr_matrix(adata.X)[parts["test"]], dtype=np.float64)
+    codes.eliminate_zeros()
     labels, frequent = _rare_enough(labels, parts["test"], share, threshold)
     values = labels.to_numpy()[parts["test"]]
     ap = _audited(codes, values, share)

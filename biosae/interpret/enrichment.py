@@ -18,6 +18,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
+FIXED = {"method", "controls", "covariates", "correction", "exposure", "event"}
+"""Options of ``associate`` that are decided here."""
+
+
 def enrichment(
     adata: Any,
     label: str,
@@ -47,7 +51,8 @@ def enrichment(
     ontology
         Which terms contain which (:func:`read_obo`, :class:`Ontology`). None: terms stand side by side.
     unit, groups, **options
-        Of :func:`biosae.stats.associate` (``strata``, ``covariates``, ``n_permutations``, ``assume_independent``, ...).
+        Of :func:`biosae.stats.associate` (``strata``, ``n_permutations``, ``assume_independent``, ...). The test is
+        ``auroc``, which takes no covariates: a confounder with few values may be the ``strata``.
     min_in
         Rows in and out of a term below which it is listed but not tested.
     min_groups
@@ -72,7 +77,7 @@ def enrichment(
     Raises
     ------
     InputError
-        If the label is not in ``obs``, or none of its values in the ontology.
+        If the label is not in ``obs``, none of its values is in the ontology, or an option is set here.
     StatisticsError
         If fewer than two terms remain, or as :func:`biosae.stats.associate`.
 
@@ -81,6 +86,9 @@ def enrichment(
     Siblings: the parent-child rule of Grossmann et al. 2007, Bioinformatics 23, 3024, with a rank test in place of
     counts.
     """
+    for name in sorted(FIXED & set(options)):
+        raise InputError(f"enrichment takes no {name}: the test is the rank test 'auroc' of latents, with q by BH over "
+                         "each comparison. A confounder may be the strata=")  # fmt: skip
     if label not in adata.obs:
         raise InputError(f"obs has no column {label!r}; {nearest(label, adata.obs.columns)}")
     values = adata.obs[label]

@@ -97,7 +97,7 @@ def examples(
     >>> chosen = bs.interpret.examples(adata, "L0042", n=8)  # doctest: +SKIP
     >>> chosen.groupby("kind")["patient"].nunique()  # doctest: +SKIP
     """
-    shown = _shown(adata, kinds, n, cap_per_patient, cap_per_site)
+    shown, n = _shown(adata, kinds, n, cap_per_patient, cap_per_site), int(n)
     items = _Items(adata, activation(adata, latent).to_numpy())
     caps = [(items.levels(role), cap) for role, cap in (("patient", cap_per_patient), ("site", cap_per_site)) if cap]
     taken = np.zeros(items.count, dtype=bool)

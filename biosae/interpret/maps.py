@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from biosae.errors import InputError
 from biosae.interpret.examples import activation
@@ -16,6 +15,8 @@ from biosae.interpret.examples import activation
 if TYPE_CHECKING:
     from anndata import AnnData
 
+_MOST_STEPS = 20_000  # of a recording
+_MOST_PARTS = 60  # of the shortest window
 Box = tuple[float, float, float, float]
 """Left, upper, right, lower edge."""
 
@@ -101,7 +102,7 @@ def token_map(adata: AnnData, latent: str, sample_id: str, *, samples: Any = Non
         raise InputError(f"no tokens of sample {sample_id!r}; encode emb.select([{sample_id!r}]) with tokens=None")
     obs = adata.obs[mine]
     at = obs["token_row"].to_numpy(int), obs["token_col"].to_numpy(int)
-    grid = _grid(adata.obs)
+    grid = token_grid(adata)
     table = np.full(grid, np.nan, np.float32)
     table[at] = values.to_numpy()[mine]
     if samples is None:
@@ -129,12 +130,14 @@ def recording_map(adata: AnnData, latent: str, recording: str) -> TokenMap:
     -------
     TokenMap
         ``box`` in seconds of the recording. Windows that overlap are averaged, NaN where there is none. Time is cut
-        into steps as long as the distance between windows (or tokens), if that is shorter than a window.
+        into steps on whose edges all windows (or tokens) begin and end, at most 20,000 of them: where windows lie at
+        uneven times their edges are rounded to that.
 
     Raises
     ------
     InputError
-        If ``obs`` lacks these columns, or there is no such recording or latent.
+        If ``obs`` lacks these columns, there is no such recording or latent, or several patients have a recording of
+        this name.
     """
     values = activation(adata, latent)
     _need(adata, "recording", "start", "duration")
@@ -142,19 +145,24 @@ def recording_map(adata: AnnData, latent: str, recording: str) -> TokenMap:
     if not mine.any():
         raise InputError(f"no recording {recording!r} among {adata.obs['recording'].nunique()} recordings")
     obs = adata.obs[mine]
+    n_patients = obs["patient"].nunique() if "patient" in obs else 0
+    if n_patients > 1:
+        raise InputError(
+            f"{n_patients} patients have a recording {recording!r}; pass the codes of one of them, "
+            "adata[adata.obs['patient'] == ...]"
+        )
     start, width = obs["start"].to_numpy(float), obs["duration"].to_numpy(float)
     row, n_rows = np.zeros(len(obs), int), 1
     if "token_row" in obs:
-        n_rows, columns = _grid(adata.obs)
+        n_rows, columns = token_grid(adata)
         spec = (_identity(adata) or {}).get("preprocess") or {}
         if spec.get("rate"):
             width = _used(np.rint(width * spec["rate"]).astype(int), spec) / spec["rate"]
         width = width / columns
         start, row = start + obs["token_col"].to_numpy(int) * width, obs["token_row"].to_numpy(int)
-    gaps = np.diff(np.unique(np.round(start, 9)))
-    step = float(min([width.min(), *([np.median(gaps)] if len(gaps) else [])]))
     origin, end = start.min(), (start + width).max()
-    n_steps = max(1, round((end - origin) / step))
+    n_steps = _steps(start - origin, width)
+    step = (end - origin) / n_steps
     first, last = (np.clip(np.rint((t - origin) / step).astype(int), 0, n_steps) for t in (start, start + width))
     last = np.maximum(last, first + 1)
     code = values.to_numpy(np.float64)[mine]
@@ -168,6 +176,21 @@ def recording_map(adata: AnnData, latent: str, recording: str) -> TokenMap:
     names = _row_names(_identity(adata), n_rows)
     box = (float(origin), 0.0, float(origin + n_steps * step), float(n_rows))
     return TokenMap(table.astype(np.float32), box, latent, recording, "signal", rows=names)
+
+
+def _steps(start: np.ndarray, width: np.ndarray) -> int:
+    """Steps of equal length from 0 to the last end, on whose edges all windows begin and end."""
+    gaps = np.diff(np.unique(np.round(start, 9)))
+    edges = np.unique(np.r_[start, start + width])
+    longest = float(min([width.min(), *([np.median(gaps)] if len(gaps) else [])]))
+    for part in range(1, _MOST_PARTS + 1):
+        n = max(1, round(edges[-1] * part / longest))
+        place = edges / edges[-1] * n
+        if n > _MOST_STEPS:
+            break
+        if np.abs(place - np.rint(place)).max() < 1e-2:
+            return n
+    return _MOST_STEPS
 
 
 def grid_box(
@@ -272,8 +295,16 @@ def _row_names(identity: Mapping[str, Any] | None, n_rows: int) -> tuple[str, ..
     return tuple(map(str, named)) if named is not None and len(named) == n_rows else tuple(map(str, range(n_rows)))
 
 
-def _grid(obs: pd.DataFrame) -> tuple[int, int]:
-    return int(obs["token_row"].max()) + 1, int(obs["token_col"].max()) + 1
+def token_grid(adata: AnnData) -> tuple[int, int]:
+    """Rows and columns of the grid of tokens; raises where tokens were left out, so that it is not known."""
+    rows, columns = (int(adata.obs[name].max()) + 1 for name in ("token_row", "token_col"))
+    T = int(adata.uns.get("biosae", {}).get("tokens_per_sample", rows * columns))
+    if rows * columns != T:
+        raise InputError(
+            f"these codes span {rows * columns} of {T} tokens, so the others' place is not known: pass the codes of "
+            "whole items, and leave tokens out of the picture by setting their codes to 0"
+        )
+    return rows, columns
 
 
 def _identity(adata: AnnData) -> Mapping[str, Any] | None:

@@ -27,6 +27,7 @@ def write_geojson(
     slide: str | None = None,
     tile_um: float | None = None,
     slide_mpp: float | tuple[float, float] | None = None,
+    source: str | os.PathLike | None = None,
     active_only: bool = False,
 ) -> int:
     """Write the tiles (or tokens) of a slide with the codes of some latents as GeoJSON that QuPath opens.
@@ -43,7 +44,10 @@ def write_geojson(
     latents : str or sequence of str
     slide_mpp : float or (float, float), optional
         Micrometres per pixel of the slide's full resolution (x, y). Default: ``slide_mpp_x`` and ``slide_mpp_y`` of
-        ``obs``, which :func:`biosae.read.wsi` writes.
+        ``obs``, which :func:`biosae.read.wsi` writes, else what ``source`` states.
+    source : path-like, optional
+        The slide. Needed where QuPath shows only the scanned part of it (MIRAX, Leica; ``openslide.bounds-x`` in the
+        file): pixels are then counted from the corner of that part, which only the file tells.
     active_only : bool
         Leave out squares on which none of these latents fires.
 
@@ -55,16 +59,20 @@ def write_geojson(
     Raises
     ------
     InputError
-        As of :func:`places`; for an unknown latent, or if the scale is unknown.
+        As of :func:`places`; for an unknown latent, a code that is not a number, or if the scale is unknown.
+    ReadError
+        If the slide cannot be read.
     """
     names = [latents] if isinstance(latents, str) else list(latents)
     if not names:
         raise InputError("name at least one latent to write")
     mine = rows_of(adata, slide)
     codes = np.stack([activation(adata, name).to_numpy()[mine] for name in names], axis=1)
+    if not np.isfinite(codes).all():
+        raise InputError(f"{(~np.isfinite(codes)).any(axis=1).sum()} rows have a code that is not a number; drop them")
     where = places(adata, slide=slide, tile_um=tile_um)
-    mpp = np.array(scale_of(slide_mpp, obs=adata.obs[mine]))
-    centre = where[["x_um", "y_um"]].to_numpy() / mpp
+    mpp = np.array(scale_of(slide_mpp, obs=adata.obs[mine], source=source))
+    centre = where[["x_um", "y_um"]].to_numpy() / mpp - (_origin(source) if source is not None else 0)
     half = where[["width_um", "height_um"]].to_numpy() / mpp / 2
     low, high = np.round(centre - half, 2), np.round(centre + half, 2)
     kept = np.flatnonzero(codes.any(axis=1)) if active_only else np.arange(len(codes))
@@ -74,7 +82,7 @@ def write_geojson(
             (x0, y0), (x1, y1) = low[i].tolist(), high[i].tolist()
             feature = {
                 "type": "Feature",
-                "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{x0},{y0},{x1},{y1}")),
+                "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{i},{x0},{y0},{x1},{y1}")),
                 "geometry": {"type": "Polygon", "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]]},
                 "properties": {
                     "objectType": "tile",
@@ -84,6 +92,17 @@ def write_geojson(
             stream.write(("\n" if number == 0 else ",\n") + json.dumps(feature, separators=(",", ":")))
         stream.write("\n]}\n")
     return len(kept)
+
+
+def _origin(source: str | os.PathLike) -> np.ndarray:
+    """Pixel (x, y) of level 0 from which QuPath counts."""
+    from biosae.read.slides import open_slide
+
+    slide = open_slide(source)
+    try:
+        return np.array(slide.origin, float)
+    finally:
+        slide.close()
 
 
 def spatial_table(
@@ -113,7 +132,8 @@ def spatial_table(
     AnnData
         A copy of the slide's rows. ``obsm["spatial"]`` is in pixels of the full resolution, as these libraries have it
         (that of :func:`biosae.encode` is in um, and stays in ``obsm["spatial_um"]``); ``uns["spatial"][slide]`` holds
-        ``images["hires"]`` (with ``source``) and ``scalefactors``.
+        ``images["hires"]`` (with ``source``) and ``scalefactors``. A ``/`` in the slide's name becomes ``_``, as HDF5
+        would take it for two names.
 
     Raises
     ------
@@ -129,11 +149,11 @@ def spatial_table(
     out = adata[mine].copy()
     um = where[["x_um", "y_um"]].to_numpy()
     out.obsm["spatial_um"], out.obsm["spatial"] = um, um / mpp
-    factors = {"spot_diameter_fullres": float(where["width_um"].iloc[0] / mpp[0])}
+    factors = {"spot_diameter_fullres": float(where["width_um"].iloc[0] / mpp[0]), "tissue_hires_scalef": 1.0}
     entry: dict[str, Any] = {"scalefactors": factors, "images": {}}
     if source is not None:
         image, box = slide_view(source, size=size, slide_mpp=tuple(mpp))
         factors["tissue_hires_scalef"] = float(image.shape[1] / (box[2] / mpp[0]))
         entry["images"]["hires"] = image
-    out.uns["spatial"] = {str(name): entry}
+    out.uns["spatial"] = {str(name).replace("/", "_"): entry}
     return out

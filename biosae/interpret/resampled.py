@@ -111,9 +111,9 @@ def pearson(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> float:
     total = weight.sum()
     if total <= 0:
         return float("nan")
-    a, b = a - weight @ a / total, b - weight @ b / total
-    spread = np.sqrt((weight @ a**2) * (weight @ b**2))
-    return float(weight @ (a * b) / spread) if spread > 1e-12 * total else float("nan")
+    u, v = a - weight @ a / total, b - weight @ b / total
+    varies = all(weight @ c**2 > 1e-24 * (weight @ x**2) for c, x in ((u, a), (v, b)))
+    return float(weight @ (u * v) / np.sqrt((weight @ u**2) * (weight @ v**2))) if varies else float("nan")
 
 
 def spearman(a: Order, b: Order, weight: np.ndarray) -> float:

@@ -67,8 +67,8 @@ def groups_of(obs: pd.DataFrame, groups: str | None, parts: Mapping[str, np.ndar
     shared = set(found.iloc[parts["train"]]) & set(found.iloc[parts["test"]])
     if shared:
         raise StatisticsError(
-            f"{len(shared)} of {found.name} lie in both parts, such as {min(shared)!r}: the test rows are not held "
-            f"out; split by {found.name} (bs.data.split)"
+            f"{len(shared)} values of {found.name!r} lie in both parts: the test rows are not held out; split by "
+            f"{found.name} (bs.data.split)"
         )
     return found
 

@@ -11,6 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from biosae.errors import InputError, StatisticsError, nearest
+from biosae.stats.nested import codes_of
 
 BINS = 64
 SMOOTHING = 1e-6
@@ -88,7 +89,7 @@ def separability(
     Raises
     ------
     InputError
-        For unknown columns or latents, or fewer than two bins.
+        For unknown columns or latents, rows whose group is missing, or fewer than two bins.
     StatisticsError
         If fewer than two concepts have enough rows.
 
@@ -109,8 +110,7 @@ def separability(
     grouped = groups is not None
     if grouped and groups not in adata.obs:
         raise InputError(f"obs has no column {groups!r}; {nearest(groups, adata.obs.columns)}, or groups=None")
-    unit = adata.obs[groups].astype(str).to_numpy()[kept] if grouped else np.arange(len(kept))
-    number = np.unique(unit, return_inverse=True)[1]
+    number = codes_of(adata.obs.iloc[kept], groups)[0] if grouped else np.arange(len(kept))
     bins = bins_of(codes, n_bins)
     shares = histograms_of(bins, codes.shape, classes, number if grouped else None, n_bins, smoothing)
     pairs = list(itertools.combinations(range(len(levels)), 2))
@@ -153,10 +153,11 @@ def separability(
 def columns_of(adata: Any, latents: Sequence[str] | None) -> tuple[sp.csc_matrix, pd.Index]:
     """Codes of some latents without stored zeros."""
     if latents is not None:
+        latents = list(dict.fromkeys([latents] if isinstance(latents, str) else latents))
         absent = [name for name in latents if name not in adata.var_names]
         if absent:
             raise InputError(f"no latent {absent[0]!r}; {nearest(absent[0], adata.var_names)}")
-        adata = adata[:, list(latents)]
+        adata = adata[:, latents]
     codes = sp.csc_matrix(adata.X, dtype=np.float64, copy=True)
     codes.eliminate_zeros()
     return codes, adata.var_names
@@ -193,11 +194,16 @@ def bins_of(codes: sp.csc_matrix, n_bins: int) -> sp.csc_matrix:
     """Bin of every stored code, from 0; bin ``n_bins`` is that of 0."""
     edges = edges_of(codes, n_bins)
     column = np.repeat(np.arange(codes.shape[1]), np.diff(codes.indptr))
-    low, span = edges[column, 0], edges[column, -1] - edges[column, 0]
-    place = np.floor(np.divide(codes.data - low, span, out=np.zeros(codes.nnz), where=span > 0) * n_bins)
     bins = codes.copy()
-    bins.data = np.clip(place, 0, n_bins - 1)
+    bins.data = bin_of(codes.data, edges[column, 0], edges[column, -1], n_bins).astype(np.float64)
     return bins
+
+
+def bin_of(codes: np.ndarray, low: Any, high: Any, n_bins: int) -> np.ndarray:
+    """Number of the bin of each code (n,) among equal bins from low to high; beyond them, the first or the last."""
+    span = np.broadcast_to(np.subtract(high, low), codes.shape)
+    place = np.divide(codes - low, span, out=np.zeros(codes.shape), where=span > 0)
+    return np.clip(np.floor(place * n_bins), 0, n_bins - 1).astype(np.int64)
 
 
 def histograms_of(

@@ -12,7 +12,7 @@ import pandas as pd
 
 from biosae.errors import InputError, nearest
 from biosae.interpret.examples import activation
-from biosae.interpret.maps import Box, grid_box
+from biosae.interpret.maps import Box, grid_box, token_grid
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -93,7 +93,7 @@ def places(adata: AnnData, *, slide: str | None = None, tile_um: float | None = 
     width = height = side
     if "token_row" in obs:
         row, column = obs["token_row"].to_numpy(int), obs["token_col"].to_numpy(int)
-        rows, columns = int(adata.obs["token_row"].max()) + 1, int(adata.obs["token_col"].max()) + 1
+        rows, columns = token_grid(adata)
         left, upper, right, lower = _share_of_tile(adata, obs, side, (rows, columns))
         width, height = side * (right - left) / columns, side * (lower - upper) / rows
         x = x + side * (left - 0.5) + (column + 0.5) * width

@@ -174,7 +174,8 @@ def name_latents(
     table = scores.reindex(adata.obs_names).to_numpy(np.float64)
     if not np.isfinite(table).all():
         raise InputError("scores hold NaN or infinity; drop those samples or concepts")
-    codes = sp.csr_matrix(adata.X, dtype=np.float64)
+    codes = sp.csr_matrix(adata.X, dtype=np.float64, copy=True)
+    codes.eliminate_zeros()
     naming_rho = _spearman(codes[parts["train"]], table[parts["train"]])
     held_rho = _spearman(codes[parts["test"]], table[parts["test"]])
     active = np.diff(sp.csc_matrix(codes[parts["train"]]).indptr)

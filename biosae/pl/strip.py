@@ -57,7 +57,7 @@ def strip(
     Raises
     ------
     InputError
-        For a map of an image, or a limit that is not above 0.
+        For a map of an image, rows that belong to no channel, or a limit that is not above 0.
     """
     if tokens.kind != "signal":
         raise InputError("this is no map of a signal; draw it with bs.pl.heatmap, or pass samples= to token_map")
@@ -71,13 +71,13 @@ def strip(
         else:
             ax = traces(tokens.item, rate=tokens.rate, unit=tokens.unit or "native", channels=tokens.channels,
                         start=start, max_channels=max_channels, ax=ax)  # fmt: skip
-            heights = dict(zip([label.get_text() for label in ax.get_yticklabels()], ax.get_yticks()))
-            half = np.ptp(list(heights.values())) / max(len(heights) - 1, 1) / 2 or np.abs(ax.get_ylim()).max()
-            low, high = min(heights.values()) - half, max(heights.values()) + half
+            heights = ax.get_yticks()
+            half = np.ptp(heights) / max(len(heights) - 1, 1) / 2 or np.abs(ax.get_ylim()).max()
+            low, high = heights.min() - half, heights.max() + half
             limits = ax.get_xlim()
             bands = [(tokens.values[0], low, high)] if not tokens.rows else [
-                (row, heights[name] - half, heights[name] + half)
-                for name, row in zip(tokens.rows, tokens.values) if name in heights
+                (row, heights[channel] - half, heights[channel] + half)
+                for channel, row in zip(_channels(tokens), tokens.values) if channel < len(heights)
             ]  # fmt: skip
             for row, bottom, above in bands:
                 ax.imshow(coloured(row[None], top, opaque=opaque), extent=(start + left, start + right, bottom, above),
@@ -88,6 +88,18 @@ def strip(
             bar(ax, tokens.values, top, opaque=opaque, flat=len(ax.get_yticks()) < 4)
         ax.set_title(text if title is None else title, loc="left")
     return ax
+
+
+def _channels(tokens: TokenMap) -> list[int]:
+    """Number of the channel of each row: by name, or by place where there is one row a channel."""
+    if set(tokens.rows) <= set(tokens.channels):
+        return [tokens.channels.index(name) for name in tokens.rows]
+    if len(tokens.rows) != len(tokens.item):
+        raise InputError(
+            f"the map has {len(tokens.rows)} rows ({', '.join(tokens.rows[:4])}), the signal {len(tokens.item)} "
+            "channels of other names; which is whose is not known. Pass the samples that were embedded"
+        )
+    return list(range(len(tokens.rows)))
 
 
 def _along(tokens: TokenMap, top: float, ax: Axes | None) -> Axes:

@@ -71,6 +71,7 @@ class DicomSlide:
     """
 
     backend = "pydicom"
+    origin = (0, 0)
 
     def __init__(self, path: Path) -> None:
         self.vendor, self.objective, self.scales = "dicom", None, ()

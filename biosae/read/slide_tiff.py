@@ -102,6 +102,7 @@ class TiffSlide:
     """
 
     backend = "tifffile"
+    origin = (0, 0)
 
     def __init__(self, path: Path) -> None:
         self._tiff = _opened(path)

@@ -44,6 +44,8 @@ class Slide(Protocol):
     scales
         ``(source, (x, y))``: micrometres per pixel of level 0 that the file states, the most reliable first; see
         :func:`resolve_mpp`.
+    origin
+        Pixel (x, y) of level 0 at which the scanned part begins; viewers that show only that part count from there.
     """
 
     backend: str
@@ -52,6 +54,7 @@ class Slide(Protocol):
     levels: tuple[tuple[int, int], ...]
     downsamples: tuple[float, ...]
     scales: tuple[tuple[str, tuple[float, float]], ...]
+    origin: tuple[int, int]
 
     def read(self, x: int, y: int, level: int, width: int, height: int) -> np.ndarray:
         """Pixels of a level, ``uint8 (height, width, 3)`` RGB, transparency on white; within the level."""
@@ -126,6 +129,8 @@ class OpenSlideFile:
             ("tiff.Resolution", tag_scale(*(properties.get(f"tiff.{k}") for k in _RESOLUTION))),
         ]
         self.scales = stated_scales(stated)
+        bounds = [properties.get(f"openslide.bounds-{side}") for side in ("x", "y", "width", "height")]
+        self.origin = (0, 0) if None in bounds else (int(bounds[0]), int(bounds[1]))
 
     def _open(self) -> Any:
         openslide = require("openslide", extra="wsi")
