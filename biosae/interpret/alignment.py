@@ -142,9 +142,10 @@ def alignment_summary(table: pd.DataFrame, *, threshold: float = 0.3) -> pd.Seri
     InputError
         If the table is of several models.
     """
-    if "model" in table and table["model"].nunique() > 1:
+    n_models = table["model"].nunique() if "model" in table else 1
+    if n_models > 1:
         raise InputError(
-            f"the table is of {table['model'].nunique()} models, whose means would be mixed; use "
+            f"the table is of {n_models} models, whose means would be mixed; use "
             "table.groupby('model', sort=False).apply(bs.interpret.alignment_summary)"
         )
     known = table[table["ap"].notna()]
