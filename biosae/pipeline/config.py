@@ -159,6 +159,66 @@ class TransferConfig(_Section):
     assume_independent: bool = False
 
 
+class RetrieveConfig(_Section):
+    """``[retrieve]``: do the nearest samples share a label? For every view (see :func:`biosae.search.evaluate`)."""
+
+    labels: list[str] = Field(min_length=1)
+    exclude: list[list[str]] = Field(default_factory=lambda: [[]], min_length=1)
+    """Settings, each a list of columns that what is found must not share with the query; an empty one bars nothing."""
+    use_rep: list[Literal["X", "embedding", "embedding_centred"]] = Field(
+        default_factory=lambda: ["X", "embedding"], min_length=1
+    )
+    """``X`` (codes), ``embedding``, ``embedding_centred`` (less the mean of the rows that the dictionary was fitted
+    on); the last one is what the others are compared with."""
+    metric: Literal["cosine", "dot", "euclidean", "jaccard"] = "cosine"
+    k: int | list[int] = 10
+    queries: list[str] = Field(default_factory=list)
+    """Splits that ask (default: every sample)."""
+    gallery: list[str] = Field(default_factory=list)
+    """Splits that are ranked (default: every sample)."""
+    groups: str | None = None
+    assume_independent: bool | None = None
+    """Both as in ``[associate]`` where ``groups`` is not given."""
+
+
+class PairsConfig(_Section):
+    """``[diff.pairs]``: which latents fire together in the two cohorts (see :func:`biosae.search.pairs`)."""
+
+    strata: str | None = None
+    min_count: int = Field(10, ge=0)
+    permute: Literal["auto", "within", "spatial"] = "auto"
+    n_permutations: int = Field(999, ge=1)
+
+
+class DiffConfig(_Section):
+    """``[diff]``: which latents fire more often in one cohort than in another, for every view (see
+    :func:`biosae.search.diff`)."""
+
+    by: str
+    cohorts: list[Any] | None = Field(None, min_length=2, max_length=2)
+    document: str | None = None
+    n_tiles: int | None = Field(None, ge=1)
+    min_frequency: float = Field(0.01, ge=0, le=1)
+    paired: bool | None = None
+    covariates: list[str] = Field(default_factory=list)
+    blocks: str | None = None
+    n_permutations: int = Field(9999, ge=1)
+    groups: str | None = None
+    assume_independent: bool | None = None
+    """Both as in ``[associate]`` where ``groups`` is not given."""
+    pairs: PairsConfig | None = None
+
+
+class AtlasConfig(_Section):
+    """``[atlas]``: a page of every latent of the primary view (see :func:`biosae.atlas.build`)."""
+
+    n_examples: int = Field(6, ge=1)
+    max_mb: float = Field(20.0, gt=0)
+    n_cards: int = Field(12, ge=0)
+    spatial: list[str] | None = Field(None, min_length=2, max_length=2)
+    """Columns of places, x then y."""
+
+
 class PipelineConfig(_Section):
     """A whole study."""
 
@@ -174,6 +234,9 @@ class PipelineConfig(_Section):
     replicate: ReplicateConfig | None = None
     confounders: ConfoundersConfig | None = None
     transfer: TransferConfig | None = None
+    retrieve: RetrieveConfig | None = None
+    diff: DiffConfig | None = None
+    atlas: AtlasConfig | None = None
     max_latent_cards: int = Field(12, ge=0)
 
     @model_validator(mode="after")
@@ -187,13 +250,22 @@ class PipelineConfig(_Section):
             for target in self.transfer.targets:
                 if target not in self.associate.targets:
                     raise ValueError(f"transfer target {target!r} is not tested in [associate]")
+        for section in (self.retrieve, self.diff):
+            if section is not None and section.groups is None:
+                section.groups = self.associate.groups
+                if section.assume_independent is None:
+                    section.assume_independent = self.associate.assume_independent
+            if section is not None:
+                section.assume_independent = bool(section.assume_independent)
         return self
 
     def columns(self) -> dict[str, str]:
         """Column of the first cohort -> the key that names it, for every column that the stages will ask for."""
+        from biosae.stats.adjust import column_of
+
         a, c = self.associate, self.confounders
         named = dict.fromkeys(a.targets, "associate.targets")
-        named |= dict.fromkeys(a.covariates, "associate.covariates")
+        named |= dict.fromkeys(map(column_of, a.covariates), "associate.covariates")
         for key in ("strata", "unit", "groups"):
             value = getattr(a, key)
             if value not in (None, "sample", "patient"):
@@ -206,6 +278,21 @@ class PipelineConfig(_Section):
             )
         if self.replicate is not None or a.on is not None or self.sae.fit_on is not None:
             named["split"] = "replicate" if self.replicate is not None else "a split"
+        if (r := self.retrieve) is not None:
+            named |= dict.fromkeys(r.labels, "retrieve.labels")
+            named |= dict.fromkeys((name for setting in r.exclude for name in setting), "retrieve.exclude")
+            if r.queries or r.gallery:
+                named["split"] = "retrieve.queries" if r.queries else "retrieve.gallery"
+        if (d := self.diff) is not None:
+            named |= dict.fromkeys(map(column_of, d.covariates), "diff.covariates")
+            strata = d.pairs.strata if d.pairs is not None else None
+            asked = {"by": d.by, "document": d.document, "blocks": d.blocks, "pairs.strata": strata}
+            named |= {column: f"diff.{key}" for key, column in asked.items() if column is not None}
+        for key, section in (("retrieve", self.retrieve), ("diff", self.diff)):
+            if section is not None and not section.assume_independent:
+                named[section.groups] = f"{key}.groups"
+        if self.atlas is not None:
+            named |= dict.fromkeys(self.atlas.spatial or (), "atlas.spatial")
         return named
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 
 from biosae.data import Samples
 from biosae.files import hash_json, read_h5ad, read_table, write_h5ad, write_json, write_table
+from biosae.pipeline import see
 from biosae.pipeline.config import EncoderConfig, PipelineConfig, SamplesConfig, find_input
 from biosae.pipeline.inputs import (
     check_columns,
@@ -100,7 +101,8 @@ class Study:
             ("report.html", "provenance.json"),
             self._report,
         )
-        return [*stages, compare, report]
+        last = [see.atlas_stage(c, self.folder, report)] if c.atlas is not None else []
+        return [*stages, compare, report, *last]
 
     def _samples_stage(self, name: str, samples: SamplesConfig, target: str) -> Stage:
         inputs: dict[str, Any] = {"config": samples.model_dump(), "random_state": self.config.random_state}
@@ -161,7 +163,7 @@ class Study:
             inputs = {"encode": encode.key, "second": encode_second.key, "transfer": c.transfer.model_dump(), **settled}
             output = (view.place("tables/transfer.csv"),)
             stages += [encode_second, Stage(f"transfer/{name}", inputs, output, lambda: self._transfer(view))]
-        return stages
+        return stages + see.view_stages(c, self.folder, view, encode, fit_on=self._fit_on())
 
     # -- the work ------------------------------------------------------------------------------------------------------
 
@@ -173,6 +175,8 @@ class Study:
         )
         first = section is self.config.samples
         check_columns(samples, self.config.columns() if first else self._columns_of_second())
+        if first:
+            see.check_values(samples, self.config)
         (self.folder / target).parent.mkdir(parents=True, exist_ok=True)
         samples.save(self.folder / target)
 
@@ -350,7 +354,7 @@ class Study:
         name = "replication" if self.config.replicate is not None else "summary"
         parts = [self._labelled(v, f"tables/{name}.csv") for v in self.views]
         self._write("tables/comparison.csv", pd.concat(parts, ignore_index=True))
-        for extra in ("readout", "transfer"):
+        for extra in ("readout", "transfer", "retrieval"):
             tables = [
                 self._labelled(v, f"tables/{extra}.csv")
                 for v in self.views

@@ -12,6 +12,7 @@ from biosae.pl.forest import forest
 from biosae.pl.gallery import gallery
 from biosae.pl.heatmap import heatmap
 from biosae.pl.replication import replication
+from biosae.pl.retrieval import retrieval
 from biosae.pl.sae_comparison import sae_comparison
 from biosae.pl.scanner import confounders, scanner
 from biosae.pl.slide import slide
@@ -43,6 +44,7 @@ __all__ = [
     "qq",
     "readout",
     "replication",
+    "retrieval",
     "sae_comparison",
     "save",
     "scanner",

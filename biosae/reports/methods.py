@@ -8,6 +8,7 @@ import pandas as pd
 from biosae.data.items import NOUNS
 from biosae.data.roles import CONFOUNDERS, UNITS
 from biosae.pl import results, style
+from biosae.pl.retrieval import REPRESENTATIONS
 from biosae.reports.run import Run
 
 _METHODS = {
@@ -38,8 +39,9 @@ _CORRECTIONS = {
 
 
 def methods(run: Run) -> list[str]:
-    """Paragraphs on the cohort, the encoder, the dictionary, the statistics and the software."""
-    return [p for p in (_cohort(run), _dictionary(run), _statistics(run), _software(run)) if p]
+    """Paragraphs on the cohort, the encoder, the dictionary, the statistics, what was compared, and the software."""
+    parts = (_cohort(run), _dictionary(run), _statistics(run), _two_cohorts(run), _retrieval(run), _software(run))
+    return [p for p in parts if p]
 
 
 def _cohort(run: Run) -> str:
@@ -177,6 +179,75 @@ def _training(config: dict) -> str:
     on, total = int(known[f"n_{what}_trained_on"]), int(known[f"n_{what}"])
     noun = str(config.get("groups") or "group") if what == "groups" else "sample"
     return f" The dictionary of latents had been trained on {on:,} of the {style.count(total, noun)} tested."
+
+
+def _two_cohorts(run: Run) -> str:
+    table = run.tables.get("diff")
+    if table is None:
+        return ""
+    facts = run.cohorts
+    asked = (run.study.get("config") or {}).get("diff") or {}
+    first, noun = table.iloc[0], facts["noun"]
+    what = f"{facts['document']}s in which any sample fires" if facts.get("document") else "samples in which it fires"
+    sides = _and([f"{facts[s]} ({style.count(first[f'n_{s}'], noun)})" for s in "ab"])
+    text = f"How often a latent fires was compared between {sides}"
+    text += f", each {noun} giving the share of its {what}." if noun != "sample" else "."
+    if facts.get("n_tiles"):
+        per = facts.get("document") or noun
+        text += f" Each {per} was cut to {style.count(facts['n_tiles'], 'sample')} drawn at random."
+    how = [str(h) for h in pd.unique(table.loc[table["p"].notna(), "inference"]) if str(h) not in ("", "nan")]
+    if facts.get("paired"):
+        text += f" The same {noun}s were in both, and p-values came from their differences ({'; '.join(how)})."
+    elif how:
+        text += f" p-values came from permutation ({'; '.join(how)})"
+        text += f", within {asked['blocks']}." if asked.get("blocks") else "."
+    if facts.get("covariates"):
+        text += f" p-values were adjusted for {_and([_covariate(str(c)) for c in facts['covariates']])}."
+    if facts.get("assume_independent"):
+        text += " Samples were taken as independent although they may share patients."
+    text += (
+        f" Over the {int(table['p'].notna().sum()):,} latents tested"
+        + (f" (those that fire in at least {asked['min_frequency']:.0%})" if asked.get("min_frequency") else "")
+        + f", {_CORRECTIONS['bh']}."
+    )
+    if "pairs" in run.tables:
+        pairs = run.tables["pairs"]
+        within = pairs.attrs.get("biosae", {}).get("strata")
+        text += f" {style.count(int(pairs['p'].notna().sum()), 'pair')} of latents were tested for firing together"
+        text += f" within {within}" if within else ""
+        text += ", with normalised pointwise mutual information as description."
+    return text
+
+
+_METRICS = {
+    "cosine": "cosine similarity", "dot": "the inner product", "euclidean": "Euclidean distance",
+    "jaccard": "the Jaccard index of which latents fire",
+}  # fmt: skip
+
+
+def _retrieval(run: Run) -> str:
+    table = run.tables.get("retrieval")
+    measured = table[table["estimate"].notna()] if table is not None and "estimate" in table else None
+    if measured is None or measured.empty:
+        return ""
+    reps = [r for r in pd.unique(measured["use_rep"].astype(str)) if " - " not in r]
+    metric = str(measured["metric"].iloc[0])
+    by = _and([REPRESENTATIONS.get(r, r) for r in reps])
+    text = (
+        f"In a search by example, {int(measured['n_queries'].max()):,} queries ranked the samples by "
+        f"{_METRICS.get(metric, metric)} of their {by}; relevant was what has the query's "
+        f"{_and([str(v) for v in pd.unique(measured['label'])])}. The query itself was never ranked"
+    )
+    excluded = [str(v) for v in pd.unique(measured["excluded"]) if v != "nothing"]
+    text += f"; rankings were repeated without samples that share its {'; or its '.join(excluded)}" if excluded else ""
+    groups = str(measured["groups"].iloc[0])
+    text += (
+        ". Reported is mean average precision, as expected over the orders of equal scores, beside that of a random "
+        "order, with 95 % intervals from cluster-robust variances (CR2), "
+    )
+    if groups == "every query":
+        return text + "queries taken as independent."
+    return text + f"{style.count(measured['n_groups'].max(), groups.replace('_', ' '))} taken as independent."
 
 
 def _software(run: Run) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from biosae.errors import InputError
 from biosae.files import atomic_path
 from biosae.pl.gallery import noun
-from biosae.reports import sections
+from biosae.reports import search, sections
 from biosae.reports.cards import cards, chosen_latents
 from biosae.reports.confounding import confounding
 from biosae.reports.methods import methods
@@ -17,9 +17,11 @@ from biosae.reports.run import Run, load
 from biosae.reports.tables import Figures
 from biosae.reports.verdicts import (
     best_rows,
+    cohort_verdict,
     confounding_verdict,
     question_verdicts,
     replication_verdict,
+    retrieval_verdicts,
     strata_sentences,
 )
 
@@ -71,19 +73,19 @@ def report(
     folder = Path(run_folder)
     target = folder / "report.html" if out is None else Path(out)
     run = load(folder, samples=samples, show_ids=show_ids)
-    page = _render(_context(run, Figures(folder / "figures"), title=title, max_latents=max_latents))
+    page = _render(_context(run, Figures(folder / "figures"), target, title=title, max_latents=max_latents))
     with atomic_path(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target
 
 
-def _context(run: Run, figures: Figures, *, title: str | None, max_latents: int) -> dict[str, Any]:
+def _context(run: Run, figures: Figures, target: Path, *, title: str | None, max_latents: int) -> dict[str, Any]:
     """Everything the template prints, computed section by section."""
     latents = chosen_latents(run, max_latents=max_latents)
     best = best_rows(run)
     leading = list(dict.fromkeys(best.loc[best["source"] == "latent", "latent"].astype(str)))
     general = [replication_verdict(run), confounding_verdict(run, leading)]
-    general += strata_sentences(run)
+    general += [*strata_sentences(run), cohort_verdict(run), *retrieval_verdicts(run)]
     identity = run.facts.get("identity", {})
     return {
         "title": run.redact(title or run.study.get("title") or run.study.get("name") or "Report"),
@@ -96,6 +98,9 @@ def _context(run: Run, figures: Figures, *, title: str | None, max_latents: int)
         "associations": sections.associations(run, figures),
         "replication": sections.replication(run, figures),
         "confounding": confounding(run, figures, [n for n in latents if n in leading] or latents),
+        "cohorts": search.cohorts(run, figures),
+        "retrieval": search.retrieval(run, figures),
+        "atlas": _atlas(run, target),
         "cards": cards(run, figures, latents),
         "noun": noun(run.samples),
         "images_note": run.images_note,
@@ -108,6 +113,12 @@ def _context(run: Run, figures: Figures, *, title: str | None, max_latents: int)
         "show_ids": run.show_ids,
         "not_drawn": {name: run.redact(reason) for name, reason in figures.refused.items()},
     }
+
+
+def _atlas(run: Run, target: Path) -> str:
+    """The atlas beside the page, or the one that the study is about to write there; empty where there is none."""
+    wanted = (run.study.get("config") or {}).get("atlas") or (run.folder / "atlas.html").is_file()
+    return "atlas.html" if wanted and target.parent.resolve() == run.folder.resolve() else ""
 
 
 def _render(context: dict[str, Any]) -> str:

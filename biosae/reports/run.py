@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TABLES = (
     "summary", "unadjusted", "power", "permutations", "replication", "transfer", "within_strata", "confounders",
-    "readout", "readout_all", "comparison",
+    "readout", "readout_all", "comparison", "retrieval", "retrieval_all", "diff", "pairs",
 )  # fmt: skip
 _ID_COLUMNS = ("patient", "slide", "sample_id", "item", "stratum", "group", "level")
 _PATH = re.compile(r"""(?<![\w.:/\\])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\:"']+)+[/\\]?""")
@@ -60,6 +60,17 @@ class Run:
         """One row a sample, also where the latents have one row a token."""
         obs = self.adata.obs
         return obs.drop_duplicates("sample_id").set_index("sample_id") if "sample_id" in obs else obs
+
+    @property
+    def cohorts(self) -> dict[str, Any]:
+        """What ``tables/diff.json`` says, with ``noun``: what the frequencies are means over. A cohort that is a
+        patient or a slide goes by its pseudonym."""
+        facts = {"a": "cohort A", "b": "cohort B", **self.tables["diff"].attrs.get("biosae", {})}
+        names = {side: str(facts[side]) for side in "ab"}
+        if not self.show_ids:
+            names = {side: self.pseudonyms.get(name, name) for side, name in names.items()}
+        noun = "sample" if facts.get("assume_independent") else str(facts.get("unit", "patient")).replace("_", " ")
+        return facts | names | {"noun": noun}
 
     def role(self, name: str) -> pd.Series | None:
         """The canonical column of a role, or None."""
@@ -111,6 +122,8 @@ def load(folder: str | os.PathLike, *, samples: Any = None, show_ids: bool = Fal
     if associations is None:
         raise FormatError(f"{folder / 'associations.csv'} does not exist or is empty; run the stage 'associate' first")
     tables = {name: table for name in TABLES if (table := _csv(folder / "tables" / f"{name}.csv")) is not None}
+    for name in {"diff", "pairs"} & set(tables):
+        tables[name].attrs["biosae"] = _json(folder / "tables" / f"{name}.json")
     if "within_strata" in tables:
         tables["within_strata"] = tables["within_strata"].rename(columns={"strata": "stratum"})
     run = Run(

@@ -35,8 +35,10 @@ class Table:
     caption: str = ""
 
 
-def table(frame: pd.DataFrame, columns: Mapping[str, str] | None = None, *, caption: str = "") -> Table:
-    """Print a DataFrame: counts with separators, p-values to two figures, estimates to two decimals.
+def table(
+    frame: pd.DataFrame, columns: Mapping[str, str] | None = None, *, caption: str = "", digits: int = 2
+) -> Table:
+    """Print a DataFrame: counts with separators, p-values to two figures, estimates to ``digits`` decimals.
 
     Parameters
     ----------
@@ -45,10 +47,11 @@ def table(frame: pd.DataFrame, columns: Mapping[str, str] | None = None, *, capt
     columns : mapping, optional
         Column -> heading, in order; columns that are absent are left out. All columns by default.
     caption : str
+    digits : int
     """
     frame = frame.reset_index(drop=True)
     if {"ci_low", "ci_high"} <= set(frame):
-        spans = [interval(a, b) for a, b in zip(frame["ci_low"], frame["ci_high"])]
+        spans = [interval(a, b, digits=digits) for a, b in zip(frame["ci_low"], frame["ci_high"])]
         after = frame.columns.get_loc("ci_low")
         frame = frame.drop(columns=["ci_low", "ci_high"])
         frame.insert(min(after, frame.shape[1]), "ci", spans)
@@ -56,7 +59,7 @@ def table(frame: pd.DataFrame, columns: Mapping[str, str] | None = None, *, capt
         columns = {c: HEADINGS.get(c, str(c).replace("_", " ")) for c in frame}
     held = {c: h for c, h in columns.items() if c in frame and frame[c].notna().any()}
     numeric = [(pd.api.types.is_numeric_dtype(frame[c]) and frame[c].dtype != bool) or c == "ci" for c in held]
-    cells = [[cell(c, v) for v in frame[c]] for c in held]
+    cells = [[cell(c, v, digits=digits) for v in frame[c]] for c in held]
     return Table(list(held.values()), [list(row) for row in zip(*cells)], numeric, caption)
 
 
@@ -80,12 +83,14 @@ def without_constants(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return frame, f" In every row: {', '.join(said)}." if said else ""
 
 
-def interval(low: float, high: float) -> str:
+def interval(low: float, high: float, *, digits: int = 2) -> str:
     """``0.12 to 0.44``, or a dash."""
-    return f"{style.number(low)} to {style.number(high)}" if pd.notna(low) and pd.notna(high) else "–"
+    if pd.isna(low) or pd.isna(high):
+        return "–"
+    return f"{style.number(low, digits=digits)} to {style.number(high, digits=digits)}"
 
 
-def cell(column: str, value: Any) -> str:
+def cell(column: str, value: Any, *, digits: int = 2) -> str:
     """One value of a named column, as printed."""
     if value is None or (np.isscalar(value) and pd.isna(value)):
         return "–"
@@ -99,7 +104,7 @@ def cell(column: str, value: Any) -> str:
         return style.p_value(float(value))
     if column.startswith("n_") or column in ("n", "samples", "patients", "slides", "rows") or _whole(value):
         return f"{int(value):,}"
-    return style.number(float(value)) if abs(value) < 1000 else f"{value:,.0f}"
+    return style.number(float(value), digits=digits) if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _whole(value: Any) -> bool:
@@ -137,15 +142,17 @@ class Figures:
         alt: str,
         caption: str,
         size: tuple[float, float],
+        whole: bool = False,
         **kwargs: Any,
     ) -> Picture | None:
-        """Draw with ``draw(*args, ax=..., **kwargs)``; None (and a noted reason) where the data do not allow it."""
+        """Draw with ``draw(*args, ax=..., **kwargs)``, or with ``fig=`` what takes a ``whole`` figure; None (and a
+        noted reason) where the data do not allow it."""
         from matplotlib.figure import Figure
 
         with style.paper():
             fig = Figure(figsize=size, layout="constrained")
             try:
-                draw(*args, ax=fig.subplots(), **kwargs)
+                draw(*args, **({"fig": fig} if whole else {"ax": fig.subplots()}), **kwargs)
             except InputError as error:
                 self.refused[name] = str(error)
                 return None

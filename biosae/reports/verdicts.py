@@ -208,3 +208,45 @@ def strata_sentences(run: Run) -> list[str]:
             )
         said.append(text + ".")
     return said
+
+
+def cohort_verdict(run: Run) -> str | None:
+    """How many latents fire more often in one cohort than in the other."""
+    table = run.tables.get("diff")
+    if table is None:
+        return None
+    facts = run.cohorts
+    first, tested = table.iloc[0], table[table["p"].notna()]
+    n = f"{style.count(first['n_a'], facts['noun'])} against {first['n_b']:,}"
+    text = f"{facts['a']} against {facts['b']} ({n}): of {style.count(len(tested), 'tested latent')} "
+    passing = tested[tested["q"] <= ALPHA]
+    text += f"{len(passing):,} differ in how often they fire (q ≤ {ALPHA:g})"
+    if passing.empty:
+        return text + ", which does not show that the others are the same."
+    best = passing.iloc[0]
+    shares = f"{style.number(best['frequency_a'])} against {style.number(best['frequency_b'])}"
+    return f"{text}; first {best['latent']}, {shares}, q = {style.p_value(best['q'])}."
+
+
+def retrieval_verdicts(run: Run) -> list[str]:
+    """For each label: how precisely codes find it, by what was excluded, beside chance and the embedding."""
+    table = run.tables.get("retrieval")
+    if table is None or "measure" not in table:
+        return []
+    rows = table[(table["measure"] == "ap") & table["estimate"].notna()]
+    found = []
+    for label, part in rows[rows["use_rep"] == "X"].groupby("label", sort=False):
+        said = [
+            f"{style.number(row.estimate)} ({row.excluded} excluded, chance {style.number(row.chance)})"
+            for row in part.itertuples()
+        ]
+        text = f"Search for {label} by codes: mAP {', '.join(said)}, {style.count(part['n_queries'].max(), 'query')}"
+        gains = rows[(rows["label"] == label) & rows["use_rep"].astype(str).str.startswith("X - ")]
+        if len(gains):
+            other = str(gains["use_rep"].iloc[0]).removeprefix("X - ").replace("_", " ")
+            low, high = gains["estimate"].min(), gains["estimate"].max()
+            span = style.number(low, digits=3)
+            span += "" if len(gains) == 1 else f" to {style.number(high, digits=3)}"
+            text += f"; codes less {other}: {span}"
+        found.append(f"{text}.".replace("querys", "queries"))
+    return found
