@@ -200,5 +200,19 @@ def test_captions_say_what_an_item_is(tmp_path):
         bs.sae.Baseline("pca", n_latents=1).fit(np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)),
         bs.Embeddings.from_array(np.ones((1, 3), np.float32), obs=photos.obs),
     )
-    said = pl.gallery(adata, "L0000", samples=photos, kinds=("top",), n=1)._suptitle.get_text()
+    fig = pl.gallery(adata, "L0000", samples=photos, kinds=("top",), n=1)
+    said = fig._suptitle.get_text()
     assert "number under each image" in said
+
+
+def test_the_title_of_a_gallery_is_not_cut_off():
+    from synthetic_run import FakeSamples, make_latents
+
+    adata = make_latents()
+    samples = FakeSamples(adata.obs)
+    samples.noun = "recording window"
+    fig = pl.gallery(adata, "L0003", samples=samples, n=2, kinds=("top",))
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    box = fig._suptitle.get_window_extent(canvas.get_renderer())
+    assert box.x0 >= 0 and box.x1 <= fig.bbox.x1 and box.y1 <= fig.bbox.y1

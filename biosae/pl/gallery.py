@@ -143,7 +143,9 @@ def gallery(
         what = noun(samples, adata)
         cap = f"at most {cap_per_patient} {what}s a patient" if cap_per_patient and "patient" in adata.obs else "no cap"
         fig.suptitle(
-            f"{latent}: {firing_sentence(adata, latent)}; {cap}; number under each {what}: activation",
+            style.wrap(
+                f"{latent}: {firing_sentence(adata, latent)}; {cap}; number under each {what}: activation", width=96
+            ),
             x=0.01, ha="left", fontsize=8,
         )  # fmt: skip
     return fig
