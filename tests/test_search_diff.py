@@ -243,6 +243,8 @@ def test_pairs_of_patients_are_mcnemar() -> None:
     assert diff(some, "visit", paired=True)["n_a"].iloc[0] == 15
     with pytest.raises(StatisticsError, match="no patient is left"):
         diff(some, "visit", paired=False)
+    with pytest.raises(StatisticsError, match="no patient is left"):
+        diff(cohort(np.random.default_rng(0), m=3), "arm", paired=True)
 
 
 def test_flipped_signs_find_a_change_in_the_same_patients_and_none_where_there_is_none() -> None:
@@ -331,3 +333,82 @@ def test_samples_without_a_patient_matter_only_in_the_cohorts() -> None:
     assert found["n_a"].iloc[0] == 19 and found.attrs["biosae"]["samples_without_cohort"] == 6
     with pytest.raises(StatisticsError, match="6 samples of the two cohorts have no patient"):
         diff(adata, "arm", cohorts=("other", "b"))
+
+
+def visits(rng: np.random.Generator, *, n=20, tiles=((1, 2), (40, 41)), m=30, mean=-3.0) -> anndata.AnnData:
+    """The same patients in cohorts a and b with other numbers of samples, and no difference."""
+    own = rng.normal(mean, 0.5, (n, m))
+    size = [rng.integers(*t, n) for t in tiles]
+    patient = np.concatenate([np.repeat(np.arange(n), s) for s in size])
+    X = rng.random((len(patient), m)) < 1 / (1 + np.exp(-own[patient]))
+    arm = np.repeat(["a", "b"], [s.sum() for s in size])
+    return table(X, patient=patient.astype(str), arm=arm)
+
+
+def test_same_patients_with_unequal_numbers_of_samples_and_no_truth() -> None:
+    """A rare latent is absent from one sample of a patient and present in some of forty: all signs alike."""
+    p, family = [], []
+    for seed in range(12):
+        found = diff(visits(np.random.default_rng(seed)), "arm", n_permutations=499, random_state=seed)
+        p.append(found["p"].dropna())
+        family.append(found["p_maxt"].min() <= 0.05)
+        assert (found["n_samples_a"] == 20).all() and (found["n_samples_b"] == 20).all()
+        assert found.attrs["biosae"]["samples_left_out"] == 20 * 39
+    mixed = []
+    for seed in range(12):
+        adata = visits(np.random.default_rng(seed), tiles=((2, 6), (10, 31)), mean=-1.5)
+        mixed.append(diff(adata, "arm", n_permutations=499, random_state=seed)["p"].dropna())
+    assert np.mean(family) <= 0.25 and (np.concatenate(p) <= 0.05).mean() < 0.06
+    assert (np.concatenate(mixed) <= 0.05).mean() < 0.08
+
+
+def test_samples_of_patients_in_one_cohort_are_not_counted_as_paired() -> None:
+    adata = visits(np.random.default_rng(0), tiles=((3, 4), (3, 4)), mean=0.0)
+    some = adata[~((adata.obs["patient"] == "3") & (adata.obs["arm"] == "b")).to_numpy()].copy()
+    found = diff(some, "arm", paired=True, n_tiles=3, n_permutations=99).iloc[0]
+    assert (found["n_a"], found["n_b"], found["n_samples_a"], found["n_samples_b"]) == (19, 19, 57, 57)
+
+
+@pytest.mark.parametrize("name", ["unit", "cohort"])
+def test_columns_of_the_user_may_have_any_name(name: str) -> None:
+    adata = cohort(np.random.default_rng(0), m=4)
+    site = (adata.obs["patient"].str[1:].astype(int) % 2).astype(str).to_numpy()
+    adata.obs["elsewhere"], adata.obs[name] = site, site
+    for option in ("blocks", "covariates"):
+        expected, found = (diff(adata, "arm", n_permutations=99, **{option: column}) for column in ("elsewhere", name))
+        pd.testing.assert_frame_equal(expected, found)
+        assert found["p"].notna().all() and len(set(found["p"])) > 1
+
+
+def test_intervals_cover_where_few_patients_have_few_samples() -> None:
+    """Cohorts of the same frequency, 6 patients of 1 or 2 samples against 40 of many: Welch's cover 0.91."""
+    covered = []
+    for seed in range(30):
+        adata = cohort(np.random.default_rng(seed), n_a=6, n_b=40, tiles_a=(1, 3), tiles_b=(20, 30), spread=0.3)
+        found = diff(adata, "arm", n_permutations=9, min_frequency=2.0)
+        known = found["status"] != "dead"
+        covered.append((found["ci_low"] <= 0)[known] & (found["ci_high"] >= 0)[known])
+        assert (found["ci_low"][known] < found["difference"][known]).all()
+    assert 0.935 < np.concatenate(covered).mean() < 0.995
+
+
+def test_q_of_pairs_counts_those_that_were_refused_for_meeting_seldom() -> None:
+    """Of independent rare latents only pairs that met by chance have a p, and that is small for this reason."""
+    refuted, tested = [], 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        adata = table(rng.random((800, 60)) < 0.06, patient=np.repeat(np.arange(40), 20).astype(str))
+        found = pairs(adata)
+        tested += int(found["p"].notna().sum())
+        refuted.append(bool((found["q"] <= 0.05).any()))
+        assert found["q"].isna().equals(found["p"].isna())
+        assert found.attrs["biosae"]["m_family"] == len(found)
+    assert tested > 10 and np.mean(refuted) <= 0.15
+
+
+def test_codes_on_disk_are_compared_too(tmp_path) -> None:
+    adata = cohort(np.random.default_rng(0), m=5)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    pd.testing.assert_frame_equal(diff(backed, "arm", n_permutations=99), diff(adata, "arm", n_permutations=99))
+    pd.testing.assert_frame_equal(pairs(backed), pairs(adata))

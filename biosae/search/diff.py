@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from biosae.errors import InputError, StatisticsError, nearest
-from biosae.search.proportions import mcnemar, newcombe
+from biosae.search.proportions import effective_n, mcnemar, newcombe
 
 COLUMNS = [
     "latent", "frequency_a", "frequency_b", "difference", "ci_low", "ci_high", "relative", "p", "q", "p_maxt", "status",
@@ -57,7 +57,8 @@ def diff(
         both cohorts together, so that they do not favour either.
     paired
         None: patients in both cohorts are compared with themselves if all are in both, and as two groups if none is.
-        Where only some are, say which: True keeps those in both, False those in one.
+        Where only some are, say which: True keeps those in both, False those in one. Of a patient who has more samples
+        (documents) in one cohort than in the other as many are drawn as the other has.
     covariates
         Columns to adjust p for (unpaired only). Frequencies and intervals stay as observed.
     blocks
@@ -91,12 +92,16 @@ def diff(
     Notes
     -----
     Unpaired: :func:`biosae.stats.associate` of the patients' frequencies with the cohort, patients rearranged as wholes
-    (``permute="between"``); where patients have unequal numbers of samples p is not below that adjusted for the number.
-    Interval: Newcombe's (1998) of two proportions where all frequencies are 0 or 1, else Welch's of means. Paired:
-    exact McNemar test where all are 0 or 1, else signs of the patients' differences flipped (all of them up to 16
-    patients); interval Newcombe's paired one (method 10) or t. After Jiang et al. (2025), arXiv 2512.10092, who have
-    no test.
+    (``permute="between"``); where patients have unequal numbers of samples p is not below that adjusted for the number,
+    and where the number nearly tells the cohort there is none (``unidentifiable``): give ``n_tiles``. Interval:
+    Newcombe's (1998) from Wilson's limits of both, which for frequencies other than 0 and 1 are those of the number of
+    patients that has the same variance (:func:`biosae.search.proportions.effective_n`). Paired: exact McNemar test
+    where all are 0 or 1, else signs of the patients' differences flipped (all of them up to 16 patients), which are
+    symmetric only between equal numbers of samples: one sample hardly ever shows a rare latent, forty do. Interval
+    Newcombe's paired one (method 10) or t. After Jiang et al. (2025), arXiv 2512.10092, who have no test.
     """
+    from biosae.stats.nested import in_memory
+
     a, b, codes = _cohorts(adata.obs, by, cohorts)
     unit = _units(adata.obs, groups, codes >= 0, assume_independent)
     keep = codes >= 0
@@ -114,10 +119,14 @@ def diff(
         raise InputError("a paired comparison takes neither covariates nor blocks: a patient is compared with itself")
     keep &= np.isin(unit, list(both)) == bool(paired)
     tiles, kept_documents = _tiles(adata.obs, unit, codes, keep, document, n_tiles, random_state)
-    table, X = _documents(adata, unit, codes, keep, kept_documents, document)
+    table, X = _documents(in_memory(adata).X, unit, codes, keep, kept_documents, document)
+    if paired:
+        equal = _equal_numbers(table, random_state)
+        table, X = table[equal].reset_index(drop=True), X[equal]
     left_out = {
-        "samples_without_cohort": int((codes < 0).sum()), "samples_left_out": int((codes >= 0).sum() - keep.sum()),
-        "patients_left_out": len((in_a | in_b) - set(unit[keep])),
+        "samples_without_cohort": int((codes < 0).sum()),
+        "samples_left_out": int((codes >= 0).sum() - table["size"].sum()),
+        "patients_left_out": len((in_a | in_b) - set(table["unit"])),
     }  # fmt: skip
     units, place = np.unique(table["unit"].to_numpy(), return_inverse=True)
     side = table["cohort"].to_numpy()
@@ -125,16 +134,16 @@ def diff(
     present = [np.bincount(place[side == s], minlength=len(units)) > 0 for s in (0, 1)]
     if not all(p.any() for p in present):
         raise StatisticsError(f"no patient is left in {a!r} or in {b!r}; {left_out}")
-    if paired:
-        found = _paired(values, present, n_permutations=n_permutations, random_state=random_state)
-    else:
-        found = _intervals([v[p] for v, p in zip(values, present)])
     frequency = (values[0][present[0]].sum(axis=0) + values[1][present[1]].sum(axis=0)) / sum(p.sum() for p in present)
     covered = (frequency >= min_frequency) & (frequency <= max_frequency)
+    if paired:
+        found = _paired(*values, covered, n_permutations=n_permutations, random_state=random_state)
+    else:
+        found = _intervals([v[p] for v, p in zip(values, present)])
     out = pd.DataFrame({"latent": adata.var_names.to_numpy(), **found})
     if not paired:
         tests = _unpaired(
-            adata, table, X[:, covered], adata.var_names[covered], str(a), str(b), covariates=covariates, blocks=blocks,
+            adata, table, X[:, covered], adata.var_names[covered], covariates=covariates, blocks=blocks,
             n_permutations=n_permutations, random_state=random_state,
         )  # fmt: skip
         out = out.merge(tests, on="latent", how="left")
@@ -146,7 +155,7 @@ def diff(
 
     out["q"] = bh(out["p"].to_numpy(float))
     out["n_a"], out["n_b"] = (int(p.sum()) for p in present)
-    out["n_samples_a"], out["n_samples_b"] = (int((keep & (codes == s)).sum()) for s in (0, 1))
+    out["n_samples_a"], out["n_samples_b"] = (int(table.loc[side == s, "size"].sum()) for s in (0, 1))
     out["design"] = "paired" if paired else "unpaired"
     order = pd.DataFrame({"p": out["p"], "size": -out["difference"].abs()})
     out = out.loc[order.sort_values(["p", "size"], kind="stable").index, COLUMNS].reset_index(drop=True)
@@ -221,16 +230,25 @@ def _tiles(
 
 
 def _documents(
-    adata: Any, unit: np.ndarray, codes: np.ndarray, keep: np.ndarray, where: np.ndarray, document: str | None
+    X: Any, unit: np.ndarray, codes: np.ndarray, keep: np.ndarray, where: np.ndarray, document: str | None
 ) -> tuple[pd.DataFrame, sp.csr_matrix]:
-    """One row a document (without: a sample): its unit, cohort and row of obs; and which latents fire in it."""
+    """One row a document (without: a sample): unit, cohort, row of obs, samples in it; and which latents fire there."""
     rows = np.flatnonzero(keep)
-    on = sp.csr_matrix(sp.csr_matrix(adata.X)[rows] != 0, dtype=np.float64)
+    size = np.ones(len(rows), int)
+    on = sp.csr_matrix(sp.csr_matrix(X)[rows] != 0, dtype=np.float64)
     if document is not None and len(rows):
         _, first, inverse = np.unique(where[rows], return_index=True, return_inverse=True)
         member = sp.csr_matrix((np.ones(len(rows)), (inverse, np.arange(len(rows)))), shape=(len(first), len(rows)))
-        on, rows = sp.csr_matrix((member @ on) > 0, dtype=np.float64), rows[first]
-    return pd.DataFrame({"unit": unit[rows], "cohort": codes[rows], "row": rows}), on
+        on, rows, size = sp.csr_matrix((member @ on) > 0, dtype=np.float64), rows[first], np.bincount(inverse)
+    return pd.DataFrame({"unit": unit[rows], "cohort": codes[rows], "row": rows, "size": size}), on
+
+
+def _equal_numbers(table: pd.DataFrame, random_state: int) -> np.ndarray:
+    """Rows drawn so that every unit has as many in one cohort as in the other; none of a unit that is in one only."""
+    order = table.iloc[np.random.default_rng(random_state).permutation(len(table))]
+    place = order.groupby(["unit", "cohort"]).cumcount().reindex(table.index)
+    count = table.groupby("unit")["cohort"].agg(lambda cohort: min((cohort == 0).sum(), (cohort == 1).sum()))
+    return (place < table["unit"].map(count)).to_numpy()
 
 
 def _means(on: sp.csr_matrix, place: np.ndarray, n: int) -> np.ndarray:
@@ -240,7 +258,7 @@ def _means(on: sp.csr_matrix, place: np.ndarray, n: int) -> np.ndarray:
 
 
 def _unpaired(
-    adata: Any, table: pd.DataFrame, X: sp.csr_matrix, names: pd.Index, a: str, b: str, *,
+    adata: Any, table: pd.DataFrame, X: sp.csr_matrix, names: pd.Index, *,
     covariates: Sequence[str], blocks: str | None, n_permutations: int, random_state: int,
 ) -> pd.DataFrame:  # fmt: skip
     """p, p_maxt, status of the latents by the room of statistics."""
@@ -251,14 +269,18 @@ def _unpaired(
 
     if not len(names):
         return pd.DataFrame({c: pd.Series(dtype=t) for c, t in _TEST.items()})
-    wanted = [c for c in dict.fromkeys([*map(column_of, covariates), *([blocks] if blocks else [])]) if c in adata.obs]
+    wanted = list(dict.fromkeys([*map(column_of, covariates), *([blocks] if blocks else [])]))
+    for name in wanted:
+        if name not in adata.obs:
+            raise InputError(f"obs has no column {name!r}; {nearest(name, list(adata.obs.columns))}")
+    unit, cohort = (name + "_" * max(map(len, ["", *wanted])) for name in ("unit", "cohort"))  # none of the user's
     obs = adata.obs.iloc[table["row"].to_numpy()][wanted].copy()
-    obs["unit"], names_of = table["unit"].to_numpy(), {0: a, 1: b}
-    obs["cohort"] = pd.Categorical(table["cohort"].map(names_of).to_numpy(), categories=[b, a])
-    documents = anndata.AnnData(X=X, obs=obs, var=pd.DataFrame(index=names))
+    obs[unit] = table["unit"].to_numpy()
+    obs[cohort] = pd.Categorical.from_codes(1 - table["cohort"].to_numpy(), ["b", "a"])
     found = associate(
-        documents, "cohort", unit="unit", groups="unit", method="pearson", controls=False, covariates=covariates,
-        blocks=blocks, permute="between", n_permutations=n_permutations, random_state=random_state,
+        anndata.AnnData(X=X, obs=obs, var=pd.DataFrame(index=names)), cohort, unit=unit, groups=unit, method="pearson",
+        controls=False, covariates=covariates, blocks=blocks, permute="between", n_permutations=n_permutations,
+        random_state=random_state,
     )  # fmt: skip
     return found[list(_TEST)]
 
@@ -268,24 +290,11 @@ _TEST = {"latent": object, "p": float, "p_maxt": float, "status": object, "infer
 
 def _intervals(values: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Frequencies of two groups of patients, their difference and its interval."""
-    from scipy.stats import t
-
-    f = [v.mean(axis=0) for v in values]
-    n = [len(v) for v in values]
-    binary = np.all([((v == 0) | (v == 1)).all(axis=0) for v in values], axis=0)
-    low, high = newcombe(f[0], n[0], f[1], n[1])
-    if min(n) > 1:
-        part = [v.var(axis=0, ddof=1) / len(v) for v in values]
-        variance = part[0] + part[1]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            df = variance**2 / (part[0] ** 2 / (n[0] - 1) + part[1] ** 2 / (n[1] - 1))
-        half = t.ppf(0.975, df) * np.sqrt(variance)
-    else:
-        half = np.full(len(f[0]), np.nan)
-    d = f[0] - f[1]
-    return _row(
-        f[0], f[1], np.where(binary, low, np.maximum(d - half, -1)), np.where(binary, high, np.minimum(d + half, 1))
-    )
+    f, n = [v.mean(axis=0) for v in values], [len(v) for v in values]
+    if min(n) < 2:
+        return _row(*f, np.full(len(f[0]), np.nan), np.full(len(f[0]), np.nan))
+    own = [effective_n(v.mean(axis=0), v.var(axis=0, ddof=1) / len(v), len(v) - 1, len(v)) for v in values]
+    return _row(*f, *newcombe(f[0], own[0], f[1], own[1]))
 
 
 def _row(a: np.ndarray, b: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
@@ -302,19 +311,14 @@ def _row(a: np.ndarray, b: np.ndarray, low: np.ndarray, high: np.ndarray) -> dic
 
 
 def _paired(
-    values: list[np.ndarray], present: list[np.ndarray], *, n_permutations: int, random_state: int
+    A: np.ndarray, B: np.ndarray, covered: np.ndarray, *, n_permutations: int, random_state: int
 ) -> dict[str, np.ndarray]:
     """The same patients in both cohorts: signs of their differences, or McNemar's test of yes and no."""
     from scipy.stats import t
 
     from biosae.stats.permutation import null_counts, sign_flips
 
-    shared = present[0] & present[1]
-    present[0][:] = present[1][:] = shared
-    A, B = values[0][shared], values[1][shared]
     n, D = len(A), A - B
-    if n < 1:
-        raise StatisticsError("no patient is in both cohorts")
     binary = ((A == 0) | (A == 1)).all(axis=0) & ((B == 0) | (B == 1)).all(axis=0)
     f = [A.mean(axis=0), B.mean(axis=0)]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -331,7 +335,7 @@ def _paired(
     )
     if n < 3:
         status[:] = "too_few_groups"
-    tested = np.isin(status, ("ok", "few_groups"))
+    tested = np.isin(status, ("ok", "few_groups")) & covered
     observed = np.where(tested & np.isnan(observed), 0.0, np.where(tested, observed, np.nan))
     unit = np.divide(D, length, out=np.zeros_like(D), where=length > 0)
     draws = sign_flips(n, n_draws=n_permutations, random_state=random_state)

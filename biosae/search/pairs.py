@@ -43,7 +43,8 @@ def pairs(
         Column within which latents must go together: ``groups`` itself, something within it (slide), or a confounder
         (scanner, site). None: ``groups`` where groups have several samples, else none.
     min_count
-        Samples in which both fire; pairs with fewer have no p. (Pairs that avoid each other are refused too.)
+        Samples in which both fire; pairs with fewer have no p. (Pairs that avoid each other are refused too.) Since
+        this keeps pairs that met by chance, q counts those that it refuses.
     min_groups
         Independent groups in which one or the other fires in part of the samples.
     permute
@@ -64,7 +65,9 @@ def pairs(
     DataFrame
         One row a pair, the strongest evidence first: ``latent_a, latent_b, n_a, n_b, n_both, n`` (samples), ``npmi``,
         ``jaccard``, ``phi`` (over all samples), ``mh_odds_ratio`` (Mantel-Haenszel, within strata; NaN where no stratum
-        has a discordant sample of either kind), ``r_within`` (phi within strata), ``p, q, status, n_groups``.
+        has a discordant sample of either kind), ``r_within`` (phi within strata), ``p, q, status, n_groups``. q is
+        Benjamini-Hochberg over all pairs that could have had a p (``m_family`` in ``attrs["biosae"]``), those below
+        ``min_count`` with 1.
 
     Raises
     ------
@@ -84,6 +87,7 @@ def pairs(
     import anndata
 
     from biosae.stats import associate, bh
+    from biosae.stats.nested import in_memory
 
     if permute not in PERMUTE:
         raise InputError(f"permute={permute!r}; {nearest(permute, PERMUTE)}")
@@ -97,7 +101,7 @@ def pairs(
         )
     if strata is not None and strata not in adata.obs:
         raise InputError(f"obs has no column {strata!r}; {nearest(strata, list(adata.obs.columns))}")
-    on = sp.csr_matrix(sp.csr_matrix(adata.X) != 0, dtype=np.float64)
+    on = sp.csr_matrix(sp.csr_matrix(in_memory(adata).X) != 0, dtype=np.float64)
     names = _varied(adata, on) if latents is None else chosen(adata, latents)
     if not 2 <= len(names) <= MAX_LATENTS:
         raise InputError(f"{len(names)} latents; pairs are made of 2 to {MAX_LATENTS}: choose some with latents=")
@@ -148,18 +152,19 @@ def pairs(
     wide = {c: np.asarray(result[c]).reshape(m, m) for c in ("p", "status", "n_groups")}
     for name, values in wide.items():
         table[name] = values[upper]
-    few = (table["n_both"] < min_count) | (
-        np.minimum(informative[upper[0]], informative[upper[1]]) < min(min_groups, len(np.unique(independent)))
-    )
-    table.loc[few & table["status"].isin(["ok", "few_groups"]), "status"] = "too_sparse"
-    table.loc[~table["status"].isin(["ok", "few_groups"]), "p"] = np.nan
-    table["q"] = bh(table["p"].to_numpy(float))
+    varied = np.minimum(informative[upper[0]], informative[upper[1]]) >= min(min_groups, len(np.unique(independent)))
+    family = table["status"].isin(["ok", "few_groups"]) & table["p"].notna() & varied
+    few = table["n_both"] < min_count
+    table.loc[table["status"].isin(["ok", "few_groups"]) & (few | ~varied), "status"] = "too_sparse"
+    table["p"] = table["p"].where(family & ~few)
+    table["q"] = np.where(table["p"].notna(), bh(table["p"].mask(family & few, 1.0).to_numpy(float)), np.nan)
     order = pd.DataFrame({"p": table["p"], "size": -table["npmi"].abs()})
     columns = [*table.columns[:11], "p", "q", "status", "n_groups"]
     table = table.loc[order.sort_values(["p", "size"], kind="stable").index, columns].reset_index(drop=True)
     table.attrs["biosae"] = {
         "strata": strata or (groups if repeated else ""), "n_strata": len(np.unique(cells)), "permute": permute,
-        "m_tested": int(table["p"].notna().sum()), "assume_independent": bool(assume_independent),
+        "m_tested": int(table["p"].notna().sum()), "m_family": int(family.sum()),
+        "assume_independent": bool(assume_independent),
     }  # fmt: skip
     return table
 

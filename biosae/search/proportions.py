@@ -55,16 +55,31 @@ def mcnemar(only_a: Any, only_b: Any) -> np.ndarray:
     return np.minimum(1.0, 2.0 * binom.cdf(np.minimum(only_a, only_b), n, 0.5))
 
 
-def _wilson(p: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def effective_n(mean: Any, variance: Any, df: Any, n: Any) -> np.ndarray:
+    """How many independent yes-or-no answers know a mean of values in [0, 1] as well as its variance says.
+
+    ``(z / t)^2 m (1 - m) / V`` (Korn and Graubard 1998), t with the degrees of freedom of V; never below ``n``, the
+    number of independent groups, since values in [0, 1] vary no more than yes and no. With it Wilson's limits hold
+    where a mean is near 0 or 1, or groups happen to agree, and t limits do not.
+    """
+    from scipy.special import stdtrit
+
+    mean, variance = np.asarray(mean, np.float64), np.asarray(variance, np.float64)
+    spread = (Z / stdtrit(np.maximum(df, 1.0), 0.975)) ** 2 * mean * (1 - mean)
+    return np.maximum(np.divide(spread, variance, out=np.zeros_like(spread), where=variance > 0), n)
+
+
+def wilson(p: Any, n: Any) -> tuple[np.ndarray, np.ndarray]:
+    """95 % limits of a proportion (Wilson 1927)."""
     centre, half = p + Z**2 / (2 * n), Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     return (centre - half) / (1 + Z**2 / n), (centre + half) / (1 + Z**2 / n)
 
 
 def newcombe(
-    a: np.ndarray, n_a: int, b: np.ndarray, n_b: int, phi: np.ndarray | float = 0.0
+    a: np.ndarray, n_a: Any, b: np.ndarray, n_b: Any, phi: np.ndarray | float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Limits of ``a - b`` from Wilson's limits of both, with the correlation ``phi`` of pairs (Newcombe 1998)."""
-    (low_a, high_a), (low_b, high_b) = _wilson(a, n_a), _wilson(b, n_b)
+    (low_a, high_a), (low_b, high_b) = wilson(a, n_a), wilson(b, n_b)
     below = (a - low_a) ** 2 + (high_b - b) ** 2 - 2 * phi * (a - low_a) * (high_b - b)
     above = (high_a - a) ** 2 + (b - low_b) ** 2 - 2 * phi * (high_a - a) * (b - low_b)
     return a - b - np.sqrt(np.maximum(below, 0)), a - b + np.sqrt(np.maximum(above, 0))
