@@ -63,14 +63,14 @@ def retrieval(table: pd.DataFrame, *, measure: str = "ap", fig: Figure | None = 
     at = dict(zip(lines, places))
     labels, settings = pd.unique(rows["label"]), pd.unique(rows["excluded"])
     with style.paper():
-        height = 0.62 + 0.17 * (max(places) + 1)
+        height = 0.75 + 0.17 * (max(places) + 1)
         fig = style.figure((1.6 + 1.85 * len(settings), 0.4 + height * len(labels))) if fig is None else fig
         grid = fig.subplots(len(labels), len(settings), sharex=True, sharey=True, squeeze=False)
         for (i, label), (j, setting) in ((a, b) for a in enumerate(labels) for b in enumerate(settings)):
             part = rows[(rows["label"] == label) & (rows["excluded"] == setting)]
             _panel(grid[i, j], part, at)
-            without = f", {setting} excluded" if setting else ""
-            grid[i, j].set_title(f"{style.wrap(f'{label}{without}', width=34)}\n{_n(part)}")
+            without = [style.wrap(f"excluded: {setting}", width=34)] if setting else []
+            grid[i, j].set_title("\n".join([str(label), *without, _n(part)]))
             if i == len(labels) - 1:
                 name, _, place = measure.partition("@")
                 grid[i, j].set_xlabel(MEASURES.get(name, name) + (f"@{place}" if place else ""))

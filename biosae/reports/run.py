@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from biosae.errors import BiosaeError, FormatError
+from biosae.export.order import hidden_order
 from biosae.files import read_h5ad, read_json, read_table
 from biosae.pl import results
 
@@ -84,13 +84,17 @@ class Run:
         text = _PATH.sub(lambda m: _last_part(m.group(0)), text)
         if self.show_ids or self._pattern is None:
             return text
-        return self._pattern.sub(lambda m: self.pseudonyms[m.group(0)], text)
+        return self._pattern.sub(lambda m: self._folded.get(m.group(0).casefold(), m.group(0)), text)
+
+    @cached_property
+    def _folded(self) -> dict[str, str]:
+        return {name.casefold(): made for name, made in self.pseudonyms.items()}
 
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
         names = [n for n in self.pseudonyms if len(n) >= 4 and not n.isdigit()]
         joined = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-        return re.compile(rf"(?<!\w)(?:{joined})(?!\w)") if names else None
+        return re.compile(rf"(?<![^\W_])(?:{joined})(?![^\W_])", re.IGNORECASE) if names else None
 
     def masked(self, table: pd.DataFrame) -> pd.DataFrame:
         """Table in which columns that may hold identifiers hold pseudonyms."""
@@ -195,15 +199,15 @@ def _name(value: object) -> str:
 
 
 def _pseudonyms(obs: pd.DataFrame) -> dict[str, str]:
-    """Identifier -> pseudonym: P for patients, S for slides, T for samples, numbered in a shuffled order."""
+    """Identifier -> pseudonym: P for patients, S for slides, T for samples, numbered in an order that is a secret."""
     made: dict[str, str] = {}
     columns = {"T": pd.Series(obs.index), "S": obs.get("slide"), "P": obs.get("patient")}
     for letter, values in columns.items():
         if values is None:
             continue
         names = sorted({_name(v) for v in values.dropna()})
-        order = np.random.default_rng(len(names)).permutation(len(names))
         digits = max(2, len(str(len(names))))
+        order = hidden_order(names, kind=letter)
         made.update({names[i]: f"{letter}{rank:0{digits}d}" for rank, i in enumerate(order, start=1)})
     return made
 

@@ -10,7 +10,7 @@ from biosae import pl
 from biosae.pl import results, style
 from biosae.pl.retrieval import MEASURES, REPRESENTATIONS
 from biosae.reports.run import Run
-from biosae.reports.tables import Figures, table, without_constants
+from biosae.reports.tables import Figures, interval, table, without_constants
 
 SHOWN = 12
 """Latents, and pairs, in the tables of two cohorts."""
@@ -125,7 +125,7 @@ def retrieval(run: Run, figures: Figures) -> dict[str, Any] | None:
     lines = views * reps + (1.3 * views if views > 1 else 0)
     found["figure"] = figures.add(
         "retrieval", pl.retrieval, frame, whole=True,
-        size=(1.9 + 1.85 * frame["excluded"].nunique(), 0.4 + (0.75 + 0.17 * lines) * frame["label"].nunique()),
+        size=(1.9 + 1.85 * frame["excluded"].nunique(), 0.4 + (0.85 + 0.17 * lines) * frame["label"].nunique()),
         alt="Mean average precision of rankings by codes and embeddings, a panel a label and exclusion, with chance.",
         caption="Do the nearest samples share the label? Dashed: a random order. Bars: 95 % interval over "
         f"{_over(frame)}; hollow: fewer than 20 groups. n stands above each panel.",
@@ -133,17 +133,32 @@ def retrieval(run: Run, figures: Figures) -> dict[str, Any] | None:
     printed = measured.assign(
         use_rep=measured["use_rep"].map(_representation), measure=measured["measure"].map(_measure)
     )
-    main = printed["measure"] == MEASURES["ap"]
-    caption = "Mean average precision, and differences, paired by query."
-    names = {column: heading for column, heading in _RETRIEVAL.items() if column != "measure"}
-    found["table"] = _printed_table(printed[main], names, caption=caption)
-    found["all"] = _printed_table(printed[~main], _RETRIEVAL, caption="NDCG and precision.")
+    shown, same = without_constants(_by_setting(printed[printed["measure"] == MEASURES["ap"]]))
+    caption = f"Mean average precision with 95 % intervals; differences are paired by query.{same}"
+    found["table"] = table(shown, caption=caption, digits=3)
+    shown, same = without_constants(printed[printed["estimate"].notna()])
+    found["all"] = table(shown, _RETRIEVAL, caption=f"Every measure.{same}", digits=3)
     return found
 
 
-def _printed_table(frame: pd.DataFrame, names: dict[str, str], *, caption: str) -> Any:
-    shown, same = without_constants(frame)
-    return table(shown, names, caption=caption + same, digits=3)
+def _by_setting(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a view, label and exclusion, one column a representation and for what codes gain."""
+    keys = [c for c in ("encoder", "layer", "label", "excluded") if c in frame]
+    rows = []
+    for key, part in frame.groupby(keys, sort=False):
+        kept = part[~part["use_rep"].str.contains(" − ") | part["use_rep"].str.startswith(f"{REPRESENTATIONS['X']} − ")]
+        spans = {r.use_rep: _estimate(r.estimate, r.ci_low, r.ci_high) for r in kept.itertuples()}
+        first = part.iloc[0]
+        counts = {name: first[name] for name in ("chance", "n_queries", "n_groups", "n_left_out", "status")}
+        rows.append(dict(zip(keys, key)) | spans | counts)
+    return pd.DataFrame(rows)
+
+
+def _estimate(value: float, low: float, high: float) -> str:
+    if pd.isna(value):
+        return "–"
+    span = f" ({interval(low, high, digits=3)})" if pd.notna(low) else ""
+    return style.number(value, digits=3) + span
 
 
 def _ranked(frame: pd.DataFrame) -> str:

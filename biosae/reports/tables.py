@@ -21,6 +21,7 @@ HEADINGS = {
     "stratum": "stratum", "groups_shared": "patients in both",
     "ci": "95 % CI", "flag": "flag", "eta2_biology": "η² biology", "eta2_technical": "η² technical",
     "balanced_accuracy": "balanced accuracy", "chance": "chance", "unit": "unit", "method": "method",
+    "n_queries": "queries", "n_left_out": "left out",
     "n_units_discovery": "discovery units", "n_units_replication": "replication units",
 }  # fmt: skip
 
