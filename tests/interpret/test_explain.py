@@ -159,6 +159,66 @@ def test_both_ends_of_signed_codes() -> None:
         assert facts.loc[("L1", tail), "prevalence"] == pytest.approx((sign * inside > 0).mean())
 
 
+def test_items_of_one_name_are_refused() -> None:
+    adata, *_ = study()
+    adata.obs_names = ["same" if i % 40 < 2 else name for i, name in enumerate(adata.obs_names)]
+    with pytest.raises(InputError, match="'same' names 24 rows"):
+        ex.choose(adata, min_active=100)
+
+
+def test_near_duplicates_of_writing_items_do_not_score() -> None:
+    """The same tile under two patients (a case that was scanned again) would be written from and scored on."""
+    adata, *_ = study()
+    assert ex.choose(adata, min_active=100).near_duplicates is None  # 6 numbers say too little
+    adata.obsm["embedding"] = adata.obsm["embedding"] @ np.random.default_rng(0).normal(size=(N_LATENTS, 40))
+    adata.obsm["embedding"] += 0.1 * np.random.default_rng(1).normal(size=(len(adata), 40))
+    first = ex.choose(adata, min_active=100)
+    assert first.near_duplicates == frozenset()
+    write = [adata.obs_names.get_loc(name) for name in sorted(first.write_ids)[:30]]
+    score = [adata.obs_names.get_loc(name) for name in sorted(first.score_ids)[:30]]
+    X, embedding = adata.X.toarray(), adata.obsm["embedding"].copy()
+    X[score], embedding[score] = X[write], embedding[write] * 1.0001
+    again = adata.copy()
+    again.X, again.obsm["embedding"] = csr_matrix(X), embedding
+    found = ex.choose(again, min_active=100)
+    names = set(adata.obs_names[score])
+    assert found.near_duplicates == names and names <= found.score_ids
+    assert set(found.table["sample_id"]).isdisjoint(names)
+    inside = pd.Series(X[:, 0] > 0, adata.obs_names)[sorted(found.score_ids)]
+    assert found.latents.set_index("latent").loc["L0", "prevalence"] == pytest.approx(inside.mean())
+
+
+def test_cofiring_items_are_those_where_neighbours_are_active_above_the_floor() -> None:
+    """Latents 1 to 3 are active where latent 0 is, and in some more items; all others are weakly on everywhere."""
+    rng = np.random.default_rng(0)
+    n, m = 480, 40
+    own = np.arange(n) % 4 == 0
+    shared = own | (np.arange(n) % 4 == 1)
+    codes = rng.uniform(0.05, 0.2, (n, m))
+    codes[:, 0] = np.where(own, rng.uniform(0.6, 1.0, n), 0.0)
+    codes[shared, 1:4] = rng.uniform(0.8, 1.0, (shared.sum(), 3))
+    codes[::20] = 1.0
+    obs = pd.DataFrame({"patient": np.repeat(np.arange(24), 20)}, index=[f"s{i}" for i in range(n)])
+    adata = anndata.AnnData(csr_matrix(codes), obs=obs, var=pd.DataFrame(index=[f"L{j}" for j in range(m)]))
+    for sign in (1, -1):  # the other end of signed codes has neighbours too
+        adata.X = csr_matrix(sign * codes + (sign < 0) * 2.0 * (np.arange(n) == 1)[:, None])
+        items = ex.choose(adata, latents=["L0"], floor=0.3, min_active=50)
+        found = items.of("L0", "+" if sign > 0 else "-", "score", "cofiring")
+        where = [int(name[1:]) for name in found["sample_id"]]
+        assert len(where) == 10 and all(i % 4 == 1 for i in where)
+        assert found["group"].nunique() == 10  # items that are equally hard: patients take turns
+
+
+def test_names_in_any_column_of_identifiers_are_known() -> None:
+    adata, *_ = study()
+    adata.obs["mrn"] = [f"MRN{i // N_ITEMS:04d}" for i in range(len(adata))]
+    adata.obs["section_id"] = [f"BLK{i // N_ITEMS:02d}" for i in range(len(adata))]
+    adata.obs["path"] = [f"scans/{p}/img{i:03d}.png" for i, p in enumerate(adata.obs["patient"])]
+    items = ex.choose(adata, groups="mrn", min_active=100)
+    text = "As in MRN0003, blk02 and img017.png or img017 of scans/doe-00/img017.png"
+    assert redacted(text, items.identifiers) == "As in [removed], [removed] and [removed] or [removed] of [removed]"
+
+
 def test_a_floor_makes_weak_items_silent() -> None:
     adata, *_ = study()
     items = ex.choose(adata, n_write=10, n_score=20, min_active=20, floor=0.4, latents=["L0"])
@@ -201,7 +261,9 @@ def test_oracle_scores_one(planted: tuple) -> None:
     table = rated(planted, "oracle")
     done = table[table["latent"] != "L5"]
     assert len(done) == 5 * len(ALL)
-    assert done["estimate"].to_numpy() == pytest.approx(1.0) and done["ci_low"].to_numpy() == pytest.approx(1.0)
+    assert done["estimate"].to_numpy() == pytest.approx(1.0)
+    shares = done[done["scorer"] != "simulation"]  # no interval without width: the binomial one of so many patients
+    assert shares["ci_low"].to_numpy() == pytest.approx(0.025 ** (1 / shares["n_groups"].to_numpy(float)))
     assert (done["n_unparsed"] == 0).all()
     detection = done[done["scorer"] == "detection"]
     assert (detection["ppv"] == 1).all() and (detection["ppv_low"] < 1).all()
@@ -245,6 +307,26 @@ def test_shuffled_leaves_no_explanation_in_place() -> None:
         assert (other["text"] != table["text"]).all() and set(other["text"]) == set(table["text"])
     with pytest.raises(InputError, match="at least two"):
         ex.shuffled(table.iloc[:1])
+
+
+def test_a_mapping_of_texts_and_texts_of_other_latents(planted: tuple) -> None:
+    _, _, tiles, items, _ = planted
+    found = ex.evaluate(items, {"L0": "bright", "L1": "dark"}, backend=ex.Coin(), samples=tiles)
+    own = found.scores[found.scores["explanations"] == "own"].set_index("latent")
+    assert own["estimate"].notna().sum() == 2 and own.loc["L2", "status"] == "not_asked"
+    with pytest.raises(InputError, match=r"none of the 1 explanations.*did you mean 'L0'"):
+        ex.trials(items, {"L00": "bright"}, samples=tiles)
+    with pytest.raises(InputError, match="control=False"):
+        ex.evaluate(items, {"L0": "bright"}, backend=ex.Coin(), samples=tiles)
+
+
+def test_usage_is_of_this_evaluation(planted: tuple) -> None:
+    _, _, tiles, items, texts = planted
+    coin = ex.Coin()
+    coin.usage = {"requests": 1}
+    found = ex.evaluate(items, texts, backend=coin, samples=tiles)
+    coin.usage["requests"] = 99
+    assert found.usage == {"requests": 1}
 
 
 def test_unparsed_answers_are_missing_and_counted(planted: tuple) -> None:
@@ -342,6 +424,8 @@ def test_embedding_scorer(planted: tuple) -> None:
     noise = pd.DataFrame(rng.normal(size=(len(adata), 8)), adata.obs_names)
     chance = ex.score_embedding(items, texts, embed_text=lambda t: rng.normal(size=(len(t), 8)), images=noise)
     assert chance["estimate"].mean() == pytest.approx(0.5, abs=0.1)
+    with pytest.raises(InputError, match="repeat"):
+        ex.score_embedding(items, texts, embed_text=lambda t: np.ones((len(t), 6)), images=pd.concat([images, images]))
     with pytest.raises(InputError, match="one image-text encoder"):
         ex.score_embedding(items, texts, embed_text=lambda t: np.ones((len(t), 3)), images=images)
 
@@ -482,6 +566,8 @@ def test_signals_and_vectors_are_drawn() -> None:
     assert not dark[height // 3 : 2 * height // 3].any()
     assert not dark[2 * height // 3 :, : width // 2 - 1].any() and dark[2 * height // 3 :, width // 2 + 1 :].any()
     assert to_rgb(np.arange(5, dtype=np.float32)).shape == drawn.shape
+    many = to_rgb(np.where(np.arange(19)[:, None] == 18, np.sin(9 * t), 0).astype(np.float32))
+    assert np.ptp(np.flatnonzero((many[-60:] < 128).all(axis=2).any(axis=1))) > 15  # the last of 19 channels is drawn
     assert sheet([drawn, drawn[:, :50]], ["1", "2"]).shape[2] == 3
 
 
@@ -579,6 +665,10 @@ def test_template_refuses_identifiers(planted: tuple) -> None:
     other.obs["case"] = other.obs["patient"]
     with pytest.raises(InputError, match="identifiers"):
         ex.template(other, items, terms=["case"])
+    other.obs["patient"] = 100 + pd.factorize(other.obs["patient"])[0]
+    other.obs["rate"] = 100 + np.arange(len(other)) % 50  # numbers that patients have too
+    numbered = ex.choose(other, min_active=100, latents=["L0"])
+    assert len(ex.template(other, numbered, terms=["rate"])) == 1
 
 
 def test_writer_sees_writing_items_alone(planted: tuple) -> None:

@@ -268,8 +268,7 @@ def test_answers_of_odd_form(server: Server) -> None:
 
 
 def test_an_answer_that_was_cut_off_is_none(server: Server, tmp_path: Path) -> None:
-    server.script = [json.dumps(completion("At first sight: no", {"prompt_tokens": 9, "completion_tokens": 4}, "length"))
-                     .encode()]  # fmt: skip
+    server.script = [json.dumps(completion("At first sight: no", server.usage, "length")).encode()]
     for _ in range(2):  # as it came, and out of the cache
         rater = ex.Endpoint(server.url, "m", cache=tmp_path, max_tokens=4)
         (answer,) = rater.ask(questions(1))
@@ -298,7 +297,7 @@ def test_hostile_replies_are_typed_errors_or_text(server: Server, tmp_path: Path
 def test_a_budget_needs_a_server_that_counts(server: Server, tmp_path: Path) -> None:
     server.usage = None
     rater = ex.Endpoint(server.url, "m", price=(1.0, 1.0), budget=5.0, cache=tmp_path, n_jobs=1)
-    with pytest.raises(EndpointError, match="names no tokens.*budget"):
+    with pytest.raises(EndpointError, match=r"names no tokens.*budget"):
         rater.ask(questions(4))
     assert len(server.bodies) == 1 and len(list(tmp_path.iterdir())) == 1  # what was paid is kept
 
@@ -311,7 +310,7 @@ def test_a_key_is_never_repeated_and_may_end_in_a_line_feed(server: Server, monk
         rater.ask(questions(1))
     assert "s3cret" not in str(caught.value) and server.headers[0]["Authorization"] == "Bearer s3cret"
     monkeypatch.setenv("MY_SERVER_KEY", "s3cret\nX-Other: 1")
-    with pytest.raises(InputError, match="MY_SERVER_KEY.*no key") as caught:
+    with pytest.raises(InputError, match=r"MY_SERVER_KEY.*no key") as caught:
         rater.ask(questions(1))
     assert "s3cret" not in str(caught.value)
 
@@ -346,9 +345,10 @@ def test_cards_hold_no_truth_and_answers_come_back(tmp_path: Path) -> None:
     page = (tmp_path / "cards.html").read_text()
     assert page.count("<section>") == 7 and "<script>alert" not in page and "&lt;script&gt;" in page
     assert "Doe" not in page and "http:" not in page and "https:" not in page and "%" + "CARDS" not in page
-    places = [page.index(q.id) for q in asked]
+    names = [cards.id(q) for q in asked]
+    places = [page.index(name) for name in names]
     assert places != sorted(places)
-    answers = {asked[0].id: "no", asked[1].id: "yes", asked[5].id: "bright", asked[6].id: "4"}
+    answers = {names[0]: "no", names[1]: "yes", names[5]: "bright", names[6]: "4"}
     write_json(tmp_path / "answers.json", {"format": "biosae-answers-1", "answers": answers})
     found = cards.ask(asked)
     assert [ex.parse(a.text, q.form, q.size) for a, q in zip(found, asked)] == [
@@ -360,6 +360,26 @@ def test_cards_hold_no_truth_and_answers_come_back(tmp_path: Path) -> None:
         "bright",
         4,
     ]
+
+
+def test_ids_of_cards_cannot_be_guessed_from_names(tmp_path: Path) -> None:
+    """Whoever gets the page and suspects a name must not be able to check it."""
+    (one,) = questions(1)
+    first, second = ex.Cards(tmp_path / "a"), ex.Cards(tmp_path / "b")
+    first.ask([one]), second.ask([one])
+    assert first.id(one) != second.id(one) and first.id(one) == ex.Cards(tmp_path / "a").id(one)
+    assert one.id not in (tmp_path / "a" / "cards.html").read_text()
+    for file in (tmp_path / "a").iterdir():
+        assert file.name == "cards.html" or file.stat().st_mode & 0o077 == 0
+
+
+def test_a_page_holds_texts_as_they_are_and_no_more_cards_than_people_answer(tmp_path: Path) -> None:
+    asked = ex.Question("Is it %N% of %KEY%?", (ex.Picture(Tiles(), "t1"),), "yes_no")
+    ex.Cards(tmp_path).ask([asked])
+    assert "Is it %N% of %KEY%?" in (tmp_path / "cards.html").read_text()
+    many = [ex.Question(f"Is it bright? ({i})", asked.pictures, "yes_no") for i in range(2001)]
+    with pytest.raises(InputError, match=r"2,001 cards.*latents="):
+        ex.Cards(tmp_path).ask(many)
 
 
 def test_other_files_are_not_answers(tmp_path: Path) -> None:

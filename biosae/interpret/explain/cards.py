@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import html
 import json
 import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,8 @@ from biosae.interpret.explain.render import png
 FORMAT = "biosae-answers-1"
 LONGEST = 768
 """Longest side of a picture on a card, px."""
+MOST_CARDS = 2000
+"""Every card holds its picture: a page of more opens in no browser, and nobody answers it."""
 
 
 class Cards:
@@ -28,7 +33,9 @@ class Cards:
     ``cards.html`` in the folder is one self-contained page that works without a network: questions in random order,
     answers by mouse, finger or keyboard, kept by the browser until they are saved as ``answers.json``. Put that file
     into the folder and call the same function again. There is no identifier, no activation and no latent's name on the
-    page. Answers are joined to questions by id, so a set may be answered in several sittings.
+    page. Answers are joined to questions by id, so a set may be answered in several sittings. Ids are keyed with random
+    bytes in the file ``.key`` of the folder, so that whoever has the page cannot check a guessed name; keep that file,
+    and do not send it.
 
     Parameters
     ----------
@@ -56,16 +63,31 @@ class Cards:
         FormatError
             If the file of answers is not one that the page saved.
         InputError
-            For grids, which nobody fills in by hand.
+            For grids, which nobody fills in by hand, and for more cards than a page can hold.
         """
         if any(q.form == "grid" for q in questions):
             raise InputError("simulation is not for people: 49 numbers a card; leave it out of scorers=")
+        if len(questions) > MOST_CARDS:
+            raise InputError(
+                f"{len(questions):,} cards are too many for one page (at most {MOST_CARDS:,}): choose fewer "
+                "latents= or items, or control=False"
+            )
         found = read_answers(self.folder / self.answers)
         order = np.random.default_rng(self.random_state).permutation(len(questions))
-        cards = {questions[i].id: questions[i] for i in order}
+        names = [self.id(question) for question in questions]
+        cards = {names[i]: questions[i] for i in order}
         with atomic_path(self.folder / "cards.html") as temporary:
-            temporary.write_text(_page(list(cards.values())), encoding="utf-8")
-        return [Answer(found[q.id]) if q.id in found else Answer(None, "not answered") for q in questions]
+            temporary.write_text(_page(cards), encoding="utf-8")
+        return [Answer(found[name]) if name in found else Answer(None, "not answered") for name in names]
+
+    def id(self, question: Question) -> str:
+        """Id of a question on the page of this folder, 16 hexadecimal digits."""
+        file = self.folder / ".key"
+        if not file.is_file():
+            with atomic_path(file) as temporary:
+                temporary.write_text(secrets.token_hex(16), encoding="utf-8")
+                temporary.chmod(0o600)
+        return hmac.new(file.read_bytes(), question.id.encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def read_answers(path: str | os.PathLike) -> dict[str, str]:
@@ -85,25 +107,25 @@ def read_answers(path: str | os.PathLike) -> dict[str, str]:
     return {str(key): text[:MAX_TEXT] for key, text in answers.items()}
 
 
-def _page(cards: Sequence[Question]) -> str:
-    shown = "\n".join(_card(i, question, len(cards)) for i, question in enumerate(cards, 1))
-    key = hash_json([question.id for question in cards])[:16]
+def _page(cards: Mapping[str, Question]) -> str:
+    shown = "\n".join(_card(i, name, question, len(cards)) for i, (name, question) in enumerate(cards.items(), 1))
+    key = hash_json(list(cards))[:16]
     return (
-        _PAGE.replace("%CARDS%", shown)
-        .replace("%KEY%", json.dumps(key))
+        _PAGE.replace("%KEY%", json.dumps(key))
         .replace("%FORMAT%", json.dumps(FORMAT))
         .replace("%N%", str(len(cards)))
+        .replace("%CARDS%", shown)
     )
 
 
-def _card(number: int, question: Question, n: int) -> str:
+def _card(number: int, name: str, question: Question, n: int) -> str:
     try:
         data = base64.b64encode(png(question.image(), longest=LONGEST)).decode()
         picture = f'<img src="data:image/png;base64,{data}" alt="item of card {number}" loading="lazy">'
     except ReadError as error:
         picture = f"<p>This item cannot be read ({html.escape(error.reason)}). Leave it out.</p>"
     text = "".join(f"<p>{html.escape(part)}</p>" for part in question.text.split("\n") if part)
-    name = f"q-{question.id}"
+    name = f"q-{name}"
     if question.form == "text":
         fields = f'<input type="text" name="{name}" maxlength="{MAX_TEXT}" aria-label="answer of card {number}">'
     else:

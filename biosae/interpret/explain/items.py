@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,18 @@ NEIGHBOURS = 10
 """Latents with the highest Jaccard index of firing, in whose items the co-firing negatives are looked for."""
 LEAST_GROUPS = 3
 TAILS = {"+": 1.0, "-": -1.0}
-ROLES = ("sample_id", "patient", "slide", "recording", "sequence")
+IDENTIFIER = re.compile(
+    r"(patient|subject|participant|donor|animal|case|specimen|block|section|slide|scan|image|sample|recording|record|"
+    r"sequence|study|visit|accession)_(id|number|name)|patient|slide|recording|sequence|mrn",
+    re.IGNORECASE,
+)
+"""Columns of ``obs`` that hold names of people or things."""
+PATHS = re.compile(r"(.*_)?(path|file|filename)", re.IGNORECASE)
+DUPLICATE = 0.045
+"""Two items are near-duplicates if their embeddings lie closer than this share of the median distance to the mean: of
+items at that distance, a cosine of 0.999."""
+LEAST_WIDTH = 32
+"""In embeddings of fewer numbers different items may lie as close, so near-duplicates are not looked for."""
 COLUMNS = ["latent", "tail", "part", "kind", "sample_id", "group", "activation", "level"]
 
 
@@ -39,7 +52,11 @@ class Items:
     write_ids, score_ids : frozenset of str
         Samples of the two parts.
     identifiers : frozenset of str
-        Names of samples, patients, slides and recordings in lower case, which no prompt may hold.
+        Names of samples, groups, patients, slides, recordings and files in lower case, which no prompt may hold.
+    near_duplicates : frozenset of str or None
+        Scoring samples that nearly repeat a writing one (a scan taken twice, one person under two names, blank tiles).
+        No question is asked of them; they count in ``prevalence``. None: ``obsm["embedding"]`` is absent, or narrower
+        than :data:`LEAST_WIDTH`, so nobody looked.
     """
 
     table: pd.DataFrame
@@ -47,6 +64,7 @@ class Items:
     write_ids: frozenset[str]
     score_ids: frozenset[str]
     identifiers: frozenset[str]
+    near_duplicates: frozenset[str] | None
 
     def of(self, latent: str, tail: str, part: str, kind: str | None = None) -> pd.DataFrame:
         """Rows of one latent and tail in one part."""
@@ -85,8 +103,8 @@ def choose(
     Patients are dealt once, for all latents. In each part, active items are drawn equally from ten quantiles of
     activation (``n // 10`` each), silent ones at random; patients take turns, so that none fills a sample. Two further
     kinds of silent items are harder: ``near`` are those whose embedding is most similar (cosine, centred) to the mean
-    of the active ones, ``cofiring`` those in which most of the ten latents fire that share most items with this one
-    (Jaccard).
+    of the active ones, ``cofiring`` those in which most of the ten latents are active that share most active items with
+    this one (Jaccard). Scoring items that nearly repeat a writing item (:data:`DUPLICATE`) are not drawn.
 
     Parameters
     ----------
@@ -118,7 +136,7 @@ def choose(
     StatisticsError
         If the groups are unknown and independence is not said aloud, or fewer than 3 groups are in a part.
     InputError
-        For rows that are tokens, unknown latents or impossible numbers.
+        For rows that are tokens or share a name, unknown latents or impossible numbers.
 
     References
     ----------
@@ -140,6 +158,10 @@ def choose(
         raise InputError(f"no latent {unknown[0]!r}; {nearest(unknown[0], adata.var_names)}")
     group = _groups(obs, groups, assume_independent)
     rng = np.random.default_rng(random_state)
+    ids = (obs["sample_id"] if "sample_id" in obs else pd.Series(obs.index)).astype(str).to_numpy()
+    if len(np.unique(ids)) < len(ids):
+        name, n = next(iter(pd.Series(ids).value_counts().items()))
+        raise InputError(f"{name!r} names {n} rows; items are told apart by name: call adata.obs_names_make_unique()")
     known = group[group != ""]
     dealt = rng.permutation(np.unique(known))
     writing = set(dealt[: round(share * len(dealt))])
@@ -152,10 +174,13 @@ def choose(
                 f"{len(dealt)} values of {groups!r} leave {n} for {part}, and {LEAST_GROUPS} are needed in each part; "
                 "take more patients, or another share"
             )
-    ids = (obs["sample_id"] if "sample_id" in obs else pd.Series(obs.index)).astype(str).to_numpy()
     codes = sp.csc_matrix(adata.X)
-    pool = _Pool(codes, adata.obsm.get("embedding"), group, np.flatnonzero(in_score))
     signed = codes.nnz > 0 and codes.data.min() < 0
+    embedding = adata.obsm.get("embedding")
+    wide = embedding is not None and embedding.shape[1] >= LEAST_WIDTH
+    repeated = _repeats(embedding, in_write, in_score) if wide else np.zeros(len(obs), bool)
+    asked = in_score & ~repeated
+    pool = _Pool(_active(codes, in_write, floor, signed), codes.shape[1], embedding, group, np.flatnonzero(asked))
     rows, facts = [], []
     for name in names:
         j = adata.var_names.get_loc(name)
@@ -164,15 +189,16 @@ def choose(
             seed = np.random.default_rng([random_state, j, tail == "-"])
             top = float(max(a[in_write].max(), 0.0))
             fires = a > floor * top
-            fact = _fact(fires, pool.group, in_write, in_score, min_active)
+            fact = _fact(fires, pool.group, in_write, asked, min_active)
+            fact["prevalence"] = (fires & in_score).sum() / in_score.sum()
             facts.append({"latent": name, "tail": tail, **fact})
             if fact["status"] != "ok":
                 continue
-            for part, inside, n in (("write", in_write, n_write), ("score", in_score, n_score)):
+            for part, inside, n in (("write", in_write, n_write), ("score", asked, n_score)):
                 active = pool.quantiles(a, np.flatnonzero(inside & fires), n, seed)
                 chosen = {"active": active, "random": pool.turns(np.flatnonzero(inside & ~fires), seed)[:n]}
                 if part == "score" and n_hard:
-                    chosen |= pool.hard(j, fires, active, chosen["random"], n_hard)
+                    chosen |= pool.hard(j, fires, active, chosen["random"], n_hard, seed)
                 for kind, which in chosen.items():
                     rows += [
                         (name, tail, part, kind, ids[i], group[i], max(float(a[i]), 0.0), level(max(a[i], 0.0), top))
@@ -183,7 +209,8 @@ def choose(
         pd.DataFrame(facts),
         frozenset(ids[in_write]),
         frozenset(ids[in_score]),
-        identifiers(obs),
+        identifiers(obs, groups),
+        frozenset(ids[repeated]) if wide else None,
     )
 
 
@@ -197,13 +224,41 @@ def level(activation: Any, top: float) -> Any:
     return int(found) if found.ndim == 0 else found
 
 
-def identifiers(obs: pd.DataFrame) -> frozenset[str]:
-    """Names of rows, patients, slides and recordings of at least 3 characters, in lower case."""
+def identifiers(obs: pd.DataFrame, groups: str) -> frozenset[str]:
+    """Names of rows, groups, patients, slides, recordings and files of at least 3 characters, in lower case."""
     found = set(obs.index.astype(str))
-    for name in ROLES:
-        if name in obs:
+    for name in obs:
+        if name == groups or IDENTIFIER.fullmatch(str(name)):
             found |= set(obs[name].dropna().astype(str).unique())
+        elif PATHS.fullmatch(str(name)):
+            paths = [PurePath(path) for path in obs[name].dropna().astype(str).unique()]
+            found |= {word for path in paths for word in (str(path), path.name, path.stem)}
     return frozenset(word.lower() for word in found if len(word) > 2)
+
+
+def _repeats(embedding: Any, in_write: np.ndarray, in_score: np.ndarray) -> np.ndarray:
+    """Scoring rows that are near-duplicates of a writing row, bool (n,)."""
+    X = np.asarray(embedding, np.float32)
+    X = X - X.mean(axis=0)
+    square = (X**2).sum(axis=1)
+    A, least = X[in_write], DUPLICATE**2 * float(np.median(square))
+    out = np.zeros(len(X), bool)
+    for rows in np.array_split(np.flatnonzero(in_score), max(1, int(in_score.sum()) * len(A) // 2**24)):
+        near = square[in_write] + square[rows, None] - 2 * X[rows] @ A.T
+        out[rows] = near.min(axis=1) < least
+    return out
+
+
+def _active(codes: sp.csc_matrix, in_write: np.ndarray, floor: float, signed: bool) -> sp.csc_matrix:
+    """Which latents are active in which rows, float32 (n, m); of signed codes their negative ends beside it."""
+    ends = []
+    for sign in TAILS.values() if signed else (1.0,):
+        end = (sign * codes).maximum(0).tocsc()
+        top = end[in_write].max(axis=0).toarray().ravel()
+        end.data = (end.data > floor * np.repeat(top, np.diff(end.indptr))).astype(np.float32)
+        end.eliminate_zeros()
+        ends.append(end)
+    return sp.hstack(ends, format="csc")
 
 
 def _groups(obs: pd.DataFrame, column: str, assume_independent: bool) -> np.ndarray:
@@ -219,11 +274,11 @@ def _groups(obs: pd.DataFrame, column: str, assume_independent: bool) -> np.ndar
 
 
 def _fact(
-    fires: np.ndarray, group: np.ndarray, in_write: np.ndarray, in_score: np.ndarray, min_active: int
+    fires: np.ndarray, group: np.ndarray, in_write: np.ndarray, asked: np.ndarray, min_active: int
 ) -> dict[str, Any]:
-    n = {part: int((fires & inside).sum()) for part, inside in (("write", in_write), ("score", in_score))}
-    g = {part: len(np.unique(group[fires & inside])) for part, inside in (("write", in_write), ("score", in_score))}
-    silent = min(int((~fires & in_write).sum()), int((~fires & in_score).sum()))
+    n = {part: int((fires & inside).sum()) for part, inside in (("write", in_write), ("score", asked))}
+    g = {part: len(np.unique(group[fires & inside])) for part, inside in (("write", in_write), ("score", asked))}
+    silent = min(int((~fires & in_write).sum()), int((~fires & asked).sum()))
     if not fires.any():
         status = "dead"
     elif n["write"] + n["score"] < min_active or min(n.values()) < QUANTILES or silent < QUANTILES:
@@ -234,16 +289,18 @@ def _fact(
         status = "ok"
     return {
         "status": status, "n_active_write": n["write"], "n_active_score": n["score"], "n_groups_write": g["write"],
-        "n_groups_score": g["score"], "prevalence": n["score"] / in_score.sum(),
+        "n_groups_score": g["score"],
     }  # fmt: skip
 
 
 class _Pool:
     """Draws from rows: in turns of the groups, from quantiles, and the hardest silent ones of the scoring rows."""
 
-    def __init__(self, codes: sp.csc_matrix, embedding: Any, group: np.ndarray, score: np.ndarray) -> None:
-        self.group, self.score = np.unique(group, return_inverse=True)[1], score
-        self.binary = (codes[score] > 0).astype(np.float32).tocsc()
+    def __init__(
+        self, active: sp.csc_matrix, m: int, embedding: Any, group: np.ndarray, score: np.ndarray
+    ) -> None:  # fmt: skip
+        self.m, self.group, self.score = m, np.unique(group, return_inverse=True)[1], score
+        self.binary = active[score].tocsc()
         self.n_fires = np.asarray(self.binary.sum(axis=0)).ravel()
         self.unit = None
         if embedding is not None:
@@ -264,25 +321,29 @@ class _Pool:
         chosen = np.concatenate(parts)
         return chosen[np.argsort(-a[chosen], kind="stable")]
 
-    def hard(self, j: int, fires: np.ndarray, active: np.ndarray, random: np.ndarray, n: int) -> dict[str, np.ndarray]:
-        """Silent scoring rows nearest to the active ones, and those in which the latent's neighbours fire."""
+    def hard(
+        self, j: int, fires: np.ndarray, active: np.ndarray, random: np.ndarray, n: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Silent scoring rows nearest to the active ones, and those in which the latent's neighbours are active."""
         taken = np.isin(self.score, random) | fires[self.score]
         found = {}
         if self.unit is not None:
             centre = self.unit[np.isin(self.score, active)].mean(axis=0)
             closeness = np.where(taken, -np.inf, self.unit @ centre)
-            found["near"] = self._best(closeness, n)
+            found["near"] = self._best(closeness, n, rng)
             taken = taken | np.isin(self.score, found["near"])
         own = fires[self.score].astype(np.float32)
         both = self.binary.T @ own
         jaccard = both / np.maximum(self.n_fires + own.sum() - both, 1)
-        jaccard[j] = 0
+        jaccard[j :: self.m] = 0  # its other end is no neighbour
         near = np.argsort(-jaccard, kind="stable")[:NEIGHBOURS]
         near = near[jaccard[near] > 0]
         count = np.asarray(self.binary[:, near].sum(axis=1)).ravel() if len(near) else np.zeros(len(self.score))
-        found["cofiring"] = self._best(np.where(taken | (count == 0), -np.inf, count), n)
+        found["cofiring"] = self._best(np.where(taken | (count == 0), -np.inf, count), n, rng)
         return found
 
-    def _best(self, score: np.ndarray, n: int) -> np.ndarray:
-        order = np.argsort(-score, kind="stable")[:n]
-        return self.score[order[np.isfinite(score[order])]]
+    def _best(self, score: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Rows of the highest finite scores; among equal ones patients take turns."""
+        value = dict(zip(self.score.tolist(), score.tolist()))
+        rows = self.turns(self.score[np.isfinite(score)], rng)
+        return rows[np.argsort([-value[i] for i in rows.tolist()], kind="stable")][:n]

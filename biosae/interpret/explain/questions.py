@@ -78,7 +78,9 @@ class Question:
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits that depend on text, form and what is shown; no identifier can be read from them."""
+        """16 hexadecimal digits that depend on text, form and what is shown. They are not secret: who guesses the text
+        and the names of the items can check the guess.
+        """
         shown = [(p.sample_id, p.marks and p.marks.what, p.caption) for p in self.pictures]
         return hash_json([self.text, self.form, self.size, shown])[:16]
 

@@ -13,7 +13,7 @@ from biosae.interpret.maps import grid_box
 SIGNAL_WIDTH, SIGNAL_BAND = 896, 64
 """Width of a drawn signal and height of a channel of it, px."""
 SIGNAL_HEIGHTS = (192, 768)
-MAX_CHANNELS = 12
+MAX_CHANNELS = 32
 INK, PAPER, MARK, SHADE = (30, 30, 30), (255, 255, 255), (255, 214, 0), (255, 236, 140)
 _CAPTION = 22
 

@@ -11,13 +11,13 @@ import pandas as pd
 from biosae.interpret.explain.items import Items
 from biosae.interpret.explain.questions import Backend
 from biosae.interpret.explain.score import score, summary
-from biosae.interpret.explain.trials import shuffled, trials
+from biosae.interpret.explain.trials import shuffled, texts, trials
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """``scores``: one row a latent, tail, scorer and ``explanations`` (``own``, ``shuffled``); ``summary``: their
-    distribution; ``rater``: who answered; ``usage``: what it took, where the backend counts it.
+    distribution; ``rater``: who answered; ``usage``: what it had taken by then, where the backend counts it.
     """
 
     scores: pd.DataFrame
@@ -28,7 +28,7 @@ class Evaluation:
 
 def evaluate(
     items: Items,
-    explanations: pd.DataFrame,
+    explanations: Any,
     *,
     backend: Backend,
     samples: Any,
@@ -57,8 +57,9 @@ def evaluate(
     sets = {"own": (explanations, list(scorers))}
     told = [name for name in scorers if name != "intruder"]
     if control and told:
-        written = explanations[explanations["text"].notna()]
-        sets["shuffled"] = (shuffled(written, random_state=random_state), told)
+        written = [(latent, tail, text) for (latent, tail), text in texts(explanations, items).items()]
+        table = pd.DataFrame(written, columns=["latent", "tail", "text"])
+        sets["shuffled"] = (shuffled(table, random_state=random_state), told)
     asked = {
         name: trials(items, table, samples=samples, scorers=which, tokens=tokens, random_state=random_state)
         for name, (table, which) in sets.items()
@@ -71,4 +72,5 @@ def evaluate(
         found.insert(0, "explanations", name)
         tables.append(found)
     scores = pd.concat(tables, ignore_index=True)
-    return Evaluation(scores, summary(scores), backend.name, getattr(backend, "usage", None))
+    usage = getattr(backend, "usage", None)
+    return Evaluation(scores, summary(scores), backend.name, None if usage is None else dict(usage))

@@ -13,6 +13,7 @@ from biosae.interpret.explain.items import Items
 from biosae.interpret.explain.questions import Answer, parse
 from biosae.interpret.explain.trials import N_INTRUDER, Trial, texts
 from biosae.stats import cluster_bootstrap
+from biosae.stats.effects import logit_interval
 
 MEASURES = {
     "detection": ("balanced_accuracy", 0.5),
@@ -154,8 +155,10 @@ def score_embedding(
     Raises
     ------
     InputError
-        If scoring items are not in ``images``, or the two spaces differ in width.
+        If scoring items are not in ``images`` or repeat there, or the two spaces differ in width.
     """
+    if not images.index.is_unique:
+        raise InputError("sample ids repeat in images; keep one row of each: images[~images.index.duplicated()]")
     written = texts(explanations, items)
     keys = [key for key in items.scored if key in written]
     T = np.asarray(embed_text([written[key] for key in keys]), float) if keys else np.empty((0, images.shape[1]))
@@ -272,16 +275,26 @@ def _maps(part: pd.DataFrame, prevalence: float, seed: int) -> dict[str, Any]:
         vx, vy = n * sxx - sx**2, n * syy - sy**2
         return float((n * sxy - sx * sy) / np.sqrt(vx * vy)) if vx > 0 and vy > 0 else float("nan")
 
-    return row | _interval(used["group"], pearson, None, seed, empty="constant")
+    return row | _interval(used["group"], pearson, None, seed, empty="constant", share=False)
 
 
 _SCORE = {"detection": _yes_no, "fuzzing": _yes_no, "intruder": _choice, "simulation": _maps}
 
 
 def _interval(
-    groups: pd.Series, statistic: Callable, classes: np.ndarray | None, seed: int, *, empty: str = "no_answers"
+    groups: pd.Series,
+    statistic: Callable,
+    classes: np.ndarray | None,
+    seed: int,
+    *,
+    empty: str = "no_answers",
+    share: bool = True,
 ) -> dict[str, Any]:
-    """Estimate, 95 % interval over patients (at least 3) and status."""
+    """Estimate, 95 % interval over patients (at least 3) and status.
+
+    Where no resample of a share differs (every answer right), the bound is the exact binomial one of as many trials as
+    patients: never an interval of no width.
+    """
     n_groups = groups.nunique()
     estimate = statistic(np.arange(len(groups))) if len(groups) else float("nan")
     row = {"estimate": estimate, "n_groups": n_groups, "ci_low": np.nan, "ci_high": np.nan}
@@ -290,7 +303,11 @@ def _interval(
     if n_groups < 3:
         return row | {"status": "too_few_groups"}
     found = cluster_bootstrap(groups.to_numpy(str), statistic, classes=classes, random_state=seed)
-    return row | {"ci_low": found.low, "ci_high": found.high, "status": "ok" if n_groups >= 20 else "few_groups"}
+    low, high = found.low, found.high
+    if share and high - low < 1e-12:
+        bounds = logit_interval(np.array([estimate]), np.zeros(1), critical=1.96, n_min=n_groups)
+        low, high = (float(bound[0]) for bound in bounds)
+    return row | {"ci_low": low, "ci_high": high, "status": "ok" if n_groups >= 20 else "few_groups"}
 
 
 def _wilson_low(share: float, n: int) -> float:

@@ -12,7 +12,7 @@ import pandas as pd
 from biosae.data.items import ReadError
 from biosae.errors import InputError, nearest
 from biosae.interpret.explain.appearance import WORDS, measures
-from biosae.interpret.explain.items import ROLES, TAILS, Items
+from biosae.interpret.explain.items import IDENTIFIER, TAILS, Items
 from biosae.interpret.explain.maps import TokenMaps, highlight
 from biosae.interpret.explain.questions import Answer, Question, cleaned, redacted
 from biosae.interpret.explain.score import auroc
@@ -113,9 +113,11 @@ def _enriched(
         if name not in part.obs:
             raise InputError(f"no column {name!r} in obs; {nearest(name, part.obs.columns)}")
         values = part.obs[name]
-        if name in ROLES or set(values.dropna().astype(str).str.lower()) & items.identifiers:
+        number = pd.api.types.is_numeric_dtype(values) and values.nunique() > 2
+        words = set() if number else set(values.dropna().astype(str).str.lower())
+        if name == groups or IDENTIFIER.fullmatch(name) or words & items.identifiers:
             raise InputError(f"column {name!r} holds identifiers, which do not belong in an explanation; name others")
-        if pd.api.types.is_numeric_dtype(values) and values.nunique() > 2:
+        if number:
             targets[name] = (f"higher {name}", f"lower {name}")
             continue
         if values.nunique() > MAX_LEVELS:

@@ -41,6 +41,11 @@ def texts(explanations: Any, items: Items) -> dict[tuple[str, str], str]:
 
     Takes a table with ``latent``, ``text`` and optionally ``tail``, or a mapping of latent (or (latent, tail)) to text.
     Latents without text are left out.
+
+    Raises
+    ------
+    InputError
+        If none is about a latent of the items.
     """
     if isinstance(explanations, pd.DataFrame):
         tails = explanations["tail"] if "tail" in explanations else ["+"] * len(explanations)
@@ -50,7 +55,15 @@ def texts(explanations: Any, items: Items) -> dict[tuple[str, str], str]:
     else:
         raise InputError("explanations is a table with 'latent' and 'text', or a mapping of latent to text")
     found = {key: redacted(cleaned(text), items.identifiers) for key, text in pairs.items() if isinstance(text, str)}
-    return {key: text for key, text in found.items() if text}
+    found = {key: text for key, text in found.items() if text}
+    known = set(zip(items.latents["latent"], items.latents["tail"]))
+    if found and not known & set(found):
+        (name, tail), names = next(iter(found)), items.latents["latent"].unique()
+        raise InputError(
+            f"none of the {len(found)} explanations is about a latent of the items: the first is about {name!r}, tail "
+            f"{tail!r}; {nearest(name, names)}"
+        )
+    return found
 
 
 def shuffled(explanations: pd.DataFrame, *, random_state: int = 0) -> pd.DataFrame:
@@ -64,7 +77,7 @@ def shuffled(explanations: pd.DataFrame, *, random_state: int = 0) -> pd.DataFra
         With fewer than two explanations.
     """
     if len(explanations) < 2:
-        raise InputError("one explanation cannot be shuffled; explain at least two latents")
+        raise InputError("one explanation cannot be shuffled; explain at least two latents, or pass control=False")
     order = np.random.default_rng(random_state).permutation(len(explanations))
     text = explanations["text"].to_numpy(object).copy()
     text[order] = text[np.roll(order, 1)]
