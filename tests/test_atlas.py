@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -20,7 +21,7 @@ from PIL import Image
 from synthetic_run import FakeSamples, make_run
 
 import biosae as bs
-from biosae.atlas import gallery, packing, pictures, tables, where
+from biosae.atlas import cards, gallery, packing, pictures, tables, where
 from biosae.atlas import page as atlas_page
 from biosae.errors import InputError
 from biosae.files import read_h5ad, write_h5ad, write_json
@@ -210,10 +211,13 @@ def test_slides_hold_every_firing_tile_at_its_place(run_folder: Path) -> None:
     held = found["latents"][3]
     tiles = np.frombuffer(base64.b64decode(held["tiles"]), "<u2")
     steps = np.frombuffer(base64.b64decode(held["codes"]), np.int8)
-    column = codes[1:, 3].toarray().ravel()
-    assert (tiles == np.flatnonzero(column)).all()
-    np.testing.assert_allclose(steps / 127 * held["scale"], column[tiles], atol=held["scale"] / 120)
-    assert np.allclose(np.asarray(found["x"])[tiles], run.adata.obs["x"].to_numpy()[1:][tiles])
+    obs, column = run.adata.obs[1:], codes[1:, 3].toarray().ravel()
+    x, slide = np.asarray(found["x"]), np.asarray(found["names"])[found["slide"]]
+    row = pd.Index(obs["x"]).get_indexer(x)  # x is another in every row
+    assert sorted(row) == list(range(239)) and (np.diff(found["slide"]) >= 0).all()
+    assert slide.tolist() == [run.pseudonym(v) for v in obs["slide"].iloc[row]]
+    assert sorted(row[tiles]) == np.flatnonzero(column).tolist()
+    np.testing.assert_allclose(steps / 127 * held["scale"], column[row[tiles]], atol=held["scale"] / 120)
     assert sorted(found["names"]) == found["names"] and all(re.fullmatch(r"S\d+", name) for name in found["names"])
     less, _ = where.slides(run, codes, [5, 3, 4], spatial=("x", "y"), budget=len(tiles) * 4)
     assert list(less["latents"]) == [5] and less["n_left_out"] == 2
@@ -233,6 +237,72 @@ def test_the_page_is_one_file_of_the_size_asked_for(run_folder: Path, tmp_path: 
     assert data["fingerprint"] == bs.interpret.dictionary_fingerprint(adata)
     bare = bs.atlas.build(run_folder, out=tmp_path / "b.html", n_cards=0, n_examples=1)  # no samples, no pictures
     assert any("no image is shown" in note for note in data_of(bare)["notes"])
+
+
+def test_short_ids_notes_and_the_order_of_slides_stay_behind(tmp_path: Path) -> None:
+    """Ids of two characters are in no text: not in a stress card that names its worst slide, not in a note."""
+    make_run(tmp_path / "run")
+    adata = read_h5ad(tmp_path / "run/latents.h5ad")
+    adata.obs["slide"] = [f"Q{i}" for i in np.arange(adata.n_obs) % 4]
+    adata.var["name"], adata.var["note"] = "", ""
+    adata.var.loc["L0005", ["name", "note"]] = ["ramirez-003", "best in Ramirez-007_x, see /home/anna/Ramirez-007"]
+    write_h5ad(tmp_path / "run/latents.h5ad", adata)
+    own = bs.interpret.stress(adata, "L0003", "count_a", cut=8, context="slide")
+    assert re.search(r"worst: Q\d", own.table["reading"].str.cat())
+    out = bs.atlas.build(
+        tmp_path / "run", out=tmp_path / "a.html", cards=[own], n_cards=2, spatial=("count_a", "count_b")
+    )
+    data, text = data_of(out), out.read_text()
+    made = [card for held in data["cards"].values() for card in held]
+    read = [check["reading"] for card in made for check in card["checks"] if "strata of slide" in check["reading"]]
+    assert len(read) >= 2 and all(re.search(r"worst: S\d\d;", reading) for reading in read)
+    assert [card.get("chosen", False) for card in made].count(False) == 1
+    slides = {k: v for k, v in data.pop("slides").items() if k != "latents"}
+    assert not re.search(r"\bQ[0-3]\b", json.dumps([data, slides])) and not re.search("(?i)ramirez-|/home", text)
+    at = data["latents"]["id"].index("L0005")
+    assert re.fullmatch(r"P\d\d", data["latents"]["given_name"][at]) and "P" in data["latents"]["given_note"][at]
+    assert np.all(np.diff(slides["slide"]) >= 0)
+    shown = bs.atlas.build(tmp_path / "run", out=tmp_path / "b.html", n_cards=0, n_examples=1, show_ids=True)
+    assert "Ramirez-007_x" in shown.read_text()
+
+
+def test_pseudonyms_of_a_page_depend_on_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "run")
+    made = []
+    for i in range(2):
+        monkeypatch.setattr(bs.settings, "cache_dir", tmp_path / str(i))
+        made.append(load(tmp_path / "run").pseudonyms)
+    assert made[0].keys() == made[1].keys() and made[0] != made[1]
+    assert load(tmp_path / "run").pseudonyms == made[1]
+
+
+def test_a_card_of_another_run_is_refused_and_classes_are_those_of_the_latent(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    run = load(tmp_path / "run")
+    card = bs.interpret.stress(run.adata, "L0003", "count_a", cut=8)
+    with pytest.raises(InputError, match="'L9999'"):
+        cards.stress_cards(run, [dataclasses.replace(card, latent="L9999")], n=0, random_state=0)
+    stain = np.where(run.adata.X[:, 7].toarray().ravel() > 1, "violet", np.where(np.arange(240) % 3, "pink", "red"))
+    run.adata.obs["stain"] = pd.Series(stain, index=run.adata.obs_names).where(np.arange(240) % 7 > 3)  # most missing
+    assert cards._question(run, "L0007", "stain")["positive"] == "violet"
+
+
+def test_the_size_of_items_is_told(run_folder: Path) -> None:
+    samples = FakeSamples(load(run_folder).adata.obs)
+    assert pictures.described(samples, list(samples.obs.index[:3])) == ""
+    samples.mpp = 0.5
+    assert pictures.described(samples, list(samples.obs.index[:3])) == "48 × 48 µm"
+
+    class Signals:
+        item, rate, obs = "signal", 250.0, pd.DataFrame(index=["a", "b"])
+        channels = ("I", "II")
+
+        def __getitem__(self, i: int) -> np.ndarray:
+            return np.zeros((2, 2500), np.float32)
+
+    assert pictures.described(Signals(), ["a", "b"]) == "10 s; I, II, from above; each on a scale of its own"
+    Signals.channels = tuple(f"C{i}" for i in range(64))
+    assert "C11, from above (of 64 channels)" in pictures.described(Signals(), ["a"])
 
 
 @pytest.mark.parametrize("wrong", [{"n_examples": 0}, {"n_cards": -1}, {"max_mb": 0}])

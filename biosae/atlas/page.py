@@ -17,7 +17,7 @@ from biosae.atlas import tables, where
 from biosae.atlas.cards import stress_cards
 from biosae.atlas.gallery import galleries
 from biosae.atlas.packing import script_json
-from biosae.atlas.pictures import pictures
+from biosae.atlas.pictures import described, pictures
 from biosae.errors import InputError
 from biosae.files import atomic_path
 from biosae.interpret import names
@@ -90,8 +90,8 @@ def build(
     FormatError
         If ``latents.h5ad`` or ``associations.csv`` is absent or unreadable.
     InputError
-        For ``n_examples`` below 1, ``n_cards`` below 0, ``max_mb`` not above 0, unknown columns in ``spatial``, or
-        latents without ``varm["decoder"]``.
+        For ``n_examples`` below 1, ``n_cards`` below 0, ``max_mb`` not above 0, unknown columns in ``spatial``, a
+        card of a latent that the run does not have, or latents without ``varm["decoder"]``.
 
     Examples
     --------
@@ -134,14 +134,18 @@ def _data(
     obs = run.obs
     patients = obs.get("patient")
     known = [run.pseudonym(patients[i]) if patients is not None and i in patients.index else "" for i in items.ids]
+    held = stress_cards(run, cards, n=n_cards, random_state=random_state)
     data: dict[str, Any] = {
         "version": __version__,
         "names": {"format": names.FORMAT, "version": names.VERSION, "longest": names.FIELDS, "statuses": STATUSES},
         "fingerprint": names.dictionary_fingerprint(adata),
-        "noun": noun(run.samples),
+        "noun": noun(run.samples, adata),
+        "row": "token" if len(obs) < adata.n_obs else noun(run.samples, adata),
+        "item": run.redact(described(run.samples, items.ids)) if run.samples is not None else "",
         "headings": HEADINGS,
         "signed": bool(codes.data.min(initial=0) < 0),
         "n_rows": adata.n_obs,
+        "group": "patient" if run.choices.get("groups", "patient") == "patient" else "group",
         "n_patients": int(adata.obs["patient"].nunique()) if "patient" in adata.obs else None,
         "about": tables.about(run),
         "latents": tables.latents(run, codes),
@@ -153,9 +157,10 @@ def _data(
         "patients": known,
         "maps": maps,
         "slides": over,
-        "cards": stress_cards(run, cards, n=n_cards, random_state=random_state),
+        "cards": {str(adata.var_names.get_loc(name)): made for name, made in held.items()},
     }
-    notes = [no_maps, no_slides, run.images_note]
+    signal = getattr(run.samples, "item", "image") == "signal"
+    notes = [no_maps, "" if signal else no_slides, run.images_note]
     if rows["n_all"] > len(rows["latent"]):
         notes.append(
             f"Of {rows['n_all']:,} associations the page holds the first of each latent; all: associations.csv."

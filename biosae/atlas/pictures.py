@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from biosae.errors import BiosaeError
 from biosae.pl.gallery import read_picture
 from biosae.settings import settings
 
 SIDES = (224, 176, 144, 112, 88, 72)
 """Longer side of a picture, pixels, the first that fits."""
+CHANNELS = 12
+"""Channels that the picture of a signal has."""
 _PROBED = 40
 _QUALITY = 78
 _TEXT = 4 / 3  # base64
@@ -53,6 +56,29 @@ def pictures(samples: Any, ids: Sequence[str], order: np.ndarray, *, budget: flo
             spent += len(found) * _TEXT
             src[at] = base64.b64encode(found).decode()
     return {"src": src, "why": why, "side": side, "n_left_out": left_out}
+
+
+def described(samples: Any, ids: Sequence[str]) -> str:
+    """How large items are, in words: micrometres of images, seconds and channels of signals; empty where unknown."""
+    shapes = set()
+    for name in dict.fromkeys(ids[i] for i in (0, len(ids) // 2, -1)) if ids else ():
+        try:
+            shapes.add(np.asarray(samples[samples.obs.index.get_loc(name)]).shape[:2])
+        except (BiosaeError, OSError, ValueError, KeyError):
+            continue
+    if len(shapes) != 1:
+        return ""
+    height, width = shapes.pop()
+    kind = getattr(samples, "item", "image")
+    if kind == "image" and getattr(samples, "mpp", None):
+        return f"{width * samples.mpp:.3g} × {height * samples.mpp:.3g} µm"
+    if kind != "signal":
+        return ""
+    names = [str(name) for name in getattr(samples, "channels", ())]
+    shown = f"{', '.join(names[:CHANNELS])}, from above" if len(names) > 1 else "".join(names)
+    left_out = f" (of {len(names)} channels)" if len(names) > CHANNELS else ""
+    seconds = f"{width / samples.rate:.3g} s" if getattr(samples, "rate", None) else ""
+    return "; ".join(text for text in (seconds, shown + left_out, "each on a scale of its own") if text)
 
 
 def webp(image: np.ndarray, side: int) -> bytes:

@@ -9,6 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from biosae.atlas.packing import number, numbers, texts
+from biosae.export.shareable import redacted
 from biosae.interpret.names import FIELDS
 from biosae.pl import results
 from biosae.reports.run import Run
@@ -34,9 +35,10 @@ def latents(run: Run, codes: sp.csc_matrix) -> dict[str, Any]:
             out[column] = [int(v) for v in var[column]]
     if "patient" in run.adata.obs:
         out["top_share"] = numbers(_largest_share(codes, run.adata.obs["patient"]), digits=3)
+    known = None if run.show_ids else run.pseudonyms
     for column in FIELDS:
         held = var[column] if column in var else pd.Series("", index=var.index)
-        out[f"given_{column}"] = ["" if pd.isna(v) else str(v) for v in held]
+        out[f"given_{column}"] = redacted(["" if pd.isna(v) else str(v) for v in held], known)
     return out
 
 

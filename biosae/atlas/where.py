@@ -183,6 +183,8 @@ def slides(
     obs = run.adata.obs.iloc[rows]
     names = [run.pseudonym(v) for v in obs["slide"]] if "slide" in obs else ["all"] * len(obs)
     at, levels = pd.factorize(np.asarray(names, dtype=object), sort=True)
+    order = np.argsort(at, kind="stable")  # slides in the order of the run would tell their places in the alphabet
+    rows, at = rows[order], at[order]
     position = np.full(run.adata.n_obs, -1)
     position[rows] = np.arange(len(rows))
     kind = np.uint16 if len(rows) < 2**16 else np.uint32

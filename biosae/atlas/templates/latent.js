@@ -28,7 +28,7 @@ function head(latent) {
 
 function figures(latent) {
   const pairs = [
-    ["fires in", `${whole(latents.n_active?.[latent])} of ${plural(data.n_rows, data.noun)} (${share(latents.density?.[latent])})`],
+    ["fires in", `${whole(latents.n_active?.[latent])} of ${plural(data.n_rows, data.row)} (${share(latents.density?.[latent])})`],
     data.n_patients && latents.n_active_patients ? ["patients", `${whole(latents.n_active_patients[latent])} of ${whole(data.n_patients)}`] : null,
     latents.top_share?.[latent] != null ? ["most in one patient", share(latents.top_share[latent])] : null,
     ["mean where it fires", num(latents.mean_active?.[latent])],
@@ -69,7 +69,7 @@ function forest(row, low, high, zero) {
 
 function grid(headings, lines, label) {
   return el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": label }, el("table", {},
-    el("thead", {}, el("tr", {}, ...headings.map(([text, type]) => el("th", { scope: "col", class: type }, text)))),
+    el("thead", {}, el("tr", {}, ...headings.map(([text, type]) => text ? el("th", { scope: "col", class: type }, text) : el("td", { class: type })))),
     el("tbody", {}, ...lines.map(cells => el("tr", {}, ...cells.map((cell, j) => el("td", { class: headings[j][1] }, cell)))))));
 }
 
@@ -88,36 +88,37 @@ function associated(latent) {
   }
   const has = column => rows[column] && mine.some(row => rows[column][row] != null);
   const differs = column => new Set(mine.map(row => word(column, row))).size > 1;
+  // how many units, and groups of them, stand below the target: nobody should have to look for n
+  const counted = row => `${plural(rows.n_units?.[row], word("unit", row) || "unit")}${rows.n_groups?.[row] != null && rows.n_groups[row] !== rows.n_units[row] ? ` of ${plural(rows.n_groups[row], data.group)}` : ""}`;
+  const interval = row => has("ci_low") && rows.ci_low[row] != null ? `${num(rows.ci_low[row])} to ${num(rows.ci_high[row])}` : "";
   const columns = [
-    ["target", "", row => word("target", row) + (word("contrast", row) ? ` (${word("contrast", row)})` : "")],
-    differs("effect") ? ["effect", "short", row => word("effect", row)] : null,
-    [differs("effect") ? "estimate" : word("effect", mine[0]), "num", row => num(rows.estimate?.[row])],
-    ["", "plot", row => forest(row, ...ends.get(rows.effect.at[row]), nullOf(row))],
-    has("ci_low") ? ["95 % interval", "num", row => rows.ci_low[row] == null ? "–" : `${num(rows.ci_low[row])} to ${num(rows.ci_high[row])}`] : null,
+    ["target, n", "target", row => lines(word("target", row) + (word("contrast", row) ? ` (${word("contrast", row)})` : ""), counted(row))],
+    [`${differs("effect") ? "estimate" : word("effect", mine[0])}${has("ci_low") ? ", 95 % interval" : ""}`, "short", row => lines(`${differs("effect") ? `${word("effect", row)} ` : ""}${num(rows.estimate?.[row])}`, interval(row))],
+    ["", "forests", row => forest(row, ...ends.get(rows.effect.at[row]), nullOf(row))],
     has("p") ? ["p", "num", row => chance(rows.p[row])] : null,
     has("q") ? ["q", "num", row => chance(rows.q[row])] : null,
     has("p_maxt") ? ["p (max-T)", "num", row => chance(rows.p_maxt[row])] : null,
-    ["n", "short", row => `${plural(rows.n_units?.[row], word("unit", row) || "unit")}${rows.n_groups?.[row] != null && rows.n_groups[row] !== rows.n_units[row] ? `, ${plural(rows.n_groups[row], "group")}` : ""}`],
-    mine.some(row => word("status", row) !== "ok") ? ["status", "short", row => word("status", row)] : null,
+    mine.some(row => word("status", row) !== "ok") ? ["status", "", row => word("status", row)] : null,
   ].filter(Boolean);
   const refused = mine.filter(row => rows.p?.[row] == null).length;
   const said = refused ? `${refused === mine.length ? "None of these was tested" : `${refused} of ${mine.length} were not tested`}: an open mark is an estimate without a p-value.` : "";
-  return part("Associations", grid(columns.map(([text, type]) => [text || "estimate and interval", type]), mine.map(row => columns.map(column => column[2](row))), "Associations"), said ? el("p", { class: "small" }, said) : null);
+  return part("Associations", grid(columns, mine.map(row => columns.map(column => column[2](row))), "Associations"), said ? el("p", { class: "small" }, said) : null);
 }
 
 const lines = (first, ...more) => el("span", {}, first, ...more.filter(Boolean).map(text => el("span", { class: "small below" }, text)));
 
 function card(latent) {
-  const cards = data.cards[latents.id[latent]];
+  const cards = data.cards[latent];
   if (!cards) return part("Stress card", el("p", { class: "small" }, "None was made for this latent (biosae.interpret.stress)."));
-  return part("Stress card", ...cards.flatMap(({ claim, checks }) => {
+  const chosen = cards.some(card => card.chosen) ? el("p", { class: "small" }, "Made because this latent stands first for the target, on the samples that put it there: scores are too high on average. Judge it on others.") : null;
+  return part("Stress card", chosen, ...cards.flatMap(({ claim, checks }) => {
     const made = checks.filter(check => check.verdict !== "refused"), refused = checks.filter(check => check.verdict === "refused");
     const named = check => check.check + (check.of ? ` (${check.of})` : "");
     return [
       el("p", { class: "claim" }, claim),
-      made.length ? grid([["check", "text"], ["verdict", ""], ["score, interval and least", "plot"]], made.map(check => [
+      made.length ? grid([["check", "text"], ["verdict", ""], ["score (dashed: least)", "plot"]], made.map(check => [
         lines(named(check), check.reading),
-        lines(el("span", { class: `verdict ${check.verdict.replace(/ /g, "-")}` }, check.verdict), plural(check.n_patients, "patient"), plural(check.n_samples, "sample")),
+        el("span", { class: "once" }, el("span", { class: `verdict ${check.verdict.replace(/ /g, "-")}` }, check.verdict), ...[plural(check.n_patients, "patient"), plural(check.n_samples, "sample")].map(text => el("span", { class: "small below" }, text))),
         check.score == null ? "" : el("span", { class: "row" }, num(check.score), scored(check)),
       ]), `Stress card: ${claim}`) : null,
       refused.length ? el("p", { class: "small" }, `Not measured: ${refused.map(check => `${named(check)}: ${check.reason}`).join("; ")}.`) : null,
@@ -168,7 +169,8 @@ function gallery(latent) {
   }
   const enough = ["near", "inactive"].some(kind => shown[kind]) && ["spread", "active", "top"].some(kind => shown[kind]);
   if (enough) tools.append(el("button", { type: "button", on: { click: () => trial(latent) } }, "Test yourself"));
-  return part(`Examples and controls`, tools, ...blocks);
+  const size = data.item ? el("p", { class: "small" }, `Each ${data.noun}: ${data.item}.`) : null;
+  return part("Examples and controls", size, tools, ...blocks);
 }
 
 function showMaps() {
@@ -182,7 +184,7 @@ function enlarge(latent, kind, order, label) {
   const plain = el("span", { class: "frame" }, picture(item, label));
   const map = data.maps && data.pictures.src[item] ? mapOf(latent, kind, order) : null;
   get("viewer-body").replaceChildren(el("p", {}, label[0].toUpperCase() + label.slice(1)),
-    el("div", { class: "pair" }, plain, map ? framed(latent, kind, order, item, `The same ${data.noun} with the map of ${latents.id[latent]}`) : null),
+    data.item ? el("p", { class: "small" }, data.item) : "", el("div", { class: "pair" }, plain, map ? framed(latent, kind, order, item, `The same ${data.noun} with the map of ${latents.id[latent]}`) : null),
     map ? scaleBar(data.maps.latents[latent].scale, data.signed ? -data.maps.latents[latent].scale : 0, "code of a token") : "");
   showMaps();
   get("viewer").showModal();

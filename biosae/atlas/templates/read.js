@@ -36,7 +36,7 @@ function num(value, digits = 2) {
 }
 
 const power = text => text.replace(/^(.+)e-0*(\d+)$/, (_, a, b) => `${a} × 10⁻${[...b].map(c => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c]).join("")}`);
-const chance = value => value == null ? "–" : value >= 0.001 ? String(Number(value.toPrecision(2))) : power(value.toExponential(0));
+const chance = value => value == null ? "–" : value === 0 ? "< 10⁻³⁰⁰" : value >= 0.001 ? String(Number(value.toPrecision(2))) : power(value.toExponential(0));
 const plural = (n, noun) => `${whole(n)} ${noun}${n === 1 ? "" : "s"}`;
 const word = (column, row) => rows[column] && rows[column].at[row] >= 0 ? rows[column].words[rows[column].at[row]] : "";
 const nullOf = row => rows.null[rows.effect.at[row]] ?? 0;
@@ -66,4 +66,4 @@ function picture(item, alt) {
 }
 
 const flagOf = latent => data.confounders[latent].length ? data.confounders[latent][0].flag : "";
-const checksOf = latent => (data.cards[latents.id[latent]] || []).flatMap(card => card.checks);
+const checksOf = latent => (data.cards[latent] || []).flatMap(card => card.checks);

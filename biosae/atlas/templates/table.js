@@ -32,7 +32,7 @@ const COLUMNS = [
     el("span", { class: "sub name" }, nameOf(i)),
   ] },
   { key: "shown", label: "Highest", cell: i => [el("span", { class: "strip" }, ...((data.galleries[i].top || {}).items || []).slice(0, 3).map(item => picture(item, "")))] },
-  { key: "active", label: "Active", title: `Share of ${data.noun}s in which the latent fires`, down: true, value: i => latents.density?.[i], cell: i => [
+  { key: "active", label: "Active", title: `Share of ${data.row}s in which the latent fires`, down: true, value: i => latents.density?.[i], cell: i => [
     el("span", { class: "amount" }, share(latents.density?.[i])), bar(latents.density?.[i] || 0),
   ] },
   { key: "patients", label: "Patients", title: "Patients in whom the latent fires", down: true, when: !!latents.n_active_patients, value: i => latents.n_active_patients[i], cell: i => [
