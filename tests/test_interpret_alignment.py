@@ -204,6 +204,28 @@ def test_the_order_of_rows_does_not_matter() -> None:
         columns=["ap_null", "probe_r_null"]))  # fmt: skip
 
 
+def test_class_names_are_drawn_as_they_are() -> None:
+    adata, labels = planted()
+    table = bs.interpret.alignment(adata, labels.rename(columns={"cell": "<b>$x^{$", "nucleus": "5 $ and 6 $"}))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    ax = bs.pl.alignment(table)
+    FigureCanvasAgg(ax.figure).draw()
+    assert {t.get_text().replace("\\$", "$") for t in ax.get_yticklabels()} == {"<b>$x^{$", "5 $ and 6 $", "background"}
+
+
+def test_settings_without_sense_are_refused_in_words() -> None:
+    adata, labels = planted()
+    for name, value in (("top", 0), ("share", 0), ("share", 1.5)):
+        with pytest.raises(InputError, match=name):
+            bs.interpret.alignment(adata, labels, **{name: value})
+    for budgets in (["ten"], [2.5], [0]):
+        with pytest.raises(InputError, match="budgets"):
+            bs.interpret.propose_audit(adata, "known", labels[["nucleus"]], budgets=budgets)
+    one = bs.interpret.propose_audit(adata, "known", labels[["nucleus"]], budgets=3, n_null=0, n_draws=0)
+    assert one["budget"].tolist() == [3]
+
+
 def test_a_summary_is_of_one_model() -> None:
     adata, labels = planted()
     table = bs.interpret.alignment(adata, labels, n_draws=0)

@@ -315,6 +315,12 @@ def test_options_that_enrichment_sets_itself_are_refused_in_words() -> None:
             bs.interpret.enrichment(cells(), "cell_type", **{name: value})
 
 
+def test_refusals_name_the_term_not_a_column_of_ours() -> None:
+    with pytest.raises(InputError, match="'cell_type' is ") as refused:
+        bs.interpret.enrichment(cells(), "cell_type", unit="patient")
+    assert "_term_" not in str(refused.value)
+
+
 def test_one_patient_does_not_make_an_enrichment() -> None:
     adata = cells()
     found = bs.interpret.enrichment(adata, "cell_type").set_index(["latent", "term"])
@@ -395,6 +401,14 @@ def test_stored_zeros_do_not_fire() -> None:
     full.data[:] = X.toarray().ravel()  # every zero is stored
     adata.X = full
     assert bs.interpret.name_latents(adata, scores).set_index("latent").loc["L0005", "status"] == "not_named"
+
+
+def test_one_latent_may_be_asked_for_and_the_test_is_not_another() -> None:
+    adata, scores = named()
+    assert bs.interpret.name_latents(adata, scores, latents="L0001")["concept"].tolist() == ["word 1"]
+    for name, value in (("method", "pearson"), ("controls", True)):
+        with pytest.raises(InputError, match=name):
+            bs.interpret.name_latents(adata, scores, **{name: value})
 
 
 def test_names_of_noise_are_chance_on_other_patients() -> None:

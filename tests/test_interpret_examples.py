@@ -203,3 +203,11 @@ def test_absent_latents_sites_and_embeddings_are_named(adata):
         examples(bare, "L0000")
     with pytest.raises(InputError, match="site"):
         examples(bare, "L0000", kinds=("top",), cap_per_site=1)
+
+
+def test_near_misses_of_embeddings_with_gaps_are_refused(adata):
+    some = adata.copy()
+    some.obsm["embedding"][3, 0] = np.nan
+    with pytest.raises(InputError, match="1 rows of obsm"):
+        examples(some, "L0003")
+    assert len(examples(some, "L0003", kinds=("top", "inactive")))

@@ -96,6 +96,8 @@ def alignment(
     to stand, and a class absent from the test rows has 0; see :func:`alignment_summary` for both.
     """
     obs, labels, parts = joined(adata, labels, split=split, train=train, test=test)
+    if not 0 < share <= 1 or top < 1:
+        raise InputError(f"share={share!r} must be above 0 and at most 1, top={top!r} at least 1")
     unit = groups_of(obs, groups, parts)
     parts = {part: _in_order(obs, rows) for part, rows in parts.items()}
     codes = sp.csr_matrix(adata.X)

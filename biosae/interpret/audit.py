@@ -24,7 +24,7 @@ def propose_audit(
     known: str,
     labels: pd.DataFrame,
     *,
-    budgets: Sequence[int] = BUDGETS,
+    budgets: int | Sequence[int] = BUDGETS,
     threshold: float = 0.3,
     pool: str = "max",
     C: float = 1.0,
@@ -102,9 +102,10 @@ def propose_audit(
     obs, labels, parts = joined(adata, labels, split=split, train=train, test=test)
     if known not in obs:
         raise InputError(f"obs has no column {known!r}; {nearest(known, obs.columns)}")
-    budgets = sorted({int(b) for b in budgets if b <= adata.n_vars})
-    if not budgets or budgets[0] < 1:
-        raise InputError(f"budgets must be between 1 and the {adata.n_vars} latents")
+    asked = np.atleast_1d(np.asarray(budgets))
+    if asked.dtype.kind not in "iu" or not asked.size or asked.min() < 1 or asked.min() > adata.n_vars:
+        raise InputError(f"budgets={budgets!r} must be whole numbers between 1 and the {adata.n_vars} latents")
+    budgets = np.unique(asked[asked <= adata.n_vars]).tolist()
     unit = groups_of(obs, groups, parts)
     X, y, unit_of = _pooled(adata, obs, known, parts["train"], unit, pool)
     weight = _weights(X, y, C, random_state)

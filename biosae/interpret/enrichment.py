@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,11 @@ def enrichment(
             "comparison": "rest" if parent is None else "siblings", "parent": parent, "depth": ontology.depth(term),
             "n_in": int(inside.sum()), "n_out": int(outside.sum()), "n_groups_in": n_groups, "refused": status,
         })  # fmt: skip
-    tests = _tested(adata, columns, unit, groups, random_state, options)
+    try:
+        tests = _tested(adata, columns, unit, groups, random_state, options)
+    except InputError as error:
+        named = {fact["key"]: f"{label!r} is {fact['term']!r}" for fact in facts}
+        raise type(error)(re.sub(r"'?(_term_\d{5})'?", lambda found: named[found[1]], str(error))) from None
     codes = sp.csr_matrix(adata.X, dtype=np.float64)
     tables = [
         _one(fact, tests, adata.var_names, codes, inside, outside, unit_of)

@@ -197,6 +197,9 @@ def _near(adata: AnnData, items: _Items, anchors: np.ndarray) -> pd.DataFrame:
     rows = np.flatnonzero(items.silent[items.sample])
     if not len(anchors) or not len(rows):
         return pd.DataFrame(columns=["item", "at", "near_to", "similarity"])
+    gaps = int((~np.isfinite(embedding)).any(axis=1).sum())
+    if gaps:
+        raise InputError(f"{gaps} rows of obsm['embedding'] are not numbers throughout; drop them, or leave 'near' out")
     mean = embedding.mean(axis=0, dtype=np.float64).astype(np.float32)
     directions = _unit(embedding[anchors] - mean).T
     blocks = (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))

@@ -153,7 +153,10 @@ def name_latents(
     absent = adata.obs_names.difference(scores.index)
     if len(absent):
         raise InputError(f"{len(absent)} samples have no concept scores, e.g. {str(absent[0])!r}")
+    for name in sorted({"method", "controls", "correction"} & set(options)):
+        raise InputError(f"name_latents takes no {name}: the held-out test is that of Spearman's rho, with q by BH")
     if latents is not None:
+        latents = [latents] if isinstance(latents, str) else latents
         unknown = [name for name in latents if name not in adata.var_names]
         if unknown:
             raise InputError(f"no latent {unknown[0]!r}; {nearest(unknown[0], adata.var_names)}")

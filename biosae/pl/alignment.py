@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from biosae.errors import InputError
-from biosae.pl.style import COLOURS, INK, MUTED, axes, paper
+from biosae.pl.style import COLOURS, INK, MUTED, axes, paper, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def alignment(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             y = np.array([classes.index(c) for c in part["class"]]) + (i - (len(models) - 1) / 2) * step
             colour = COLOURS[i % len(COLOURS)]
             ax.hlines(y, part["ap_low"], part["ap_high"], color=colour, linewidth=1)
-            ax.plot(part["ap"], y, "o", color=colour, markersize=4, label=name)
+            ax.plot(part["ap"], y, "o", color=colour, markersize=4, label=None if name is None else plain(name))
             if "ap_null" in part:
                 ax.plot(part["ap_null"], y, "o", mec=colour, mfc="white", markersize=3, mew=0.7)
         if "ap_null" in known:
@@ -58,7 +58,7 @@ def alignment(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.vlines(first["prevalence"], at - 0.45, at + 0.45, color=MUTED, linewidth=2, zorder=0, label="prevalence")
         ax.vlines(first["ap_place"], at - 0.45, at + 0.45, color=INK, linewidth=1, zorder=0, label="place alone")
         ax.set(xlim=(0, 1.02), ylim=(len(classes) - 0.5, -0.5), xlabel="average precision on held-out samples")
-        ax.set_yticks(at, classes)
+        ax.set_yticks(at, [plain(name) for name in classes])
         left_out = table["class"].nunique() - len(classes)
         if left_out:
             ax.set_title(f"{left_out} of {table['class'].nunique()} classes have no average precision")

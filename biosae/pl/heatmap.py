@@ -122,7 +122,7 @@ def caption(latent: str, values: np.ndarray, noun: str, *, n: tuple[int, int] | 
     """``L0042: active in 12 of 196 tokens, highest 3.2``; ``n``: how many are active, of how many."""
     known = values[np.isfinite(values)]
     active, of = (np.count_nonzero(known), known.size) if n is None else n
-    text = f"{latent}: active in {active:,} of {style.count(of, noun)}"
+    text = f"{style.plain(latent)}: active in {active:,} of {style.count(of, noun)}"
     if (known > 0).any():
         text += f", highest {style.number(float(known.max()))}"
     if (known < 0).any():

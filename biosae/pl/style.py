@@ -177,6 +177,11 @@ def count(n: int, noun: str) -> str:
     return f"{int(n):,} {noun}" + ("" if int(n) == 1 else "s")
 
 
+def plain(text: str) -> str:
+    """Text of others (classes, channels, names) so that matplotlib does not read mathematics between its dollars."""
+    return str(text).replace("$", r"\$")
+
+
 def wrap(text: str, *, width: int = 62) -> str:
     """Break a title line so that it fits the width of a column."""
     import textwrap
