@@ -186,6 +186,33 @@ def test_look_alikes_at_95_percent_sensitivity_by_hand() -> None:
     assert card.details["look_alikes:cell"]["threshold"].item() == pytest.approx(threshold)
 
 
+def test_masks_of_look_alikes_are_joined_by_id_and_hold_no_gaps(cohort) -> None:
+    adata = cohort["adata"]
+    alike = adata.obs["alike"].astype(bool)
+    options = {"positive": "tumour", "only": ["look_alikes"]}
+    said = [
+        stress(adata, "L0001", "label", look_alikes={"x": mask}, **options).details["look_alikes:x"]
+        for mask in (alike.to_numpy(), alike.sample(frac=1, random_state=0), alike.astype(int).to_numpy())
+    ]
+    pd.testing.assert_frame_equal(said[0], said[1])
+    pd.testing.assert_frame_equal(said[0], said[2])
+    gaps = alike.astype(float).to_numpy()
+    gaps[3] = np.nan
+    for bad in (gaps, alike.iloc[5:], alike.to_numpy()[:-1], np.arange(len(alike))):
+        with pytest.raises(InputError, match="'x'"):
+            stress(adata, "L0001", "label", look_alikes={"x": bad}, **options)
+
+
+def test_a_table_without_atoms_is_a_refusal(cohort) -> None:
+    adata, other = cohort["adata"].copy(), cohort["seeds"][0].copy()
+    del other.varm["decoder"]
+    row = card_of(cohort, "L0000", seeds=[other], only=["seeds"]).table.iloc[0]
+    assert row["verdict"] == "refused" and "decoder" in row["reason"]
+    del adata.varm["decoder"]
+    rows = card_of(cohort, "L0000", adata=adata, only=["seeds", "dose", "neighbours"]).table
+    assert (rows["verdict"] == "refused").all()
+
+
 def test_a_dose_that_ruins_another_probe_closes_the_window() -> None:
     codes, atoms, obs, y = planted()
     obs["other"] = np.random.default_rng(0).integers(0, 2, len(y))

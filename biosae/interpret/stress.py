@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from biosae.errors import InputError, StatisticsError, nearest
 from biosae.interpret import stress_checks as checks
 from biosae.interpret import stress_probes as probes
+from biosae.interpret import stress_tables as tables
 from biosae.interpret.resampled import Number
 from biosae.stats.adjust import is_categorical
 from biosae.stats.features import positions
@@ -119,8 +120,9 @@ def stress(
         Columns whose probes must not suffer from a dose: labels, or numbers (split at their median). Default: those
         of ``context``.
     look_alikes
-        Columns of ``obs`` (booleans, or 0 and 1), or a mapping of names to them or to masks (n,): items that resemble
-        the label and are not it. Items that have the label are left out.
+        Columns of ``obs`` (booleans, or 0 and 1), or a mapping of names to them or to masks (arrays (n,) in the order of
+        the table, or Series by sample id): items that resemble the label and are not it. Items that have the label are
+        left out.
     layers
         Name of a layer -> latents of the same samples there.
     seeds
@@ -183,11 +185,11 @@ def stress(
     single = {
         "association": lambda: checks.association(claim),
         "dose": lambda: probes.dose(claim, others or strata, random_state=random_state),
-        "layer": lambda: checks.layer(claim, layers or {}),
+        "layer": lambda: tables.layer(claim, layers or {}),
         "contradiction": lambda: checks.contradiction(claim, top=top),
         "neighbours": lambda: probes.neighbours(claim, seen),
-        "seeds": lambda: checks.seeds(claim, list(seeds)),
-        "perturbation": lambda: checks.perturbation(claim, perturbed or {}),
+        "seeds": lambda: tables.seeds(claim, list(seeds)),
+        "perturbation": lambda: tables.perturbation(claim, perturbed or {}),
     }
     wanted = list(THRESHOLDS) if only is None else list(only)
     for check in THRESHOLDS:
@@ -305,8 +307,13 @@ def _look_alikes(claim: checks.Claim, n: int, given: Any) -> dict[str, np.ndarra
                 raise InputError(f"look-alikes are booleans or 0 and 1; {value!r} is not: pass a mask (n,)")
             out[name] = column.astype(str).isin(("1", "1.0", "True")).to_numpy()
             continue
-        mask = np.asarray(value, dtype=bool)
-        if mask.shape != (n,):
+        by_id = isinstance(value, pd.Series)
+        if by_id and not value.index.is_unique:
+            raise InputError(f"ids repeat in the mask of {name!r}")
+        mask = np.asarray(value.reindex(claim.obs.index) if by_id else value, dtype=object)
+        if not by_id and mask.shape != (n,):
             raise InputError(f"the mask of {name!r} has shape {mask.shape}, the table has {n} rows")
-        out[name] = mask[claim.rows]
+        if not set(pd.unique(mask)) <= {0, 1}:
+            raise InputError(f"the mask of {name!r} must be True or False for every row of the table, without gaps")
+        out[name] = (mask if by_id else mask[claim.rows]).astype(bool)
     return out
