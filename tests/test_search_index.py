@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from biosae.errors import InputError
+from biosae.errors import IdentityError, InputError
 from biosae.search import Index, by_item, by_weights, kernels, neighbours
 
 METRICS = ("cosine", "dot", "euclidean", "jaccard")
@@ -212,3 +212,99 @@ def test_faiss_gives_candidates_and_exact_scores():
         Index(X[:10], faiss=ready)
     with pytest.raises(InputError, match="faiss cannot build"):
         Index(X, faiss="Nonsense")
+
+
+def test_values_that_mean_the_same_patient_are_the_same():
+    """A column of whole numbers that had a gap once holds 1.0, and as text '1.0' or '1': one patient all the same."""
+    X = np.eye(6, 4, dtype=np.float32) + 0.1
+    obs = pd.DataFrame({"patient": [1, 1, 2, 2, 3, 3]}, index=list("abcdef"))
+    for values in ([1.0, 2.0], ["1", "2"], ["1.0", "2.0"], pd.Categorical([1, 2]), pd.array([1, 2], dtype="Int64")):
+        asked = pd.DataFrame({"patient": values}, index=["x", "y"])
+        found = Index(X, obs=obs).search(X[:2], obs=asked, exclude="patient", n=6).rows
+        assert [set(row[row >= 0]) for row in found] == [{2, 3, 4, 5}, {0, 1, 4, 5}]
+
+
+def test_rows_that_are_only_counted_have_no_ids():
+    X = np.eye(3, dtype=np.float32)
+    found = Index(X, obs=pd.DataFrame({"patient": list("abc")})).search(X, obs=pd.DataFrame({"patient": list("xyz")}))
+    assert found.rows[:, 0].tolist() == [0, 1, 2]
+    frame = pd.DataFrame(X, index=list("abc"))
+    assert Index(frame).search("a").to_frame()["sample_id"].tolist() == ["b", "c"]
+    assert neighbours(frame, frame.loc[["c"]]).to_frame()["sample_id"].tolist() == ["a", "b"]
+
+
+def test_missing_groups_are_neither_equal_nor_others():
+    for value in (None, np.nan, pd.NA, "", " "):
+        adata = table()
+        adata.obs["patient"] = pd.Series(["p", "p", value, "q"], index=adata.obs_names, dtype=object)
+        with pytest.raises(InputError, match="1 rows of the index have no value"):
+            neighbours(adata, "a", exclude="patient")
+
+
+def test_a_vector_or_a_mask_is_not_taken_for_ids():
+    X = np.eye(3)
+    for queries in (np.array([1.0, 0.0, 0.0]), np.array([True, False, False]), [0.0, 1.0]):
+        with pytest.raises(InputError, match=r"vector\[None\]"):
+            Index(X).search(queries)
+    assert Index(X).search(np.array([1]), n=1).rows.tolist() == [[0]]
+
+
+def test_products_that_overflow_single_precision_are_scored_exactly():
+    """Partial sums of float32 reach -inf and stay there; the product itself is the largest."""
+    X = np.full((4, 5), 0.0, np.float32)
+    X[:3, 0] = [1e17, 2e17, 3e17]
+    X[3] = [-1.5e19, -1.5e19, 2e19, 2e19, 2e19]
+    Q = np.array([[1e19, 1.5e19, 1.5e19, 1.5e19, 1.5e19]] * 2, np.float32)
+    found = Index(X, metric="dot").search(Q, n=1)
+    rows, best = ranking(brute(Q, X, "dot"), np.zeros((2, 4), bool), 1)
+    np.testing.assert_array_equal(found.rows, rows)
+    np.testing.assert_array_equal(found.scores, best)
+
+
+def test_codes_of_another_dictionary_are_refused():
+    adata = table()
+    adata.varm["decoder"] = np.eye(2, dtype=np.float32)
+    other = table()
+    other.varm["decoder"] = np.array([[0, 1], [1, 0]], np.float32)
+    other.uns["biosae"], adata.uns["biosae"] = {"fingerprint": "a"}, {"fingerprint": "b"}
+    assert neighbours(adata, adata[:1].copy(), n=1).rows.tolist() == [[1]]
+    for rep, words in (("X", "different dictionaries"), ("embedding", "different encoders")):
+        with pytest.raises(IdentityError, match=words):
+            neighbours(adata, other, use_rep=rep)
+
+
+def test_a_faiss_index_of_other_rows_or_another_measure_is_refused():
+    faiss = pytest.importorskip("faiss")
+    X = np.random.default_rng(0).normal(2, 1, size=(100, 8)).astype(np.float32)
+    raw, distance = faiss.IndexFlatIP(8), faiss.IndexFlatL2(8)
+    raw.add(X)
+    distance.add(X)
+    unit = faiss.IndexFlatIP(8)
+    unit.add(X / np.linalg.norm(X, axis=1, keepdims=True))
+    np.testing.assert_array_equal(Index(X, faiss=unit).search(n=5).rows, Index(X).search(n=5).rows)
+    with pytest.raises(InputError, match="not of unit length"):
+        Index(X, faiss=raw)
+    with pytest.raises(InputError, match="METRIC_INNER_PRODUCT"):
+        Index(X, metric="dot", faiss=distance)
+    with pytest.raises(InputError, match="another order"):
+        Index(-X, metric="dot", faiss=raw)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("sparse", [True, False])
+def test_blocks_and_threads_do_not_change_a_bit(metric, sparse, monkeypatch):
+    import numba
+
+    X = codes(np.random.default_rng(0), 300, 40, 0.15, coarse=True, signed=True)
+    X = sp.csr_matrix(X) if sparse else X
+    whole = Index(X, metric=metric).search(n=12)
+    monkeypatch.setattr("biosae.search.index.CORPUS_BLOCK", 17)
+    monkeypatch.setattr("biosae.search.index.QUERY_BLOCK", 5)
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        parts = [Index(X, metric=metric).search([i], n=12) for i in range(300)]
+    finally:
+        numba.set_num_threads(before)
+    np.testing.assert_array_equal(np.vstack([p.rows for p in parts]), whole.rows)
+    np.testing.assert_array_equal(np.vstack([p.scores for p in parts]), whole.scores)

@@ -69,6 +69,8 @@ def test_by_weights_is_the_weighted_sum_of_scaled_codes():
         ("no L0, no L1", "e"),
         ("high L0, high L2", "caebd"),  # 1.5, 1, 1, 0.5, 0.5
         ("active L0, active L1, active L2", ""),
+        ('no "vole", L2', "ed"),
+        ("HIGH vole;;", "acb"),
     ],
 )
 def test_phrases(query, expected):
@@ -190,3 +192,68 @@ def test_bags_are_ranked_without_themselves_and_their_patient():
         rank_bags(scores, mixed, exclude="site")
     with pytest.raises(InputError, match="not a column"):
         late_interaction(slides(), by="slides")
+
+
+def test_latents_without_a_name_have_none_and_names_may_hold_anything():
+    adata = table()
+    for blank in ("", " ", np.nan, None):
+        adata.var["name"] = ["vole", "no vole", blank, "Howell's body"]
+        for query in ('high ""', "high nan", "high none", '" "'):
+            with pytest.raises(InputError, match="cannot read"):
+                by_property(adata, query)
+        assert list(by_property(adata, "high Howell's body").columns[3:]) == ["L3"]
+        assert list(by_property(adata, 'high "no vole"').columns[3:]) == ["L1"]
+        assert "".join(by_property(adata, 'no "vole", high L2')["sample_id"]) == "ed"
+        with pytest.raises(InputError, match="may also mean 'no' of 'vole'"):
+            by_property(adata, "no vole")
+    for query in ('high "vole', '"', "high vole, 'snow", "<script>alert(1)</script>", "%s{0}", "'; drop table obs"):
+        with pytest.raises(InputError):
+            by_property(adata, query)
+
+
+def test_what_excludes_nothing_is_refused():
+    adata = table()
+    adata.obs["camera"] = [1, 1, 2, 2, 3]
+    for value in (1, "1", 1.0, ["1"]):
+        assert set(by_weights(adata, {"L0": 1}, exclude={"camera": value})["sample_id"]) == set("cde")
+    with pytest.raises(InputError, match="would exclude nothing"):
+        by_weights(adata, {"L0": 1}, exclude={"camera": 7})
+    adata.obs["camera"] = [1, 1, None, 2, 3]
+    with pytest.raises(InputError, match="1 rows have no 'camera'"):
+        by_property(adata, "high L0", exclude={"camera": 1})
+
+
+def test_weights_and_relevance_are_one_finite_number_a_latent():
+    for weights in ({}, {"L0": np.nan}, {"L0": np.inf}, {"L0": 1, "vole": 1}, {0: 1.0}):
+        with pytest.raises(InputError):
+            by_weights(table(), weights)
+    with pytest.raises(InputError, match="more than once"):
+        by_relevance(table(), pd.Series([1.0, 2.0], index=["L0", "L0"]))
+
+
+def test_what_is_shared_with_a_plain_row_of_codes_is_that_of_the_row():
+    found = by_item(table(), table().X[3], n=1)
+    assert found[["query", "sample_id", "shared"]].to_numpy().tolist() == [[0, "d", "L1 L2"]]
+
+
+def test_bags_of_another_table_must_be_in_obs_and_keep_their_patient_out():
+    asked = slides()[[4, 5]].copy()
+    asked.obs["slide"] = "t1"
+    scores = late_interaction(slides(), queries=asked)
+    with pytest.raises(InputError, match=r"1 bags are not in obs.*concat"):
+        rank_bags(scores, slides().obs, exclude="patient")
+    both = pd.concat([slides().obs, asked.obs])
+    assert rank_bags(scores, both, exclude="patient")["bag"].tolist() == ["s2"]
+    assert rank_bags(scores, both.assign(patient=[1, 2, 1, 2, 1, 1, 1, 1.0, 1.0]), exclude="patient")[
+        "bag"
+    ].tolist() == ["s2"]
+    for options, words in (
+        ({"n": 0}, "at least one"),
+        ({"by": "slides", "exclude": "patient"}, "did you mean 'slide'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            rank_bags(scores, both, **options)
+    adata, other = slides(), slides()
+    adata.varm["decoder"], other.varm["decoder"] = np.eye(2), np.eye(2)[::-1]
+    with pytest.raises(IdentityError):
+        late_interaction(adata, queries=other)

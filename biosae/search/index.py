@@ -10,7 +10,18 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from biosae.errors import InputError, nearest, require
+from biosae.errors import InputError, nearest
+from biosae.search import approximate
+from biosae.search.rows import (
+    group_names,
+    prepared,
+    same_space,
+    sides,
+    sorted_csr,
+    space,
+    unnamed,
+    unpack,
+)
 
 METRICS = ("cosine", "dot", "euclidean", "jaccard")
 QUERY_BLOCK, CORPUS_BLOCK = 512, 16_384
@@ -47,19 +58,20 @@ class Index:
     Parameters
     ----------
     data
-        AnnData of :func:`biosae.encode`, :class:`biosae.Embeddings` with one row a sample, or a matrix (n, m), sparse
-        or dense.
+        AnnData of :func:`biosae.encode`, :class:`biosae.Embeddings` with one row a sample, a data frame (its index
+        holds the ids), or a matrix (n, m), sparse or dense.
     use_rep
         What of an AnnData is compared: ``"X"`` (the codes) or a key of ``obsm`` such as ``"embedding"``.
     metric
         ``"cosine"`` (0 where a row is zero), ``"dot"``, ``"euclidean"`` (the score is minus the distance,
         ``sqrt(|q|^2 + |x|^2 - 2 q x)``), or ``"jaccard"`` of which latents fire (0 where neither row has any).
     obs
-        Table of the rows of a matrix; its index holds their ids.
+        Table of the rows of a matrix; its index holds their ids (unless it only counts the rows).
     faiss
         None: exact. For millions of embeddings a faiss factory string (``"HNSW32"``, ``"IVF4096,Flat"``), or a faiss
-        index that already holds these rows in this order. Candidates are then faiss's, scores and order among them
-        exact. Sparse codes need none: their exact search touches only rows that share a latent with the query.
+        index that already holds these rows in this order, of unit length for cosine. Candidates are then faiss's,
+        scores and order among them exact. Sparse codes need none: their exact search touches only rows that share a
+        latent with the query.
 
     Notes
     -----
@@ -83,15 +95,15 @@ class Index:
             raise InputError(f"metric={metric!r} is unknown; {nearest(metric, METRICS)}")
         self.metric, self.use_rep = metric, use_rep
         matrix, self.obs = unpack(data, use_rep, obs)
-        self._matrix = _prepared(matrix, metric)
+        self._matrix, self._space = prepared(matrix, metric), space(data, use_rep)
         self.n, self.n_features = self._matrix.shape
         self.ids = self.obs.index.to_numpy()
         if self.obs.index.has_duplicates:
             raise InputError("ids of the rows are not unique; give every row its own id")
-        self._norm, self._side = _sides(self._matrix, metric)
+        self._norm, self._side = sides(self._matrix, metric)
         self._faiss = None
         if faiss is not None:
-            self._faiss = _faiss_index(faiss, self._matrix, self._norm, metric)
+            self._faiss = approximate.build_or_check(faiss, self._matrix, self._norm, metric)
         elif sp.issparse(self._matrix):
             self._lists = _posting_lists(self._matrix)
 
@@ -109,7 +121,7 @@ class Index:
             Neighbours wanted.
         exclude
             Columns of ``obs``, such as ``"patient"``, ``"slide"``, ``"site"``: a row that has the query's value in any
-            of them is not found. A row with the query's own id is never found.
+            of them is not found. 3, 3.0 and "3" are one value. A row with the query's own id is never found.
         obs
             Table of a query matrix, for ids and ``exclude``.
 
@@ -117,6 +129,8 @@ class Index:
         ------
         InputError
             If an id or column is unknown, a column of ``exclude`` has missing values, or columns differ in number.
+        IdentityError
+            If queries and index are codes of different dictionaries, or embeddings of different encoders.
         """
         if int(n) < 1:
             raise InputError(f"n={n}: ask for at least one neighbour")
@@ -127,7 +141,7 @@ class Index:
                 f"queries have {vectors.shape[1]} columns, the index {self.n_features}; use one encoder and dictionary"
             )
         groups, of_query = self._groups(table, exclude, own=known)
-        norm, side = _sides(vectors, self.metric)
+        norm, side = sides(vectors, self.metric)
         n = min(int(n), self.n)
         scores = np.full((vectors.shape[0], n), np.nan)
         rows = np.full((vectors.shape[0], n), -1, np.int64)
@@ -140,6 +154,10 @@ class Index:
                 self._by_blocks(vectors, norm, side, groups, of_query, scores, rows)
         return Neighbours(rows, scores, table.index.to_numpy(), self.ids, self.metric)
 
+    def vectors(self, queries: Any = None) -> Any:
+        """Rows of the index, or of queries as :meth:`search` takes them, in the form in which they are compared."""
+        return self._queries(queries, None)[0]
+
     @property
     def faiss(self) -> Any:
         """The faiss index; None where the search is exact."""
@@ -151,18 +169,21 @@ class Index:
             return self._matrix, self.obs, True
         if isinstance(queries, str) or not (hasattr(queries, "shape") and len(queries.shape) == 2):
             wanted = np.atleast_1d(np.asarray(queries, dtype=object))
+            if any(isinstance(name, (bool, np.bool_, float, np.floating)) for name in wanted):
+                raise InputError("queries are ids, or a table (rows, columns): a single vector is vector[None]")
             at = self.obs.index.get_indexer(wanted)
             if (at < 0).any():
                 name = wanted[at < 0][0]
                 raise InputError(f"{name!r} is not among the {self.n} rows; {nearest(name, self.ids[:1000])}")
             return self._matrix[at], self.obs.iloc[at], True
         matrix, table = unpack(queries, self.use_rep, obs)
-        vectors = _prepared(matrix, self.metric)
+        same_space(self._space, space(queries, self.use_rep))
+        vectors = prepared(matrix, self.metric)
         if sp.issparse(self._matrix):
-            vectors = _sorted_csr(sp.csr_matrix(vectors))
+            vectors = sorted_csr(sp.csr_matrix(vectors))
         elif sp.issparse(vectors):
             vectors = vectors.toarray()
-        return vectors, table, obs is not None or hasattr(queries, "obs")
+        return vectors, table, not isinstance(table.index, pd.RangeIndex)
 
     def _groups(self, table: pd.DataFrame, exclude: Sequence[str], own: bool) -> tuple[np.ndarray, np.ndarray]:
         """Group of each row and of each query under every rule, as numbers that mean the same in both."""
@@ -174,12 +195,12 @@ class Index:
                     raise InputError(
                         f"exclude={name!r}: the table of the {where} has no such column; {nearest(name, frame.columns)}"
                     )
-                if missing := int(frame[name].isna().sum()):
+                if missing := int(unnamed(frame[name]).sum()):
                     raise InputError(
                         f"exclude={name!r}: {missing} rows of the {where} have no value there, so nobody can say that "
                         "they are of another group; drop these rows or fill the column"
                     )
-            columns.append((self.obs[name].astype(str), table[name].astype(str)))
+            columns.append((group_names(self.obs[name]), group_names(table[name])))
         for here, there in columns:
             codes = pd.factorize(np.concatenate([np.asarray(here, object), np.asarray(there, object)]))[0]
             ours.append(codes[: self.n])
@@ -223,7 +244,7 @@ class Index:
         from biosae.search import kernels
 
         n = rows.shape[1]
-        asked = _faiss_rows(vectors, norm, self.metric)
+        asked = approximate.rows_for(vectors, norm, self.metric)
         waiting, fetch = np.arange(len(vectors)), min(self.n, 2 * n + 1)
         while len(waiting):
             found = self._faiss.search(np.ascontiguousarray(asked[waiting]), fetch)[1].astype(np.int64)
@@ -255,62 +276,6 @@ def neighbours(
     return Index(data, use_rep=use_rep, metric=metric, faiss=faiss).search(queries, n=n, exclude=exclude)
 
 
-def unpack(data: Any, use_rep: str, obs: pd.DataFrame | None = None) -> tuple[Any, pd.DataFrame]:
-    """Matrix and table of an AnnData, of Embeddings, or of a matrix with ``obs``."""
-    from biosae.stats.nested import in_memory
-
-    if hasattr(data, "obsm"):
-        if use_rep != "X" and use_rep not in data.obsm:
-            raise InputError(f"use_rep={use_rep!r} is unknown; {nearest(use_rep, ['X', *data.obsm])}")
-        return in_memory(data).X if use_rep == "X" else data.obsm[use_rep], data.obs
-    if hasattr(data, "tokens_per_sample"):
-        if data.tokens_per_sample != 1:
-            raise InputError("these embeddings hold tokens; embed with a pool, or compare bags of tokens")
-        return data.array(), data.obs
-    if getattr(data, "ndim", 0) != 2:
-        raise InputError(f"expected AnnData, Embeddings or a matrix (rows, columns), found {type(data).__name__}")
-    if obs is not None and len(obs) != data.shape[0]:
-        raise InputError(f"obs has {len(obs)} rows, the matrix {data.shape[0]}")
-    return data, pd.DataFrame(index=pd.RangeIndex(data.shape[0])) if obs is None else obs
-
-
-def _sorted_csr(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    matrix = sp.csr_matrix(matrix, copy=True)
-    matrix.sum_duplicates()  # also sorts columns
-    matrix.eliminate_zeros()
-    return matrix
-
-
-def _prepared(matrix: Any, metric: str) -> Any:
-    """Float32 or float64 rows, finite, sparse ones in order; for Jaccard 1 where a value is not 0."""
-    sparse = sp.issparse(matrix)
-    matrix = _sorted_csr(matrix.tocsr()) if sparse else np.ascontiguousarray(matrix)
-    if matrix.dtype not in (np.float32, np.float64):
-        matrix = matrix.astype(np.float32 if matrix.dtype == np.float16 else np.float64)
-    if not np.isfinite(matrix.data if sparse else matrix).all():
-        raise InputError("rows hold values that are not finite; leave such rows out")
-    if metric != "jaccard":
-        return matrix
-    if sparse:
-        matrix.data[:] = 1
-        return matrix
-    return (matrix != 0).astype(np.float32)
-
-
-def _sides(matrix: Any, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Norm of every row, and what the score needs of it: norm, square or count; sums in order of columns."""
-    if sp.issparse(matrix):
-        wide = matrix.astype(np.float64)
-        square = np.asarray((wide.multiply(wide)).tocsr() @ np.ones(wide.shape[1]))
-    else:
-        square = np.zeros(len(matrix))
-        for start in range(0, len(matrix), CORPUS_BLOCK):
-            for column in matrix[start : start + CORPUS_BLOCK].T:
-                square[start : start + CORPUS_BLOCK] += np.square(column, dtype=np.float64)
-    norm = np.sqrt(square)
-    return norm, norm if metric == "cosine" else square
-
-
 def _posting_lists(matrix: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Entries by tile, then latent, then row: ``ptr`` (tiles, m + 1), row within the tile, value."""
     from biosae.search.kernels import TILE
@@ -325,35 +290,3 @@ def _posting_lists(matrix: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.nd
     if not ptr:
         return np.zeros((0, matrix.shape[1] + 1), np.int64), np.zeros(0, np.int32), matrix.data
     return np.stack(ptr), np.concatenate(local), np.concatenate(value)
-
-
-def _faiss_rows(matrix: np.ndarray, norm: np.ndarray, metric: str) -> np.ndarray:
-    if metric == "cosine":
-        matrix = matrix / np.where(norm > 0, norm, 1)[:, None]
-    return np.ascontiguousarray(matrix, dtype=np.float32)
-
-
-def _faiss_index(wanted: Any, matrix: Any, norm: np.ndarray, metric: str) -> Any:
-    """The faiss index itself, built by a factory string or checked."""
-    if sp.issparse(matrix) or metric == "jaccard":
-        raise InputError(
-            "faiss is for dense embeddings (use_rep='embedding') by cosine, dot or Euclidean distance; leave "
-            "faiss=None for sparse codes, whose exact search is fast"
-        )
-    library = require("faiss", extra="index")
-    if not isinstance(wanted, str):
-        if wanted.ntotal != matrix.shape[0] or wanted.d != matrix.shape[1]:
-            raise InputError(
-                f"the faiss index holds {wanted.ntotal} rows of {wanted.d}, the data {matrix.shape[0]} of "
-                f"{matrix.shape[1]}; build it anew from these data"
-            )
-        return wanted
-    kind = library.METRIC_L2 if metric == "euclidean" else library.METRIC_INNER_PRODUCT
-    try:
-        index = library.index_factory(matrix.shape[1], wanted, kind)
-        rows = _faiss_rows(matrix, norm, metric)
-        index.train(rows)
-        index.add(rows)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"faiss cannot build {wanted!r} for {matrix.shape} ({str(error)[-200:]})") from None
-    return index

@@ -136,7 +136,7 @@ def dense_search(
     """Go on filling the heaps with rows ``first`` onwards of a dense corpus.
 
     ``screen`` (queries, size) holds their products to within ``slack`` times the norms plus ``tiny``; a row whose upper
-    bound does not reach the heap is passed over, any other gets its exact score. NaN never excludes.
+    bound does not reach the heap is passed over, any other gets its exact score, as does one whose product overflowed.
     """
     n = scores.shape[1]
     for q in prange(scores.shape[0]):
@@ -145,7 +145,7 @@ def dense_search(
             row = first + r
             if filled[q] == n:
                 high = np.float64(screen[q, r]) + slack * query_norm[q] * norm[row] + tiny
-                if _score(high, query_side[q], side[row], metric) < best[0]:
+                if np.isfinite(high) and _score(high, query_side[q], side[row], metric) < best[0]:
                     continue
             if _barred(groups, query_groups, row, q):
                 continue

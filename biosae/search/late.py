@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from biosae.errors import InputError
+from biosae.errors import InputError, nearest
 from biosae.sae.analysis.late import maxsim
-from biosae.search.index import unpack
+from biosae.search.rows import group_names, same_space, space, unnamed, unpack
 
 
 def late_interaction(
@@ -48,6 +48,8 @@ def late_interaction(
     ------
     InputError
         If the column is absent or has gaps, or columns differ.
+    IdentityError
+        If ``queries`` are codes of another dictionary, or embeddings of another encoder.
 
     References
     ----------
@@ -55,6 +57,8 @@ def late_interaction(
     """
     rng = np.random.default_rng(random_state)
     searched = _bags(adata, by, use_rep, n_per_bag, rng)
+    if queries is not None:
+        same_space(space(adata, use_rep), space(queries, use_rep))
     asking = searched if queries is None else _bags(queries, by, use_rep, n_per_bag, rng)
     scores = _mean_maxsim(asking, searched)
     if symmetric:
@@ -72,7 +76,8 @@ def rank_bags(
     scores
         Bags by bags.
     obs
-        Table of the rows that made them up, for ``exclude``; each bag must have one value in those columns.
+        Table of the rows that made them up, for ``exclude``; each bag must have one value in those columns. Where the
+        bags that ask come from another table: ``pandas.concat`` of both.
     by
         The column of bags.
     n
@@ -88,19 +93,32 @@ def rank_bags(
     Raises
     ------
     InputError
-        If a column is absent or has gaps, or a bag has several values in it.
+        If a column is absent or has gaps, a bag is not in ``obs``, or has several values in it.
     """
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    if n < 1:
+        raise InputError(f"n={n}: ask for at least one bag")
     own, other = (names.astype(str).to_numpy() for names in (scores.index, scores.columns))
     barred = own[:, None] == other[None]
+    for name in (by, *exclude) if exclude else ():
+        if name not in obs:
+            raise InputError(f"obs has no column {name!r}; {nearest(name, obs.columns)}")
     for name in exclude:
-        if name not in obs or obs[name].isna().any():
-            raise InputError(f"exclude={name!r}: obs has no such column, or rows without a value; fill it in")
-        of_bag = obs.groupby(obs[by].astype(str))[name].agg(["nunique", "first"])
-        several = of_bag.index[of_bag["nunique"] > 1]
-        if len(several):
-            raise InputError(f"{by} {several[0]!r} holds several values of {name!r}; exclude by another column")
-        here, there = (of_bag["first"].reindex(bags).to_numpy() for bags in (own, other))
+        if missing := int(unnamed(obs[name]).sum()):
+            raise InputError(
+                f"exclude={name!r}: {missing} rows of obs have no value there; drop them or fill the column"
+            )
+        values = pd.Series(group_names(obs[name])).groupby(obs[by].astype(str).to_numpy()).agg(["nunique", "first"])
+        several = int((values["nunique"] > 1).sum())
+        if several:
+            raise InputError(f"{several} bags ({by}) hold several values of {name!r}; exclude by another column")
+        for bags in (own, other):
+            if unknown := int((~np.isin(bags, values.index)).sum()):
+                raise InputError(
+                    f"exclude={name!r}: {unknown} bags are not in obs[{by!r}], so nobody can say whose they are; pass "
+                    "the tables of both sides, put together with pandas.concat"
+                )
+        here, there = (values["first"].reindex(bags).to_numpy() for bags in (own, other))
         barred |= here[:, None] == there[None]
     lines = []
     for q, line in enumerate(scores.to_numpy()):

@@ -12,7 +12,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from biosae.errors import InputError, nearest
-from biosae.search.index import Index, unpack
+from biosae.search.index import Index
+from biosae.search.rows import group_names, unnamed
 
 WORDS = {
     "high": "the stronger the latent fires the better", "negative": "the more negative its code the better",
@@ -20,6 +21,8 @@ WORDS = {
 }  # fmt: skip
 SYNONYMS = {"strong": "high", "with": "active", "without": "no", "not": "no"}
 THROUGH = ("embedding", "latents")
+PIECES = r"""\"([^"]*)\"|(?<!\S)'([^']*)'(?![^\s,;])|([,;])|([^\s,;"]+|\")"""
+"""Of a phrase: text in quotes of either kind (an apostrophe within a word is none), a mark, a word."""
 
 
 def by_item(
@@ -49,12 +52,13 @@ def by_item(
         If an id or column is unknown.
     """
     index = Index(adata, use_rep=use_rep, metric=metric)
-    table = index.search(items, n=n, exclude=exclude).to_frame()
+    found = index.search(items, n=n, exclude=exclude)
+    table = found.to_frame()
     if use_rep == "X" and len(table):
-        source = items if hasattr(items, "obsm") else adata
-        mine = _binary(source, metric)[source.obs_names.get_indexer(table["query"])]
-        theirs = _binary(adata, metric)[adata.obs_names.get_indexer(table["sample_id"])]
-        table["shared"] = _largest(sp.csr_matrix(mine.multiply(theirs)), adata.var_names, 3)
+        query, place = np.nonzero(found.rows >= 0)
+        asked, held = (sp.csr_matrix(rows) for rows in (index.vectors(items), index.vectors()))
+        shared = sp.csr_matrix(asked[query].multiply(held[found.rows[query, place]]))
+        table["shared"] = _largest(shared, adata.var_names, 3)
     return table
 
 
@@ -73,7 +77,8 @@ def by_weights(
     n
         Items wanted.
     exclude
-        Column of ``obs`` to the value, or values, that are not to be found, such as ``{"camera": "c2"}``.
+        Column of ``obs`` to the value, or values, that are not to be found, such as ``{"camera": "c2"}``. The column
+        must have no gaps, and hold these values: what is not there was hardly meant, and would exclude nothing.
     scale
         Divide each latent by its largest absolute value in ``adata``; False adds the codes as they are.
 
@@ -85,11 +90,13 @@ def by_weights(
     Raises
     ------
     InputError
-        If a latent or column is unknown, or no weight is given.
+        If a latent, column or excluded value is unknown, no weight is given, one is not finite, or a latent has two.
     """
-    if not weights:
-        raise InputError("weights is empty; name at least one latent, such as {'L0042': 1.0}")
+    if not weights or not np.isfinite(list(weights.values())).all():
+        raise InputError("weights must name at least one latent and be finite, such as {'L0042': 1.0}")
     latents = [_latent(adata, name) for name in weights]
+    if len(set(latents)) < len(latents):
+        raise InputError(f"weights name a latent twice, by its number and by its name: {', '.join(latents)}")
     part = _codes(adata, latents)
     factor = _largest_absolute(part) if scale else np.ones(len(latents))
     scores = part @ (np.array(list(weights.values()), np.float64) / factor)
@@ -105,9 +112,9 @@ def by_property(adata: Any, query: str, *, n: int = 10, exclude: Mapping[str, An
         Latents of :func:`biosae.encode`.
     query
         Terms separated by commas, semicolons or ``and``; each is a word and a latent (``L0042``, or a name from
-        ``var["name"]``, in quotes if it has blanks). ``high`` (and ``negative``, for codes with two signs) orders the
-        items, by ``z_ij / max_i z_ij`` added up; ``active`` and ``no`` are conditions: what does not meet them is not
-        found. A latent alone means ``high``.
+        ``var["name"]``, in quotes if it holds one of those or begins with such a word). ``high`` (and ``negative``, for
+        codes with two signs) orders the items, by ``z_ij / max_i z_ij`` added up; ``active`` and ``no`` are conditions:
+        what does not meet them is not found. A latent alone means ``high``.
     n, exclude
         As in :func:`by_weights`.
 
@@ -120,7 +127,8 @@ def by_property(adata: Any, query: str, *, n: int = 10, exclude: Mapping[str, An
     Raises
     ------
     InputError
-        For a phrase that cannot be read, an unknown latent, or ``negative`` of codes without negative values.
+        For a phrase that cannot be read or has two readings, an unknown latent or excluded value, or ``negative`` of
+        codes without negative values.
     """
     terms = [_term(adata, text) for text in _split(query)]
     latents = list(dict.fromkeys(latent for _, latent in terms))
@@ -200,6 +208,8 @@ def softmax_weights(
         raise InputError(f"n_latents={n_latents} and temperature={temperature} must be positive")
     if isinstance(relevance, (pd.Series, Mapping)):
         series = pd.Series(relevance, dtype=np.float64)
+        if series.index.has_duplicates:
+            raise InputError("relevance names a latent more than once; give one number for each")
         if not series.index.isin(latents).all():
             stranger = series.index[~series.index.isin(latents)][0]
             raise InputError(f"relevance of {stranger!r}: no such latent; {nearest(stranger, latents)}")
@@ -263,42 +273,61 @@ def by_text(
     return _table(adata, similar, _allowed(adata, exclude), n, [])
 
 
-def _latent(adata: Any, name: str) -> str:
-    """The latent that is called so, by its own name or by one given to it in ``var["name"]``."""
+def _called(adata: Any, name: str) -> list[str]:
+    """Latents that are called so, by their own name or by one given to them in ``var["name"]``."""
     if name in adata.var_names:
-        return name
-    given = adata.var["name"].astype(str) if "name" in adata.var else pd.Series(dtype=str)
-    called = list(given.index[given.str.casefold() == name.casefold()])
+        return [name]
+    return list(_names(adata).index[_names(adata).str.casefold() == str(name).casefold()])
+
+
+def _names(adata: Any) -> pd.Series:
+    """Names given to latents; those without one are left out."""
+    if "name" not in adata.var:
+        return pd.Series(dtype=str)
+    return adata.var.loc[~unnamed(adata.var["name"]), "name"].astype(str).str.strip()
+
+
+def _latent(adata: Any, name: str) -> str:
+    called = _called(adata, name)
     if len(called) > 1:
-        raise InputError(f"{name!r} is the name of {', '.join(called)}; say which one")
+        raise InputError(f"{name!r} is the name of {', '.join(called[:8])}; say which one")
     if not called:
-        raise InputError(f"no latent is called {name!r}; {nearest(name, [*adata.var_names, *given])}")
+        raise InputError(f"no latent is called {name!r}; {nearest(name, [*_names(adata), *adata.var_names])}")
     return str(called[0])
 
 
-def _split(query: str) -> list[list[str]]:
-    """Terms of a phrase, each a list of words; what stands in quotes is one word."""
-    terms: list[list[str]] = [[]]
-    for quoted, single, mark, word in re.findall(r"""\"([^"]*)\"|'([^']*)'|([,;])|([^\s,;"']+)""", query):
+def _split(query: str) -> list[list[tuple[str, bool]]]:
+    """Terms of a phrase, each a list of words and whether they stood in quotes, where all is one word."""
+    terms: list[list[tuple[str, bool]]] = [[]]
+    for double, single, mark, word in re.findall(PIECES, query):
         if mark or word.casefold() == "and":
             terms.append([])
+        elif word == '"':
+            raise InputError(f"a quotation mark is not closed in {query!r}")
         else:
-            terms[-1].append(quoted or single or word)
+            terms[-1].append((double or single or word, not word))
     terms = [term for term in terms if term]
     if not terms:
         raise InputError("the query is empty; write for instance 'high L0042, no L0107'")
     return terms
 
 
-def _term(adata: Any, term: list[str]) -> tuple[str, str]:
-    word = SYNONYMS.get(term[0].casefold(), term[0].casefold())
-    known = word in WORDS and len(term) > 1
-    try:
-        return (word, _latent(adata, " ".join(term[1:]))) if known else ("high", _latent(adata, " ".join(term)))
-    except InputError as error:
-        words = "; ".join(f"{name!r}: {meaning}" for name, meaning in WORDS.items())
+def _term(adata: Any, term: list[tuple[str, bool]]) -> tuple[str, str]:
+    words = [text for text, _ in term]
+    word = SYNONYMS.get(words[0].casefold(), words[0].casefold())
+    known = word in WORDS and len(term) > 1 and not term[0][1]
+    whole, rest = " ".join(words), " ".join(words[1:])
+    if known and _called(adata, whole) and _called(adata, rest) and not any(quoted for _, quoted in term):
         raise InputError(
-            f"cannot read {' '.join(term)!r}: {error}. A term is a word and a latent. Words are {words}"
+            f'{whole!r} is the name of a latent, and may also mean {words[0]!r} of {rest!r}; write "{whole}" in '
+            f'quotes for the first, {words[0]} "{rest}" for the second'
+        )
+    try:
+        return (word, _latent(adata, rest)) if known else ("high", _latent(adata, whole))
+    except InputError as error:
+        meanings = "; ".join(f"{name!r}: {meaning}" for name, meaning in WORDS.items())
+        raise InputError(
+            f"cannot read {whole!r}: {error}. A term is a word and a latent. Words are {meanings}"
         ) from None
 
 
@@ -319,8 +348,18 @@ def _allowed(adata: Any, exclude: Mapping[str, Any] | None) -> np.ndarray:
     for column, values in (exclude or {}).items():
         if column not in adata.obs:
             raise InputError(f"exclude: {column!r} is not a column of obs; {nearest(column, adata.obs.columns)}")
+        if missing := int(unnamed(adata.obs[column]).sum()):
+            raise InputError(
+                f"exclude: {missing} rows have no {column!r}, so nobody can say that they are others; drop these rows "
+                "or fill the column"
+            )
         values = [values] if isinstance(values, str) or not isinstance(values, (Sequence, set, np.ndarray)) else values
-        allowed &= ~adata.obs[column].isin(list(values)).to_numpy()
+        barred, held = group_names(pd.Series(list(values), dtype=object)), group_names(adata.obs[column])
+        if absent := [value for value in barred if value not in set(held)]:
+            raise InputError(
+                f"exclude: no row has {absent[0]!r} in {column!r}, so it would exclude nothing; correct it"
+            )
+        allowed &= ~np.isin(held, barred)
     return allowed
 
 
@@ -335,11 +374,6 @@ def _table(adata: Any, scores: np.ndarray, allowed: np.ndarray, n: int, latents:
     if latents:
         table[list(latents)] = _codes(adata, latents)[rows]
     return table
-
-
-def _binary(adata: Any, metric: str) -> sp.csr_matrix:
-    codes = sp.csr_matrix(unpack(adata, "X")[0])
-    return codes if metric != "jaccard" else (codes != 0).astype(np.float32)
 
 
 def _largest(products: sp.csr_matrix, names: Sequence[str], n: int) -> list[str]:
