@@ -194,6 +194,68 @@ def test_keys_move_open_and_close(tab: Any) -> None:
     assert tab.evaluate("document.activeElement.closest('tr').getAttribute('aria-rowindex')") == "65"
 
 
+def test_by_keys_alone_from_search_to_a_saved_name(tab: Any, run: Path, tmp_path: Path) -> None:
+    """No pointer: search, open, name, note, status, save, and back to the table."""
+    tab.keyboard.press("/")
+    tab.keyboard.type("l0021")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#latent h2:text-is('L0021')")
+    tab.keyboard.press("n")
+    tab.keyboard.type("vessel wall")
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("c")  # confirmed
+    tab.keyboard.press("Tab")
+    tab.keyboard.type("seen in all controls")
+    for _ in range(60):  # back to the buttons of the page
+        tab.keyboard.press("Shift+Tab")
+        if tab.evaluate("document.activeElement.id") == "save":
+            break
+    with tab.expect_download() as download:
+        tab.keyboard.press("Enter")
+    download.value.save_as(tmp_path / "names.json")
+    adata = read_h5ad(run / "latents.h5ad")
+    bs.interpret.read_names(tmp_path / "names.json", adata, on_conflict="new")
+    assert adata.var.loc["L0021", ["name", "status", "note"]].tolist() == [
+        "vessel wall", "confirmed", "seen in all controls",
+    ]  # fmt: skip
+    tab.keyboard.press("Escape")
+    assert tab.locator("#latent h2").count() == 0 and tab.errors == []
+
+
+def test_a_phone_shows_estimate_interval_p_and_n_without_scrolling_sideways(browser: Any, run: Path) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto((run / "atlas.html").as_uri() + "#L0003")
+    region = page.get_by_role("region", name="Associations")
+    assert region.evaluate("node => node.scrollWidth <= node.clientWidth + 1")
+    row = region.locator("tbody tr").first.inner_text()
+    assert re.search(r"\d+ (patient|sample|tile)s?", row) and re.search(r"\d\.\d+ to \d\.\d+", row)
+    assert region.locator("thead").inner_text().split()[-2:] == ["p", "q"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
+
+
+def test_latents_may_be_called_like_parts_of_the_language(tab: Any, browser: Any, tmp_path: Path) -> None:
+    data = tab.evaluate("JSON.parse(document.getElementById('data').textContent)")
+    odd = ["constructor", "__proto__", "toString", "\u202ereversed", "a b/#%?"]
+    data["latents"]["id"][: len(odd)] = odd
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    errors: list[str] = []
+    file = write(data, tmp_path / "atlas.html")
+    for name in odd:
+        page.goto(file.as_uri())
+        page.fill("#query", name)
+        page.press("#query", "Enter")
+        page.wait_for_selector("#latent h2")
+        assert page.locator("#latent h2").text_content() == name
+        page.fill("#name", f"name of {name}")
+        page.press("#name", "Enter")
+        page.reload()
+        assert page.input_value("#name") == f"name of {name}".replace("\u202e", "")
+    assert errors == []
+    page.close()
+
+
 def test_sorting_and_filters_agree_with_the_table(tab: Any, run: Path) -> None:
     adata = read_h5ad(run / "latents.h5ad")
     tab.click("th.active button")

@@ -95,9 +95,8 @@ function associated(latent) {
     ["target, n", "target", row => lines(word("target", row) + (word("contrast", row) ? ` (${word("contrast", row)})` : ""), counted(row))],
     [`${differs("effect") ? "estimate" : word("effect", mine[0])}${has("ci_low") ? ", 95 % interval" : ""}`, "short", row => lines(`${differs("effect") ? `${word("effect", row)} ` : ""}${num(rows.estimate?.[row])}`, interval(row))],
     ["", "forests", row => forest(row, ...ends.get(rows.effect.at[row]), nullOf(row))],
-    has("p") ? ["p", "num", row => chance(rows.p[row])] : null,
+    has("p") ? ["p", "num", row => lines(chance(rows.p[row]), ...(rows.p_maxt?.[row] != null ? ["by max-T", chance(rows.p_maxt[row])] : []))] : null,
     has("q") ? ["q", "num", row => chance(rows.q[row])] : null,
-    has("p_maxt") ? ["p (max-T)", "num", row => chance(rows.p_maxt[row])] : null,
     mine.some(row => word("status", row) !== "ok") ? ["status", "", row => word("status", row)] : null,
   ].filter(Boolean);
   const refused = mine.filter(row => rows.p?.[row] == null).length;
