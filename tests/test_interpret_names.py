@@ -206,3 +206,16 @@ def test_writing_refuses_what_could_not_be_read(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="did you mean 'new'"):
         read_names(tmp_path / "names.json", latents(), on_conflict="newer")
+
+
+def test_a_long_latent_makes_a_short_message_and_a_folder_is_no_file(tmp_path):
+    with pytest.raises(InputError) as caught:
+        read_names(saved(tmp_path, {"latent": "x" * 100_000, "name": "a"}), latents())
+    assert len(str(caught.value)) < 500 + len(str(tmp_path))
+    with pytest.raises(FormatError, match="cannot be read"):
+        read_names(tmp_path, latents())
+
+
+def test_a_name_that_only_looks_like_no_other_latent_is_refused(tmp_path):
+    with pytest.raises(InputError, match="another latent"):
+        read_names(saved(tmp_path, {"latent": "L0000", "name": "L00\u200d01"}), latents())  # a joiner is not seen

@@ -87,6 +87,35 @@ def test_families_outside_of_the_range_of_norms_do_not_count() -> None:
         specific(target, {"white": near})
 
 
+def test_norms_that_nobody_kept_are_said_to_be_unchecked() -> None:
+    target, families = codes_of([0.9], 300, seed=0), {}
+    for i, name in enumerate(("white", "phase")):
+        families[name] = codes_of([0.0], 300, seed=i)
+        del families[name].obsm["embedding"]
+    found = specific(target, families)
+    assert found["specific"].item()
+    assert found.attrs["families"]["status"].tolist() == ["not_checked"] * 2
+    assert found.attrs["families"]["norm_sd"].isna().all() and "norms" in found["reason"].item()
+
+
+def test_tokens_of_one_input_are_not_independent_inputs() -> None:
+    target = codes_of([0.9], 300, seed=0)
+    random = {name: codes_of([0.0], 400, seed=i) for i, name in enumerate(("white", "phase"))}
+    for table in random.values():
+        table.obs["sample_id"] = [f"s{i // 40}" for i in range(400)]  # 10 inputs of 40 tokens
+    found = specific(target, random)
+    assert found["rate_random_high"].item() == pytest.approx(1 - 0.025 ** (1 / 10))
+    assert found.attrs["families"]["n_inputs"].tolist() == [10, 10]
+
+
+def test_signed_codes_are_ranked_by_their_size() -> None:
+    target = codes_of([1.0, 1.0], 300, seed=0)
+    signs = np.where(np.arange(300) % 2, 1, -1)
+    target.X = sp.csr_matrix(np.c_[np.full(300, 0.5), 3.0 * signs].astype(np.float32))
+    random = {name: codes_of([0.0, 0.0], 400, seed=i) for i, name in enumerate(("white", "phase"))}
+    assert specific(target, random).set_index("latent")["rank"].tolist() == [2, 1]
+
+
 def test_shares_of_tokens_are_rates() -> None:
     target = codes_of([1.0, 1.0], 300, seed=0, tokens="fraction_active")
     target.X = sp.csr_matrix(np.tile([0.7, 0.2], (300, 1)).astype(np.float32))

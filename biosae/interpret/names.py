@@ -92,8 +92,10 @@ def read_names(
     numbers = {str(latent).casefold(): str(latent) for latent in adata.var_names}
     for latent, texts in given.items():
         if latent not in adata.var_names:
-            raise InputError(f"{file}: there is no latent {latent!r} here; {nearest(latent, adata.var_names)}")
-        other = numbers.get(texts.get("name", "").casefold(), latent)
+            raise InputError(
+                f"{file}: there is no latent {latent[:40]!r} here; {nearest(latent[:40], adata.var_names)}"
+            )
+        other = numbers.get(_seen(texts.get("name", "")), latent)
         if other != latent:
             raise InputError(f"{file}: the name of {latent} is {other!r}, which is another latent; choose another name")
     held = {field: _column(adata.var, field) for field in FIELDS}
@@ -149,6 +151,8 @@ def _load(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         raise FormatError(f"{file} does not exist; save the names in the atlas first") from None
+    except OSError as error:
+        raise FormatError(f"{file} cannot be read ({error.strerror}); name the JSON file itself") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, absurd numbers or depth
         raise FormatError(f"{file} is not valid JSON ({str(error)[:200]}); save the names in the atlas again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -192,6 +196,11 @@ def _plain(text: str, *, lines: bool = True) -> str:
     kept = "".join(c for c in text if c in _KEPT or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
     kept = unicodedata.normalize("NFC", kept)
     return kept.strip() if lines else " ".join(kept.split())
+
+
+def _seen(name: str) -> str:
+    """A name as it looks: letters of either case, without joiners that are not seen."""
+    return "".join(c for c in name if c not in "\u200c\u200d").casefold()
 
 
 def _column(var: pd.DataFrame, field: str) -> pd.Series:

@@ -32,7 +32,8 @@ def specific(
     """Latents that fire on a target domain and not on inputs without meaning.
 
     ``r_T(j) = P(z_j != 0 | target)`` and ``r_R(j)``, the largest rate over the families of random inputs; the specific
-    set is ``{j: r_T >= min_rate, r_R <= max_rate}``, of which the ``keep`` with the largest mean code on the target.
+    set is ``{j: r_T >= min_rate, r_R <= max_rate}``, of which the ``keep`` with the largest mean code (signed codes:
+    mean size) on the target.
     If it is empty, ``max_rate`` is relaxed to 0.1 once. Rates are shares of rows; encode with ``tokens=None`` or
     ``tokens="fraction_active"`` for shares of tokens (codes averaged over many tokens are hardly ever 0).
 
@@ -57,9 +58,9 @@ def specific(
         rate_random`` (largest of the valid families), ``rate_random_high`` (upper bound of its 95 % interval, exact
         binomial, inputs independent), ``rate:<family>`` for each family, ``rank`` (1 is first; missing for those
         outside the set), ``specific``, ``n_patients, n_samples, status, reason``. ``attrs["families"]``: of each
-        family its size, median norm of its embeddings in standard deviations from the target's, and status (``ok`` or
-        ``invalid_null``). ``attrs["max_rate"]`` is what was used. With fewer than two valid families nothing is
-        specific and ``status`` is ``refused``.
+        family its rows and inputs, median norm of its embeddings in standard deviations from the target's, and status
+        (``ok``, ``invalid_null``, or ``not_checked`` where embeddings were not kept). ``attrs["max_rate"]`` is what was
+        used. With fewer than two valid families nothing is specific and ``status`` is ``refused``.
 
     Raises
     ------
@@ -84,13 +85,12 @@ def specific(
         table = in_memory(table)
         rates[name] = _rates(table)
         far = _norm_distance(target, table)
-        invalid = abs(far) > NORM_SD
-        families.append({
-            "family": name, "n_rows": table.n_obs, "norm_sd": far, "status": "invalid_null" if invalid else "ok",
-        })  # fmt: skip
+        status = "not_checked" if np.isnan(far) else "invalid_null" if abs(far) > NORM_SD else "ok"
+        inputs = table.obs["sample_id"].nunique() if "sample_id" in table.obs else table.n_obs  # or rows are tokens
+        families.append({"family": name, "n_rows": table.n_obs, "n_inputs": inputs, "norm_sd": far, "status": status})
         out[f"rate:{name}"] = rates[name]
-    valid = [f["family"] for f in families if f["status"] == "ok"]
-    sizes = {f["family"]: f["n_rows"] for f in families}
+    valid = [f["family"] for f in families if f["status"] != "invalid_null"]
+    sizes = {f["family"]: f["n_inputs"] for f in families}
     out["rate_random"] = np.max([rates[f] for f in valid], axis=0) if valid else np.nan
     out["rate_random_high"] = np.max([_upper(rates[f], sizes[f]) for f in valid], axis=0) if valid else np.nan
     out["rank"], out["specific"] = pd.array([pd.NA] * len(out), dtype="Int64"), False
@@ -115,7 +115,10 @@ def specific(
             + ("; the set is of " if len(chosen) else ", nor ")
             + f"{out.attrs['max_rate']:g}"
         )
-    strength = rate if _pooled(target) == "fraction_active" else np.abs(mean)
+    if any(f["status"] == "not_checked" for f in families):
+        out["reason"] = [f"{r}; " * bool(r) + "norms of embeddings were not compared: none kept" for r in out["reason"]]
+    size = np.asarray(abs(sp.csr_matrix(target.X)).mean(axis=0), dtype=np.float64).ravel()
+    strength = rate if _pooled(target) == "fraction_active" else size
     chosen = chosen[np.argsort(-strength[chosen], kind="stable")][:keep]
     out.loc[chosen, "rank"], out.loc[chosen, "specific"] = np.arange(1, len(chosen) + 1), True
     if not grouped:
@@ -154,11 +157,11 @@ def _upper(rate: np.ndarray, n: int) -> np.ndarray:
 
 
 def _norm_distance(target: Any, random: Any) -> float:
-    """Median norm of random embeddings less the mean of the target's, in standard deviations of the target's; 0 where
+    """Median norm of random embeddings less the mean of the target's, in standard deviations of the target's; NaN where
     embeddings were not kept.
     """
     if any("embedding" not in table.obsm for table in (target, random)):
-        return 0.0
+        return float("nan")
     norms = np.linalg.norm(embedding(target), axis=1)
     spread = norms.std()
     gap = float(np.median(np.linalg.norm(embedding(random), axis=1)) - norms.mean())
@@ -298,7 +301,7 @@ def ablate_directions(
         others = np.array([gap(used.astype(float), s) for s in range(1, len(sets))])
     table = pd.DataFrame([{
         "domain": name, "loss": before[own].mean(), "loss_ablated": after[0, own].mean(), "rise": rise[0, own].mean(),
-        "n_patients": held[name], "n_samples": len(own),
+        "n_patients": len(np.unique(codes[own])), "n_samples": len(own),
     } for name, own in zip(levels, members)])  # fmt: skip
     return Ablation(
         str(domain), tuple(map(str, latents)), number.score, number.low, number.high, number.n_patients,

@@ -120,9 +120,9 @@ def stress(
         Columns whose probes must not suffer from a dose: labels, or numbers (split at their median). Default: those
         of ``context``.
     look_alikes
-        Columns of ``obs`` (booleans, or 0 and 1), or a mapping of names to them or to masks (arrays (n,) in the order of
-        the table, or Series by sample id): items that resemble the label and are not it. Items that have the label are
-        left out.
+        Columns of ``obs`` (booleans, or 0 and 1), or a mapping of names to them or to masks (arrays (n,) in the order
+        of the table, or Series by sample id): items that resemble the label and are not it. Items that have the label
+        are left out.
     layers
         Name of a layer -> latents of the same samples there.
     seeds
