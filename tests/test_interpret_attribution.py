@@ -97,7 +97,7 @@ def test_what_is_no_sum_is_refused(image):
     with pytest.raises(InputError, match="width"):
         layer_attribution(encoder, image, np.ones(width + 1), layer=0)
     tiny = bs.encoders.load("tiny-histology")
-    with pytest.raises(InputError, match="no block of a pre-norm transformer"):
+    with pytest.raises(InputError, match="no pre-norm transformer"):
         layer_attribution(tiny, image, np.ones(24), layer=0)
     with pytest.raises(InputError, match="no attention heads"):
         head_attribution(tiny, image, np.ones(24), block=tiny.layers[0])

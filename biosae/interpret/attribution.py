@@ -88,11 +88,10 @@ def layer_attribution(encoder: Encoder, item: np.ndarray, direction: Any, *, lay
     name = encoder.resolve_layer(layer)
     places = encoder.sites()
     blocks = [n for n in encoder.layers if places.loc[n, "kind"] == "residual"]
-    if name not in blocks or not {f"{n}.norm{i}.input" for n in blocks for i in (1, 2)} <= set(places.index):
-        raise InputError(
-            f"{name!r} of {encoder.info.name} is no block of a pre-norm transformer, so it is no sum over blocks"
-            + (f"; {nearest(name, blocks)}" if blocks else "")
-        )
+    if not blocks or not {f"{n}.norm{i}.input" for n in blocks for i in (1, 2)} <= set(places.index):
+        raise InputError(f"{encoder.info.name} is no pre-norm transformer, so no layer of it is a sum over blocks")
+    if name not in blocks:
+        raise InputError(f"{name!r} of {encoder.info.name} is no block; {nearest(name, blocks)}")
     blocks = blocks[: blocks.index(name) + 1]
     w = _direction(direction, encoder.dim(name, "tokens"))
     wanted = [place for n in blocks for place in (f"{n}.norm1.input", f"{n}.norm2.input", n)]
