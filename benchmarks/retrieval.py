@@ -319,7 +319,7 @@ def late_table(numbers: pd.DataFrame) -> str:
         for how, sign in (("mean over patches", ""), ("MaxSim over patches", ""), ("difference", "+")):
             by_seed = wide[how].groupby("seed").mean()
             first = wide[how].loc[0].to_numpy()
-            row = pd.Series(clustered_mean(first, np.arange(len(first))))
+            row = pd.Series(clustered_mean(first, np.arange(len(first)), difference=how == "difference"))
             spread = f" [{by_seed.min():{sign}.3f} to {by_seed.max():{sign}.3f}]" if rep == "X" else ""
             cells.append(interval(row, sign) + spread)
         lines.append("| " + " | ".join(cells) + " |")

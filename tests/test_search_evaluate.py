@@ -126,12 +126,12 @@ def test_interval_of_equal_groups_is_the_t_interval_of_their_means():
     from scipy import stats
 
     rng = np.random.default_rng(0)
-    values = np.repeat(rng.normal(size=8), 5) + 0.1 * rng.normal(size=40)
+    values = np.repeat(0.1 * rng.normal(size=8), 5) + 0.01 * rng.normal(size=40)
     means = values.reshape(8, 5).mean(1)
-    found = clustered_mean(values, np.repeat(np.arange(8), 5))
+    found = clustered_mean(values, np.repeat(np.arange(8), 5), difference=True)
     low, high = stats.t.interval(0.95, 7, means.mean(), stats.sem(means))
     assert (found["ci_low"], found["ci_high"]) == (pytest.approx(low), pytest.approx(high))
-    alone = clustered_mean(values, np.arange(40))
+    alone = clustered_mean(values, np.arange(40), difference=True)
     assert alone["ci_high"] - alone["ci_low"] < 0.6 * (high - low)  # tiles taken as independent promise too much
 
 
@@ -141,7 +141,8 @@ def test_intervals_cover_with_patients_of_unequal_size():
     for _ in range(300):
         size = rng.integers(1, 12, 15)
         patient = np.repeat(np.arange(15), size)
-        found = clustered_mean(rng.normal(size=15)[patient] + rng.normal(size=len(patient)), patient)
+        values = 0.1 * (rng.normal(size=15)[patient] + rng.normal(size=len(patient)))
+        found = clustered_mean(values, patient, difference=True)
         hits += found["ci_low"] < 0 < found["ci_high"]
     assert 0.91 < hits / 300 < 0.985
 
@@ -163,3 +164,36 @@ def test_what_cannot_be_answered_is_said():
         evaluate(adata, "diagnosis")
     with pytest.raises(InputError, match="count from 1"):
         ranking_measures([1], [1], k=0)
+
+
+@pytest.mark.parametrize(("groups", "mean"), [(3, 0.97), (5, 0.9), (10, 0.97), (20, 0.95), (20, 0.5)])
+def test_intervals_of_precision_near_one_cover(groups: int, mean: float) -> None:
+    """Precision at 1 of patients that differ: t limits cover 0.27, 0.82, 0.65, 0.8 and 0.95."""
+    rng = np.random.default_rng(0)
+    covered, widths = [], []
+    for _ in range(300):
+        codes = np.repeat(np.arange(groups), rng.integers(2, 10, groups))
+        found = clustered_mean((rng.random(len(codes)) < rng.beta(3 * mean, 3 - 3 * mean, groups)[codes]) * 1.0, codes)
+        covered.append(found["ci_low"] <= mean <= found["ci_high"] + 1e-12)
+        widths.append(found["ci_high"] - found["ci_low"])
+    assert np.mean(covered) > 0.89 and min(widths) > 0
+
+
+def test_what_did_not_vary_is_not_certain() -> None:
+    codes = np.repeat(np.arange(10), 4)
+    ones = clustered_mean(np.ones(40), codes)
+    assert ones["ci_high"] == pytest.approx(1) and ones["ci_low"] == pytest.approx(0.025**0.1)  # Clopper and Pearson
+    same = clustered_mean(np.zeros(40), codes, difference=True)
+    assert same["estimate"] == 0 and same["ci_low"] == -same["ci_high"] == pytest.approx(0.025**0.1 - 1)
+
+
+def test_masks_are_joined_by_id_and_codes_on_disk_are_read(tmp_path) -> None:
+    adata = cohort()
+    mask = pd.Series(adata.obs["patient"].isin(["0", "1"]), adata.obs_names)
+    expected = evaluate(adata, "label", queries=mask.to_numpy())
+    pd.testing.assert_frame_equal(evaluate(adata, "label", queries=mask.sample(frac=1, random_state=0)), expected)
+    with pytest.raises(InputError, match="ids of all rows"):
+        evaluate(adata, "label", queries=mask.iloc[:5])
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    pd.testing.assert_frame_equal(evaluate(backed, "label", queries=mask), expected)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from biosae.errors import InputError
 from biosae.search.index import Index
+from biosae.search.proportions import effective_n, wilson
 from biosae.stats.precision import checked_ranking, tied_precision
 
 LEAST_GROUPS = 3
@@ -103,6 +104,9 @@ def evaluate_queries(
     """
     if label not in adata.obs:
         raise InputError(f"{label!r} is not a column of obs; columns: {', '.join(map(str, adata.obs.columns))}")
+    from biosae.stats.nested import in_memory
+
+    adata = in_memory(adata)
     known = adata.obs[label].notna().to_numpy()
     asked, ranked = (adata[known & _mask(adata, chosen)] for chosen in (queries, gallery))
     if not asked.n_obs or not ranked.n_obs:
@@ -153,7 +157,8 @@ def evaluate(
     k
         Places of NDCG and precision.
     queries, gallery
-        Masks or ids of the rows that ask and of those that are ranked; None: all.
+        Masks (in the order of rows, or a Series by id) or ids of the rows that ask and of those that are ranked; None:
+        all.
     groups
         Column of independent groups of queries; intervals count these.
     assume_independent
@@ -169,10 +174,12 @@ def evaluate(
 
     Notes
     -----
-    95 % intervals of the mean: cluster-robust variance CR2 of the groups and t with Satterthwaite degrees of freedom
-    (:func:`biosae.stats.robust.cr2`), which also holds for groups of unequal size. They are of other queries to this
-    gallery; how another gallery would have ranked is not in them. Differences are paired: both rankings of the same
-    query are subtracted.
+    95 % intervals: cluster-robust variance CR2 of the groups and t with Satterthwaite degrees of freedom
+    (:func:`biosae.stats.robust.cr2`), which also holds for groups of unequal size. Of means, which lie in [0, 1], they
+    are Wilson's limits for the number of groups that has this variance
+    (:func:`biosae.search.proportions.effective_n`): t limits of precision near 1 cover 0.3 to 0.9. They are of other
+    queries to this gallery; how another gallery would have ranked is not in them. Differences are paired: both rankings
+    of the same query are subtracted.
 
     Raises
     ------
@@ -200,9 +207,7 @@ def evaluate(
     for rep, values, with_chance in compared:
         for name in names:
             chance = None if with_chance is None else with_chance[f"chance_{name}"].mean()
-            mean = clustered_mean(values[name].to_numpy(), codes)
-            clipped = (0, 1) if with_chance is not None else (-1, 1)
-            mean |= {end: float(np.clip(mean[end], *clipped)) for end in ("ci_low", "ci_high")}
+            mean = clustered_mean(values[name].to_numpy(), codes, difference=with_chance is None)
             out.append({"label": label, "use_rep": rep, "measure": name, "chance": chance, **mean})
     table = pd.DataFrame(out)[
         ["label", "use_rep", "measure", "estimate", "ci_low", "ci_high", "chance", "n_queries", "n_groups",
@@ -215,10 +220,11 @@ def evaluate(
     return table
 
 
-def clustered_mean(values: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
+def clustered_mean(values: np.ndarray, codes: np.ndarray, *, difference: bool = False) -> dict[str, Any]:
     """Mean of rows that depend on each other within groups: ``estimate, ci_low, ci_high`` (95 %), sizes, ``status``.
 
-    NaN is left out and counted.
+    Values lie in [0, 1], or are differences of such values, in [-1, 1]. NaN is left out and counted. Where all values
+    are the same number c that is no boundary, others may be as frequent as ``1 - 0.025^(1/G)`` of groups.
     """
     from scipy import special
 
@@ -226,23 +232,37 @@ def clustered_mean(values: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
 
     known = np.isfinite(values)
     rows, codes = values[known], np.unique(codes[known], return_inverse=True)[1]
-    n_groups = int(codes.max()) + 1 if len(codes) else 0
+    size = np.bincount(codes)
+    n_groups = len(size)
     out = {"estimate": np.nan, "ci_low": np.nan, "ci_high": np.nan, "n_queries": len(rows), "n_groups": n_groups}
     out |= {"n_left_out": int((~known).sum()), "status": "no_queries"}
     if not len(rows):
         return out
-    out["estimate"] = float(rows.mean())
+    out["estimate"] = mean = float(rows.mean())
     out["status"] = "too_few_groups" if n_groups < LEAST_GROUPS else "few_groups" if n_groups < FEW_GROUPS else "ok"
     if n_groups >= LEAST_GROUPS:
-        variance, df = cr2(np.ones((len(rows), 1)), rows - rows.mean(), codes=codes)
-        half = float(np.sqrt(variance[0, 0]) * special.stdtrit(max(df[0], 1.0), 0.975))
-        out |= {"ci_low": out["estimate"] - half, "ci_high": out["estimate"] + half}
+        variance, df = cr2(np.ones((len(rows), 1)), rows - mean, codes=codes)
+        variance, df, n = variance[0, 0], max(df[0], 1.0), size.sum() ** 2 / (size**2).sum()
+        lowest = -1.0 if difference else 0.0
+        if np.ptp(rows) == 0:
+            other = 1 - 0.025 ** (1 / n)
+            low, high = mean - other * (mean - lowest), mean + other * (1 - mean)
+        elif difference:
+            half = np.sqrt(variance) * special.stdtrit(df, 0.975)
+            low, high = max(mean - half, -1.0), min(mean + half, 1.0)
+        else:
+            low, high = wilson(mean, effective_n(mean, variance, df, n))
+        out |= {"ci_low": float(low), "ci_high": float(high)}
     return out
 
 
 def _mask(adata: Any, chosen: Any) -> np.ndarray:
     if chosen is None:
         return np.ones(adata.n_obs, bool)
+    if isinstance(chosen, pd.Series) and pd.api.types.is_bool_dtype(chosen):
+        if set(chosen.index) != set(adata.obs_names):
+            raise InputError("a mask that is a Series must have the ids of all rows as its index")
+        chosen = chosen.reindex(adata.obs_names).to_numpy(bool, na_value=False)
     chosen = np.asarray(chosen)
     if chosen.dtype == bool and chosen.shape == (adata.n_obs,):
         return chosen
