@@ -40,6 +40,14 @@ def test_every_notebook_has_a_test():
     assert tested == {path.stem for path in FOLDER.glob("*.ipynb")}
 
 
+def test_a_notebook_shows_every_figure(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MPLBACKEND")
+    draw = "import biosae as bs\nax = bs.pl.traces([[0.0, 1.0, 0.5]], rate=1.0, unit='mV', channels=['I'])"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(draw) for _ in range(2)])
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    assert ["image/png" in output["data"] for cell in notebook.cells for output in cell["outputs"]] == [True, True]
+
+
 def test_pathology(tmp_path: Path):
     text = executed("pathology_cell_counts", tmp_path)
     assert "288 tiles x" in text

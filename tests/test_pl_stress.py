@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,7 +60,18 @@ def test_doses_that_harm_are_hollow_and_strata_left_out_are_not_drawn(card) -> N
     assert faces["this latent"].get_xdata().tolist() == [0, 1, 2]
     hollow = faces["off-target loses 10 % or more"]
     assert hollow.get_xdata().tolist() == [3, 4, 5] and hollow.get_markerfacecolor() == "white"
-    assert [t.get_text().split(" ")[0] for t in site.get_yticklabels()] == ["pooled", "a", "b"]
+    assert [t.get_text().split("\n")[0] for t in site.get_yticklabels()] == ["pooled", "a", "b"]
+
+
+def test_long_names_of_strata_leave_room_for_the_curves(card) -> None:
+    site = card.details["context:site"]
+    site = site.assign(stratum=["pooled", *(f"university_hospital_no_{i}" for i in range(len(site) - 1))])
+    details = {**card.details, "context:site": site}
+    fig = pl.stress(StressCard("L1", "y", card.claim, card.table, details))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fig.canvas.draw()
+    assert all(ax.get_position().width > 0.45 for ax in fig.subfigs[1].axes)  # of the right part
 
 
 def test_a_card_without_details_is_drawn_alone(card) -> None:

@@ -78,11 +78,22 @@ _RC = {
 
 @contextmanager
 def paper() -> Iterator[None]:
-    """Context in which matplotlib draws in the paper style; outside of it the user's own settings are untouched."""
+    """Context in which matplotlib draws in the paper style; outside of it the user's own settings are untouched.
+
+    The first figure of a session loads the backend, and that of notebooks switches interactive mode on. This is kept:
+    without it a notebook shows no further figure.
+    """
     import matplotlib
 
-    with matplotlib.rc_context(_RC):
-        yield
+    interactive = False
+    try:
+        with matplotlib.rc_context(_RC):
+            try:
+                yield
+            finally:
+                interactive = matplotlib.is_interactive()
+    finally:
+        matplotlib.interactive(interactive)
 
 
 def figure(figsize: tuple[float, float]) -> Figure:
