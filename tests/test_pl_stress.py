@@ -70,8 +70,14 @@ def test_long_names_of_strata_leave_room_for_the_curves(card) -> None:
     fig = pl.stress(StressCard("L1", "y", card.claim, card.table, details))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fig.canvas.draw()
-    assert all(ax.get_position().width > 0.45 for ax in fig.subfigs[1].axes)  # of the right part
+        fig.draw_without_rendering()
+    assert all(ax.get_window_extent().width / fig.dpi > 2 for ax in fig.subfigs[1].axes)  # inches
+
+
+def test_wide_intervals_of_strata_are_drawn_whole(card) -> None:
+    card.details["context:site"].loc[2, "ci_low"] = 0.12
+    strata = pl.stress(card).axes[-1]
+    assert strata.get_xlim()[0] < 0.12
 
 
 def test_a_card_without_details_is_drawn_alone(card) -> None:
