@@ -48,9 +48,9 @@ def stress(card: Any, *, fig: Figure | None = None) -> Figure:
     beside = ["dose"] * ("dose" in details) + strata[:2]
     with style.paper():
         height = max(2.2 + 0.32 * len(table), 1.7 * len(beside) + 0.4)
-        fig = style.figure((7.2 if beside else 4.8, height)) if fig is None else fig
+        fig = style.figure((8.4 if beside else 4.8, height)) if fig is None else fig
         if beside:
-            left, right = fig.subfigures(1, 2, width_ratios=(1.75, 1))
+            left, right = fig.subfigures(1, 2, width_ratios=(1.35, 1))
             axes = np.atleast_1d(right.subplots(len(beside), 1))
         else:
             left, axes = fig, []
@@ -145,7 +145,7 @@ def _strata(table: pd.DataFrame, column: str, ax: Axes) -> None:
         ax.plot(row["estimate"], place, marker="o", markersize=4, color=colour)
     ax.axvline(0.5, color=style.MUTED, linewidth=0.6, zorder=0)
     ax.set_yticks(places, [
-        f"{style.wrap(str(row['stratum']), width=18)} ({style.count(row['n_groups'], 'patient')})"
+        f"{style.wrap(str(row['stratum']), width=18)}\n{style.count(row['n_groups'], 'patient')}"
         for _, row in rows.iterrows()
     ], fontsize=6.2)  # fmt: skip
     ax.set_ylim(places.min() - 0.6, 0.6)
@@ -194,7 +194,7 @@ def specific(table: pd.DataFrame, *, n: int = 8, ax: Axes | None = None) -> Axes
         )  # fmt: skip
         ax.set_xlabel("fires on inputs without meaning (largest of the families)")
         ax.set_ylabel("fires on the target")
-        sizes = ", ".join(f"{r.family} {r.n_rows:,}{'' if r.status == 'ok' else ' (not valid)'}"
+        sizes = ", ".join(f"{r.family} {r.n_rows:,}{' (not valid)' * (r.status == 'invalid_null')}"
                           for r in table.attrs["families"].itertuples())  # fmt: skip
         people = f"{style.count(table['n_patients'].iloc[0], 'patient')}, " if table["n_patients"].iloc[0] else ""
         ax.set_title(style.wrap(
