@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import anndata
@@ -18,8 +19,9 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 import biosae as bs
-from biosae.errors import InputError, StatisticsError
-from biosae.search.cluster import ari, cluster, cluster_filtered, exact_graph, jaccard
+from biosae.errors import InputError, MissingExtraError, StatisticsError
+from biosae.search.cluster import ari, cluster, exact_graph
+from biosae.search.filtered import cluster_filtered, jaccard
 from biosae.search.geometry import cosine_silhouette, decoder_geometry, label_rows, top_samples
 from biosae.search.markers import rank_latents
 
@@ -261,3 +263,88 @@ def test_snippets_of_the_pages(page: str) -> None:
             code = code.replace(word, instead)
         exec(code, found)
     assert len(found["table"]) == (2 if page == "clustering" else adata.n_vars)
+
+
+@pytest.mark.parametrize("use_rep", [None, "embedding"])
+def test_scanpy_lays_out_our_graph(use_rep) -> None:
+    adata = planted()
+    adata.obsm["embedding"] = np.random.default_rng(0).normal(size=(adata.n_obs, 8))
+    cluster(adata, use_rep=use_rep, n_seeds=1, n_subsamples=0, resolutions=(), umap=False)
+    sc.tl.umap(adata)
+    sc.tl.paga(adata, groups="cluster")
+    assert np.isfinite(adata.obsm["X_umap"]).all()
+
+
+def test_clusters_under_another_name_have_no_p_either() -> None:
+    adata = planted(n_tiles=25, noise=0.15)
+    cluster(adata, resolution=0.5, n_subsamples=0, n_seeds=1, umap=False)
+    adata.obs["tissue"] = adata.obs["cluster"].map(lambda level: f"tissue {level}")
+    sc.tl.leiden(adata, 0.5, flavor="igraph", directed=False, n_iterations=2)
+    for column in ("cluster", "tissue", "leiden"):
+        table = rank_latents(adata, column)
+        assert table["p"].isna().all() and "circular" in set(table["status"])
+    assert rank_latents(adata, "label")["p"].notna().any()
+
+
+def test_a_stored_zero_is_no_code() -> None:
+    adata, plain = planted(), planted()
+    X = adata.X.copy()
+    rows = np.flatnonzero(np.diff(X.indptr))[:3]
+    for row in rows:
+        X.data[X.indptr[row] : X.indptr[row + 1]] = 0
+    adata.X = X
+    plain.X = X.copy()
+    plain.X.eliminate_zeros()
+    for each in (adata, plain):
+        cluster(each, n_seeds=1, n_subsamples=0, resolutions=(), umap=False)
+    assert adata.obs["cluster"].equals(plain.obs["cluster"]) and (adata.obs["cluster"].iloc[rows] == "silent").all()
+    pd.testing.assert_frame_equal(rank_latents(adata, "label"), rank_latents(plain, "label"))
+    assert adata.X.nnz == X.nnz  # as it was
+
+
+def test_codes_on_disk_are_clustered_and_labelled(tmp_path) -> None:
+    adata = planted()
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    options = {"n_seeds": 1, "n_subsamples": 0, "resolutions": (), "umap": False}
+    pd.testing.assert_frame_equal(cluster(backed, **options), cluster(adata, **options))
+    assert list(backed.obs["cluster"]) == list(adata.obs["cluster"])
+    for function in (rank_latents, label_rows):
+        pd.testing.assert_frame_equal(function(backed, "label"), function(adata, "label"))
+    pd.testing.assert_frame_equal(*(cluster_filtered(each, "kind", n_clusters=2) for each in (backed, adata)))
+
+
+def test_leiden_is_optional_and_columns_of_the_user_are_kept(monkeypatch) -> None:
+    adata = planted()
+    with pytest.raises(InputError, match="another origin"):
+        cluster(adata, key="label")
+    with pytest.raises(InputError, match="another origin"):
+        cluster_filtered(adata, "kind", n_clusters=2, key="site")
+    for options in ({"n_neighbors": 1}, {"n_seeds": 0}, {"resolution": 0}, {"latents": " "}):
+        with pytest.raises(InputError):
+            cluster(adata, **options)
+    monkeypatch.setitem(sys.modules, "igraph", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'biosae\[cluster\]'"):
+        cluster(adata)
+    monkeypatch.setitem(sys.modules, "leidenalg", None)
+    monkeypatch.delitem(sys.modules, "igraph")
+    assert cluster(adata, n_seeds=1, n_subsamples=0, resolutions=(), umap=False)["n_clusters"].item() > 1
+
+
+def test_what_is_written_is_read_by_scanpy_for_every_kind_of_class(tmp_path) -> None:
+    adata = planted()
+    text = adata.obs["label"].astype("string")
+    text.iloc[:3] = pd.NA
+    adata.obs = adata.obs.assign(
+        flag=(text == "a").astype("boolean"), number=np.where(adata.obs["label"] == "a", 1, 2), text=text
+    )
+    for column, first in (("flag", "False"), ("number", "1"), ("text", "a"), ("label", "a")):
+        table = rank_latents(adata, column)
+        shown = sc.get.rank_genes_groups_df(adata, first)
+        own = table[table["cluster"] == first].reset_index(drop=True)
+        assert shown["names"].tolist() == own["latent"].tolist()
+        np.testing.assert_allclose(shown["pvals"], own["p"])
+        np.testing.assert_allclose(shown["pct_nz_reference"], own["share_rest"])
+    adata.obs["label"] = adata.obs["label"].astype("category")
+    for name in ("dotplot", "matrixplot", "heatmap"):
+        getattr(sc.pl, f"rank_genes_groups_{name}")(adata, n_genes=3, show=False)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 # at once, not on first use: a function has the name of its module here, and whichever is bound last wins
-from biosae.search.cluster import ari, cluster, cluster_filtered
+from biosae.search.cluster import ari, cluster
 from biosae.search.diff import diff
 from biosae.search.evaluate import evaluate, evaluate_queries, ranking_measures
+from biosae.search.filtered import cluster_filtered
 from biosae.search.geometry import cosine_silhouette, decoder_geometry, label_rows
 from biosae.search.index import Index, Neighbours, neighbours
 from biosae.search.late import late_interaction, rank_bags

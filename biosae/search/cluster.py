@@ -15,10 +15,7 @@ from biosae.errors import InputError, nearest, require
 ROLES = ("label", "patient", "slide", "site", "location", "scanner", "collector")
 """Columns that clusters are compared with if none are named: the first is wanted, the others are usual artefacts."""
 SILENT = "silent"
-LINKAGES = ("average", "spectral")
 METRICS = ("cosine", "euclidean", "jaccard")
-MAX_ROWS = 10_000
-"""Most rows between which all Jaccard distances are held at once."""
 
 
 def cluster(
@@ -101,12 +98,15 @@ def cluster(
     import scanpy as sc
 
     require("igraph", extra="cluster")
+    if n_neighbors < 2 or n_seeds < 1 or n_subsamples < 0 or not resolution > 0:
+        raise InputError("n_neighbors must be 2 or more, n_seeds 1 or more, resolution positive")
+    free_column(adata, key)
     if metric not in METRICS:
         raise InputError(f"metric={metric!r}; {nearest(metric, METRICS)}")
     names = chosen(adata, latents)
-    V = _representation(adata, names, use_rep)
-    compared = _labels(adata.obs, labels)
-    alive = _alive(V)
+    V = representation(adata, names, use_rep)
+    compared = label_columns(adata.obs, labels)
+    alive = alive_rows(V)
     if alive.sum() <= n_neighbors:
         raise InputError(
             f"{int(alive.sum())} samples have a code along these latents, which is not more than "
@@ -144,7 +144,7 @@ def cluster(
         for name, values in compared.items():
             row[f"ari_{name}"] = ari(kept[r], values[alive])
         rows.append(row)
-    _write(adata, graph, alive, kept[float(resolution)], key)
+    _write(adata, graph, alive, kept[float(resolution)], key, use_rep or "X")
     adata.uns[key] = {"params": {
         "resolution": float(resolution), "metric": metric, "n_neighbors": n_neighbors, "random_state": random_state,
         "use_rep": use_rep or "X",
@@ -154,78 +154,6 @@ def cluster(
         sc.tl.umap(graph, random_state=random_state)
         adata.obsm["X_umap"] = np.full((adata.n_obs, 2), np.nan)
         adata.obsm["X_umap"][alive] = graph.obsm["X_umap"]
-    return pd.DataFrame(rows)
-
-
-def cluster_filtered(
-    adata: Any,
-    latents: str | Sequence[str],
-    *,
-    n_clusters: int,
-    linkage: str = "average",
-    labels: Sequence[str] | None = None,
-    key: str = "filtered",
-    random_state: int = 0,
-) -> pd.DataFrame:
-    """Clusters along a few chosen latents, compared with clusters along all of them and along the embedding.
-
-    Parameters
-    ----------
-    adata
-        Latents (n, m), at most 10,000 rows. ``obs[key]`` is written.
-    latents
-        Names, or a text that is looked for in ``var["name"]``.
-    n_clusters
-        Clusters, besides ``"silent"`` for the samples in which none of the latents fires.
-    linkage
-        ``"average"`` (agglomerative) or ``"spectral"``.
-    labels
-        Columns to compare with; None as in :func:`cluster`.
-    random_state
-        Seed of ``"spectral"``.
-
-    Returns
-    -------
-    DataFrame
-        One row a representation (``chosen latents``, ``all latents``, and ``embedding`` where ``obsm`` has it):
-        ``representation, n_clusters, ari_<label>``, over the samples that are not silent along the chosen ones. All
-        rows have the same linkage and the same number of clusters.
-
-    Raises
-    ------
-    InputError
-        For unknown names, too many rows, or fewer distinct patterns of latents than clusters.
-
-    Notes
-    -----
-    Codes are made binary (fires or not) and compared by the Jaccard distance ``1 - |A and B| / |A or B|``; embeddings
-    by the cosine distance. After Jiang et al. (2025), arXiv 2512.10092, whose filter is the query.
-    """
-    if linkage not in LINKAGES:
-        raise InputError(f"linkage={linkage!r}; {nearest(linkage, LINKAGES)}")
-    names = chosen(adata, latents)
-    V = _representation(adata, names, None)
-    alive = _alive(V)
-    if not 2 <= n_clusters <= alive.sum():
-        raise InputError(f"n_clusters={n_clusters}, and {int(alive.sum())} samples have a code along these latents")
-    if alive.sum() > MAX_ROWS:
-        raise InputError(
-            f"{int(alive.sum()):,} samples; all distances between more than {MAX_ROWS:,} are too much for memory: take "
-            "a part of them, or cluster(adata, latents=...), which needs neighbours only"
-        )
-    distances = {"chosen latents": jaccard(V[alive]), "all latents": jaccard(sp.csr_matrix(adata.X)[alive])}
-    if "embedding" in adata.obsm:
-        from sklearn.metrics.pairwise import cosine_distances
-
-        distances["embedding"] = cosine_distances(np.asarray(adata.obsm["embedding"])[alive])
-    compared, rows = _labels(adata.obs, labels), []
-    for name, D in distances.items():
-        found = _cut(D, n_clusters, linkage, random_state)
-        if name == "chosen latents":
-            adata.obs[key] = _categories(found, alive)
-            adata.uns[key] = {"params": {"latents": list(names), "linkage": linkage, "n_clusters": n_clusters}}
-        row = {"representation": name, "n_clusters": len(np.unique(found))}
-        rows.append(row | {f"ari_{c}": ari(found, values[alive]) for c, values in compared.items()})
     return pd.DataFrame(rows)
 
 
@@ -241,18 +169,6 @@ def ari(a: Any, b: Any) -> float:
     return float(adjusted_rand_score(a[known], b[known])) if known.any() else np.nan
 
 
-def jaccard(V: Any) -> np.ndarray:
-    """Jaccard distances (n, n) between the sets of latents that fire in each row of V (n, m).
-
-    Two empty sets have distance 0, an empty and another set 1.
-    """
-    on = sp.csr_matrix(V != 0, dtype=np.float64)
-    both = np.asarray((on @ on.T).todense())
-    size = np.asarray(on.sum(axis=1)).ravel()
-    either = size[:, None] + size[None, :] - both
-    return 1.0 - np.divide(both, either, out=np.ones_like(both), where=either > 0)
-
-
 def chosen(adata: Any, latents: str | Sequence[str] | None) -> list[str]:
     """Names of the chosen latents: all, those listed, or those whose ``var["name"]`` contains a text.
 
@@ -266,6 +182,8 @@ def chosen(adata: Any, latents: str | Sequence[str] | None) -> list[str]:
     if isinstance(latents, str):
         if latents in adata.var_names:
             return [latents]
+        if not latents.strip():
+            raise InputError("latents is an empty text, which fits every name; give a part of a name, or a list")
         if "name" not in adata.var:
             raise InputError(
                 f"there is no latent {latents!r}, and var has no column 'name' to look in; give the latents as a list"
@@ -284,20 +202,36 @@ def chosen(adata: Any, latents: str | Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(latents))
 
 
-def _representation(adata: Any, names: list[str], use_rep: str | None) -> Any:
+def representation(adata: Any, names: list[str], use_rep: str | None) -> Any:
+    from biosae.stats.nested import in_memory
+
     if use_rep is None:
-        X = sp.csr_matrix(adata.X)
+        X = sp.csr_matrix(in_memory(adata).X)
         return X if len(names) == adata.n_vars else X[:, adata.var_names.get_indexer(names)]
     if use_rep not in adata.obsm:
         raise InputError(f"obsm has no {use_rep!r}; {nearest(use_rep, list(adata.obsm))}")
     return np.asarray(adata.obsm[use_rep])
 
 
-def _alive(V: Any) -> np.ndarray:
-    return np.diff(V.indptr) > 0 if sp.issparse(V) else (V != 0).any(axis=1)
+def alive_rows(V: Any) -> np.ndarray:
+    on = V != 0  # a zero may be stored
+    return np.diff(on.indptr) > 0 if sp.issparse(on) else on.any(axis=1)
 
 
-def _labels(obs: pd.DataFrame, labels: Sequence[str] | None) -> dict[str, np.ndarray]:
+def free_column(adata: Any, key: str) -> None:
+    """Refuse to overwrite a column of ``obs`` that is no clustering."""
+    if key in adata.obs and not made_by_cluster(adata, key):
+        raise InputError(f"obs has a column {key!r} of another origin, which would be lost; give another key=")
+
+
+def made_by_cluster(adata: Any, column: str) -> bool:
+    """Whether a column of ``obs`` holds clusters of latents: of :func:`cluster`, or of scanpy's Leiden."""
+    about = adata.uns.get(column)
+    params = about.get("params", {}) if isinstance(about, dict) else {}
+    return "latents" in params or "resolution" in params
+
+
+def label_columns(obs: pd.DataFrame, labels: Sequence[str] | None) -> dict[str, np.ndarray]:
     """Values of the columns to compare with."""
     if labels is None:
         labels = [c for c in ROLES if c in obs and 2 <= obs[c].nunique() < len(obs)]
@@ -359,16 +293,17 @@ def _subsamples(
     return [np.flatnonzero(np.isin(codes, rng.choice(levels, size, replace=False))) for _ in range(n)]
 
 
-def _write(adata: Any, graph: Any, alive: np.ndarray, found: np.ndarray, key: str) -> None:
+def _write(adata: Any, graph: Any, alive: np.ndarray, found: np.ndarray, key: str, use_rep: str) -> None:
     at, n = np.flatnonzero(alive), adata.n_obs
     for name in ("distances", "connectivities"):
         part = graph.obsp[name].tocoo()
         adata.obsp[name] = sp.csr_matrix((part.data, (at[part.row], at[part.col])), shape=(n, n))
-    adata.uns["neighbors"] = dict(graph.uns["neighbors"])
-    adata.obs[key] = _categories(found, alive)
+    about = graph.uns["neighbors"]
+    adata.uns["neighbors"] = {**about, "params": {**about["params"], "use_rep": use_rep}}  # scanpy looks it up
+    adata.obs[key] = categories(found, alive)
 
 
-def _categories(found: np.ndarray, alive: np.ndarray) -> pd.Categorical:
+def categories(found: np.ndarray, alive: np.ndarray) -> pd.Categorical:
     """Clusters named by size, ``0`` the largest, with ``silent`` last."""
     levels, inverse, counts = np.unique(found, return_inverse=True, return_counts=True)
     rank = np.empty(len(levels), int)
@@ -377,14 +312,3 @@ def _categories(found: np.ndarray, alive: np.ndarray) -> pd.Categorical:
     values[alive] = rank[inverse].astype(str)
     names = [str(i) for i in range(len(levels))] + ([SILENT] if not alive.all() else [])
     return pd.Categorical(values, categories=names)
-
-
-def _cut(D: np.ndarray, n_clusters: int, linkage: str, random_state: int) -> np.ndarray:
-    if linkage == "spectral":
-        from sklearn.cluster import SpectralClustering
-
-        affinity = np.clip(1.0 - D, 0.0, None)
-        return SpectralClustering(n_clusters, affinity="precomputed", random_state=random_state).fit_predict(affinity)
-    from sklearn.cluster import AgglomerativeClustering
-
-    return AgglomerativeClustering(n_clusters, metric="precomputed", linkage="average").fit_predict(D)

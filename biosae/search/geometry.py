@@ -59,6 +59,7 @@ def label_rows(
     import anndata
 
     from biosae.stats import associate
+    from biosae.stats.nested import in_memory
 
     if concept not in adata.obs:
         raise InputError(f"obs has no column {concept!r}; {nearest(concept, list(adata.obs.columns))}")
@@ -67,7 +68,7 @@ def label_rows(
     classes = sorted(set(values))
     if len(classes) < 2:
         raise InputError(f"{concept!r} has {len(classes)} classes; a label of decoder rows needs two")
-    top = top_samples(sp.csr_matrix(adata.X)[known], n_top)
+    top = top_samples(sp.csr_matrix(in_memory(adata).X)[known], n_top)
     size = np.asarray(top.sum(axis=0)).ravel()
     member = np.column_stack([values == c for c in classes]).astype(np.float64)
     share_all = member.mean(axis=0)
@@ -232,8 +233,10 @@ def decoder_geometry(
         import scanpy as sc
 
         from biosae.search.cluster import exact_graph
+        from biosae.stats.nested import in_memory
 
-        fires = (np.diff(sp.csc_matrix(adata.X).indptr) > 0) & (np.abs(decoder).sum(axis=1) > 0)
+        fires = np.diff(sp.csc_matrix(in_memory(adata).X != 0).indptr) > 0
+        fires &= np.abs(decoder).sum(axis=1) > 0
         adata.varm["X_umap"] = np.full((adata.n_vars, 2), np.nan)
         if fires.sum() > n_neighbors:
             graph = exact_graph(decoder[fires], n_neighbors=n_neighbors, metric="cosine", random_state=random_state)

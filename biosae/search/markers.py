@@ -9,6 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from biosae.errors import InputError, nearest
+from biosae.search.cluster import made_by_cluster
 
 TINY = 1e-9
 """Added to means before their ratio is taken, as scanpy does."""
@@ -49,13 +50,16 @@ def rank_latents(
     Notes
     -----
     Clusters that were made from a latent differ in it by construction, so that a p of that difference would be small in
-    pure noise too: such rows have no p and the status ``circular``. All others are tested by
+    pure noise too: such rows have no p and the status ``circular``. Seen are clusters of :func:`cluster`, of scanpy's
+    Leiden, and columns that only rename them; clusters that were merged or redrawn by hand are not recognised, and p
+    of those means nothing. All others are tested by
     :func:`biosae.stats.associate` (``method="auroc"``, samples as units, patients as groups), and q is over all of
     them. ``scanpy.get.rank_genes_groups_df`` and ``scanpy.pl.rank_genes_groups`` read the slots.
     """
     import anndata
 
     from biosae.stats import associate, bh
+    from biosae.stats.nested import in_memory
 
     if by not in adata.obs:
         raise InputError(f"obs has no column {by!r}; {nearest(by, list(adata.obs.columns))}")
@@ -64,9 +68,11 @@ def rank_latents(
     levels = [level for level in _in_order(adata.obs[by]) if counts[level] >= min_samples]
     if len(levels) < 1 or adata.obs[by].nunique() < 2:
         raise InputError(f"{by!r} has {adata.obs[by].nunique()} classes; there is nothing to compare")
-    made_from = adata.uns[by]["params"].get("latents") if _was_made(adata, by) else ()
-    circular = np.ones(adata.n_vars, bool) if _is_all(made_from) else adata.var_names.isin(list(made_from))
-    X = sp.csr_matrix(adata.X)
+    circular = _made_from(adata, by)
+    X = sp.csr_matrix(in_memory(adata).X)
+    if not X.data.all():  # stored zeros are not codes
+        X = X.copy()
+        X.eliminate_zeros()
     obs = pd.DataFrame({str(level): pd.array(values == level, "boolean") for level in levels}, index=adata.obs.index)
     obs[values.isna().to_numpy()] = pd.NA
     targets = {f"cluster={level}": str(level) for level in levels}
@@ -137,10 +143,17 @@ def _in_order(column: pd.Series) -> list[Any]:
     return sorted(column.dropna().unique(), key=str)
 
 
-def _was_made(adata: Any, by: str) -> bool:
-    found = adata.uns.get(by)
-    return isinstance(found, dict) and "latents" in found.get("params", {})
+def _made_from(adata: Any, by: str) -> np.ndarray:
+    """Latents (m,) that the classes were made from: those of the clusters that they are, or are other names of."""
+    out = np.zeros(adata.n_vars, bool)
+    codes = pd.factorize(adata.obs[by])[0]
+    for name in adata.obs.columns:
+        if made_by_cluster(adata, name) and (name == by or same_classes(codes, pd.factorize(adata.obs[name])[0])):
+            used = adata.uns[name]["params"].get("latents", "all")
+            out |= (isinstance(used, str) and used == "all") or adata.var_names.isin(np.atleast_1d(used))
+    return out
 
 
-def _is_all(made_from: Any) -> bool:
-    return isinstance(made_from, str) and made_from == "all"
+def same_classes(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two labellings are the same but for the names of classes."""
+    return len(set(zip(a, b))) == len(set(a)) == len(set(b))
