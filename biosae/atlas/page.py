@@ -159,8 +159,7 @@ def _data(
         "slides": over,
         "cards": {str(adata.var_names.get_loc(name)): made for name, made in held.items()},
     }
-    signal = getattr(run.samples, "item", "image") == "signal"
-    notes = [no_maps, "" if signal else no_slides, run.images_note]
+    notes = [no_maps, no_slides if "slide" in obs else "", run.images_note]
     if rows["n_all"] > len(rows["latent"]):
         notes.append(
             f"Of {rows['n_all']:,} associations the page holds the first of each latent; all: associations.csv."

@@ -20,6 +20,7 @@ MOST_ROWS = 60_000
 """Associations that the page holds at most; of runs with more, the first of each latent."""
 FLAGS = ("technical", "not_separable", "mixed", "undetermined", "neither", "biology")
 """Flags of confounding, the gravest first."""
+CORRECTIONS = {"bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli", "holm": "Holm", "bonferroni": "Bonferroni"}
 _BLOCK = 1024
 
 
@@ -155,7 +156,7 @@ def about(run: Run) -> list[list[str]]:
         ("Rows", f"{adata.n_obs:,}"),
         ("Patients", f"{patients:,}" if patients is not None else "not known: no test holds for new patients"),
         ("Unit of the tests", str(run.choices.get("unit") or _only(run.associations, "unit")).replace("_", " ")),
-        ("Correction", run.choices.get("correction")),
+        ("Correction", CORRECTIONS.get(run.choices.get("correction"), run.choices.get("correction"))),
         ("Covariates", ", ".join(map(str, run.choices.get("covariates") or []))),
         ("Strata", run.choices.get("strata")),
         ("Codes of a sample with tokens", facts.get("tokens") if facts.get("tokens") != "none" else None),

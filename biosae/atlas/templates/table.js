@@ -13,10 +13,10 @@ function estimate(latent) {
   const row = bestRow(latent, view.target);
   if (row < 0) return ["–"];
   const interval = rows.ci_low?.[row] != null && rows.ci_high?.[row] != null
-    ? ` (${num(rows.ci_low[row])} to ${num(rows.ci_high[row])})` : "";
+    ? el("span", { class: "interval" }, ` (${num(rows.ci_low[row])} to ${num(rows.ci_high[row])})`) : "";
   return [
     el("span", { class: "what" }, word("target", row), word("contrast", row) ? ` (${word("contrast", row)})` : ""),
-    el("span", { class: "sub" }, `${word("effect", row)} ${num(rows.estimate?.[row])}${interval}`),
+    el("span", { class: "sub" }, `${word("effect", row)} ${num(rows.estimate?.[row])}`, interval),
   ];
 }
 
