@@ -155,6 +155,15 @@ def test_who_has_a_list_of_the_ids_cannot_number_them(grouped, secret, monkeypat
     assert export.pseudonyms(adata)["id"].tolist() == made[0]
 
 
+def test_processes_that_start_at_once_share_one_secret(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    made = export.order._secret.__wrapped__
+    with ThreadPoolExecutor(8) as pool:
+        held = set(pool.map(made, [tmp_path / "pseudonyms.key"] * 32))
+    assert held == {(tmp_path / "pseudonyms.key").read_bytes()} and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_secret_that_cannot_be_kept_is_told(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(bs.settings, "cache_dir", tmp_path / "file")

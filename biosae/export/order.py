@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+import tempfile
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -32,14 +33,8 @@ def hidden_order(names: Sequence[str], *, kind: str = "") -> list[int]:
 @cache
 def _secret(path: Path) -> bytes:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            pass
-        else:
-            with open(handle, "wb") as stream:
-                stream.write(secrets.token_bytes(_BYTES))
+        if not path.exists():
+            _make(path)
         if len(held := path.read_bytes()) >= _BYTES:
             return held
         problem = "it is damaged; delete it"
@@ -50,3 +45,17 @@ def _secret(path: Path) -> bytes:
         stacklevel=4,
     )
     return secrets.token_bytes(_BYTES)
+
+
+def _make(path: Path) -> None:
+    """Write a new secret for this user alone; of processes that do so at once the first wins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    try:
+        with open(handle, "wb") as stream:
+            stream.write(secrets.token_bytes(_BYTES))
+        os.link(name, path)
+    except FileExistsError:
+        pass
+    finally:
+        os.unlink(name)

@@ -210,7 +210,7 @@ def _redactor(names: Mapping[str, str]) -> Any:
 
 
 def redacted(value: Any, names: Mapping[str, str] | None = None) -> Any:
-    """A value of plain types with ids replaced by pseudonyms and absolute paths cut to their last part."""
+    """A value of plain types with ids (keys of ``names``) replaced and absolute paths cut to their last part."""
     return _redacted(value, _redactor(names or {}))
 
 
