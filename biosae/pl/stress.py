@@ -149,7 +149,8 @@ def _strata(table: pd.DataFrame, column: str, ax: Axes) -> None:
         for _, row in rows.iterrows()
     ], fontsize=6.2)  # fmt: skip
     ax.set_ylim(places.min() - 0.6, 0.6)
-    ax.set_xlim(min(0.4, float(rows["estimate"].min()) - 0.05), 1.0)
+    least = float(np.nanmin(rows[["estimate", "ci_low"]].to_numpy(float)))
+    ax.set_xlim(min(0.4, least - 0.05), 1.0)
     ax.set_xlabel("AUROC for the label")
     ax.set_title(style.wrap(f"within {column}", width=30))
 
