@@ -16,7 +16,7 @@ from synthetic_run import PATIENTS, make_run
 from biosae import pl
 from biosae.errors import InputError
 from biosae.files import read_h5ad, read_table, write_json, write_table
-from biosae.pipeline import parse_config, run
+from biosae.pipeline import load_config, parse_config, run
 from biosae.pipeline.config import RetrieveConfig
 from biosae.pipeline.see import retrieval
 from biosae.pl import style
@@ -27,6 +27,9 @@ from biosae.reports.report import _atlas
 from biosae.reports.tables import Figures, cell
 from biosae.reports.verdicts import cohort_verdict, retrieval_verdicts
 from biosae.search import diff, evaluate, pairs
+from biosae.settings import settings
+
+PIPELINES = Path(__file__).parents[1] / "pipelines"
 
 MINIMAL = {
     "name": "x",
@@ -274,7 +277,7 @@ def test_methods_say_how_cohorts_and_rankings_were_made(made: Path):
     text = " ".join(methods(runs.load(made)))
     for fact in (
         "AT2 (10 patients) and GT450 (10 patients), each patient giving the share of its samples in which it fires",
-        "p-values came from permutation",
+        "p-values came from rearranging patients between the two (",
         "tested for firing together within patient",
         "240 queries ranked the samples by cosine similarity of their codes and embedding",
         "without samples that share its patient",
@@ -340,9 +343,67 @@ def test_a_panel_holds_marks_intervals_and_chance(rankings):
     assert [t.get_text() for t in site.get_yticklabels()] == ["codes", "embedding"]
     two = pd.concat([rankings.assign(encoder=e, layer="final") for e in ("a", "b")])
     assert len(pl.retrieval(two).axes[0].get_yticks()) == 4
+    plain = rankings.query("label == 'kind' and excluded == 'site'").drop(columns="excluded")
+    assert pl.retrieval(plain).axes[0].get_title(loc="left").startswith("kind\nn = 364")
     with pytest.raises(InputError, match="did you mean"):
         pl.retrieval(rankings, measure="aps")
     with pytest.raises(InputError, match="'chance'"):
         pl.retrieval(rankings.drop(columns="chance"))
     with pytest.raises(InputError, match="no ranking"):
         pl.retrieval(rankings.assign(estimate=np.nan))
+
+
+# -- the pipelines that come with the project, on real data ------------------------------------------------------------
+
+
+def real(name: str, shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **overrides: object) -> Path:
+    """The first encoder of a pipeline, run into ``folder``."""
+    monkeypatch.setattr(settings, "data_dir", shared / "data")
+    monkeypatch.setattr(settings, "weights_dirs", (shared / "weights",))
+    config = load_config(PIPELINES / f"{name}.toml", overrides={k.replace("__", "."): v for k, v in overrides.items()})
+    del config.encoders[1:]
+    return run(config, out=folder, base=PIPELINES, say=lambda text: None)
+
+
+@pytest.mark.slow
+def test_blood_smears_find_their_laboratory_and_hardly_platelets(shared: Path, tmp_path: Path, monkeypatch):
+    """Numbers of embeddings, which hang on no dictionary, as docs/search/retrieval.md has them."""
+    steps = {"n_steps": 20}
+    folder = real("retrieval", shared, tmp_path, monkeypatch, encoders__0__layers=["final"], sae__options=steps)
+    table = read_table(folder / "tables/retrieval.csv").query("measure == 'ap'")
+    ap = table.set_index(["label", "excluded", "use_rep"]).sort_index()
+    for key, estimate, chance in (
+        (("site", "nothing", "embedding"), 0.663, 0.290),
+        (("site", "near_dup_group", "embedding_centred"), 0.701, 0.290),
+        (("no_platelets", "nothing", "embedding"), 0.598, 0.542),
+        (("no_platelets", "site", "embedding_centred"), 0.529, 0.488),
+    ):
+        assert ap.loc[key, ["estimate", "chance"]].tolist() == pytest.approx([estimate, chance], abs=0.005)
+        assert ap.loc[key, "n_queries"] == 364 and ap.loc[key, "n_groups"] == 346
+    assert set(ap.loc[("site", "site")]["status"]) == {"no_queries"}
+
+
+@pytest.mark.slow
+def test_two_hospitals_are_compared_over_patients(shared: Path, tmp_path: Path, monkeypatch):
+    """One record a patient and hospitals of 14 each: the permutation test is Fisher's exact test."""
+    from scipy.stats import fisher_exact
+
+    folder = real("cohort_diff", shared, tmp_path, monkeypatch, sae__options={"n_steps": 200})
+    table = read_table(folder / "tables/diff.csv")
+    assert set(table["n_a"]) == set(table["n_b"]) == {14} and len(table) == 128
+    for row in table[table["p"].notna()].head(40).itertuples():
+        a, b = round(14 * row.frequency_a), round(14 * row.frequency_b)
+        p = fisher_exact([[a, 14 - a], [b, 14 - b]])[1]
+        assert row.p == pytest.approx(p, abs=5 * np.sqrt(p / 99_999) + 2e-5)
+    assert "7 samples are of neither" in (folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_atlas_of_tissue_has_maps_in_spots_and_over_sections(shared: Path, tmp_path: Path, monkeypatch):
+    changed = {"sae__n_latents": 64, "sae__options": {"n_steps": 60}, "atlas__n_cards": 2, "atlas__max_mb": 6.0}
+    folder = real("latent_atlas", shared, tmp_path, monkeypatch, **changed)
+    page = folder / "atlas.html"
+    assert page.stat().st_size < 6.5e6 and '<a href="atlas.html">' in (folder / "report.html").read_text()
+    text = page.read_text(encoding="utf-8")
+    assert '"maps":{' in text and '"slides":{' in text
+    assert not re.search(r"her2_[BC]\d_|\b[BC][234]_\d+x\d+", text), "names of spots"

@@ -199,8 +199,10 @@ def _two_cohorts(run: Run) -> str:
     if facts.get("paired"):
         text += f" The same {noun}s were in both, and p-values came from their differences ({'; '.join(how)})."
     elif how:
-        text += f" p-values came from permutation ({'; '.join(how)})"
-        text += f", within {asked['blocks']}." if asked.get("blocks") else "."
+        draws = "; ".join(dict.fromkeys(h.split(";")[0].removeprefix("permutation, ") for h in how))
+        text += f" p-values came from rearranging {noun}s between the two"
+        text += f", within {asked['blocks']}" if asked.get("blocks") else ""
+        text += f" ({draws})."
     if facts.get("covariates"):
         text += f" p-values were adjusted for {_and([_covariate(str(c)) for c in facts['covariates']])}."
     if facts.get("assume_independent"):

@@ -142,15 +142,16 @@ def retrieval(run: Run, figures: Figures) -> dict[str, Any] | None:
 
 
 def _by_setting(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a view, label and exclusion, one column a representation and for what codes gain."""
+    """One row a view, label and exclusion: chance, codes and what they gain, then each other representation."""
     keys = [c for c in ("encoder", "layer", "label", "excluded") if c in frame]
     rows = []
     for key, part in frame.groupby(keys, sort=False):
-        kept = part[~part["use_rep"].str.contains(" − ") | part["use_rep"].str.startswith(f"{REPRESENTATIONS['X']} − ")]
+        codes = part["use_rep"].str.startswith(REPRESENTATIONS["X"])
+        kept = pd.concat([part[codes], part[~codes & ~part["use_rep"].str.contains(" − ")]])
         spans = {r.use_rep: _estimate(r.estimate, r.ci_low, r.ci_high) for r in kept.itertuples()}
         first = part.iloc[0]
-        counts = {name: first[name] for name in ("chance", "n_queries", "n_groups", "n_left_out", "status")}
-        rows.append(dict(zip(keys, key)) | spans | counts)
+        counts = {name: first[name] for name in ("n_queries", "n_groups", "n_left_out", "status")}
+        rows.append(dict(zip(keys, key)) | {"chance": first["chance"]} | spans | counts)
     return pd.DataFrame(rows)
 
 

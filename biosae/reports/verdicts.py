@@ -244,9 +244,7 @@ def retrieval_verdicts(run: Run) -> list[str]:
         gains = rows[(rows["label"] == label) & rows["use_rep"].astype(str).str.startswith("X - ")]
         if len(gains):
             other = str(gains["use_rep"].iloc[0]).removeprefix("X - ").replace("_", " ")
-            low, high = gains["estimate"].min(), gains["estimate"].max()
-            span = style.number(low, digits=3)
-            span += "" if len(gains) == 1 else f" to {style.number(high, digits=3)}"
-            text += f"; codes less {other}: {span}"
+            ends = [style.number(end, digits=3) for end in (gains["estimate"].min(), gains["estimate"].max())]
+            text += f"; codes less {other}: {' to '.join(dict.fromkeys(ends))}"
         found.append(f"{text}.".replace("querys", "queries"))
     return found
