@@ -86,3 +86,24 @@ def test_radiology(on_data: None, tmp_path: Path):
 def test_blood(on_data: None, tmp_path: Path):
     text = executed("blood_cell_parts", tmp_path)
     assert "nucleus_area_frac" in text
+
+
+@pytest.mark.slow
+def test_interpretation(on_data: None, tmp_path: Path):
+    text = executed("interpretation", tmp_path)
+    assert "refused: " in text, "names of another dictionary"
+    assert len(re.findall(r"^ +oracle +coin$", text, flags=re.M)) == 1
+    marked = re.search(r"^fuzzing +([\d.]+) +([\d.]+)$", text, flags=re.M)
+    assert float(marked[1]) == 1 and abs(float(marked[2]) - 0.5) < 0.15
+    near = re.search(r"^near +(\d+) +(\d+)$", text, flags=re.M)
+    top = re.search(r"^top +(\d+) +(\d+)$", text, flags=re.M)
+    assert int(top[1]) > int(near[1]), "nuclei in several parts: the top and not the near misses"
+
+
+@pytest.mark.slow
+def test_retrieval_and_clusters(on_data: None, tmp_path: Path):
+    text = executed("retrieval_and_clusters", tmp_path)
+    own, random = map(float, re.search(r"([\d.]+) of the five nearest.*; of a random order ([\d.]+)", text).groups())
+    assert own > 5 * random, "tiles of one field find each other"
+    assert "its licence applies here too" in text
+    assert "circular" in text, "a cluster's own latents carry no p"
