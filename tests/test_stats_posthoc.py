@@ -17,7 +17,7 @@ from scipy.stats.contingency import odds_ratio
 from biosae.errors import InputError, StatisticsError
 from biosae.stats import associate, compare_auroc, dunn, holm, variance_explained
 from biosae.stats.posthoc import paired_delong
-from biosae.stats.tables import odds_ratio_exact
+from biosae.stats.tables import conditional_pvalue, odds_ratio_exact
 
 FREE = {"unit": "sample", "assume_independent": True}
 
@@ -277,3 +277,14 @@ def test_point_biserial_is_pearson_and_rank_biserial_is_cliff():
     cliff = associate(adata, "y", method="wilcoxon", controls=False, **FREE).iloc[0]
     pairs = np.sign(x[y == 1][:, None] - x[y == 0])  # share of favourable less share of unfavourable pairs
     assert cliff["estimate"] == pytest.approx(pairs.mean(), rel=1e-12)
+
+
+def test_exact_test_within_strata_is_that_of_r_and_of_fisher():
+    """R 4.2, mantelhaen.test(exact=TRUE) on 2 x 2 x 3 and 2 x 2 x 2 counts; scipy for a single stratum."""
+    assert conditional_pvalue([5, 4, 2], [7, 5, 5], [6, 7, 2], [14, 16, 9]) == pytest.approx(0.00220399258860797)
+    assert conditional_pvalue([6, 3], [7, 4], [6, 4], [16, 10]) == pytest.approx(0.000216450216450216)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        a, b, c, d = rng.integers(0, 9, 4)
+        expected = stats.fisher_exact([[a, b], [c, d]])[1]
+        assert conditional_pvalue([a], [a + b], [a + c], [a + b + c + d]) == pytest.approx(expected, rel=1e-9)

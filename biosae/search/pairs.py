@@ -82,7 +82,8 @@ def pairs(
     where both are on in every sample, or one in none. ``mh = sum_k a_k d_k / n_k / sum_k b_k c_k / n_k`` (Mantel and
     Haenszel 1959). p: on and off less their share in the stratum (strata within groups), or adjusted for the stratum
     (strata across groups), then ``biosae.stats.associate(method="pearson")`` with samples as units and groups as
-    independent: its numerator is that of the Mantel-Haenszel test, its error is that between groups.
+    independent: its numerator is that of the Mantel-Haenszel test, its error is that between groups. Where every sample
+    is a group of its own, p is that of Fisher's exact test, or of the exact Mantel-Haenszel test within strata.
     """
     import anndata
 
@@ -152,6 +153,8 @@ def pairs(
     wide = {c: np.asarray(result[c]).reshape(m, m) for c in ("p", "status", "n_groups")}
     for name, values in wide.items():
         table[name] = values[upper]
+    if not repeated and permute == "auto":
+        table["p"] = table["p"].mask(table["p"].notna(), _exact(on, cells, upper))
     varied = np.minimum(informative[upper[0]], informative[upper[1]]) >= min(min_groups, len(np.unique(independent)))
     family = table["status"].isin(["ok", "few_groups"]) & table["p"].notna() & varied
     few = table["n_both"] < min_count
@@ -167,6 +170,17 @@ def pairs(
         "assume_independent": bool(assume_independent),
     }  # fmt: skip
     return table
+
+
+def _exact(on: sp.csr_matrix, cells: np.ndarray, upper: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Exact p of every pair, (pairs,), for independent samples."""
+    from biosae.stats.tables import conditional_pvalue
+
+    parts = [on[cells == c] for c in range(cells.max() + 1)]
+    both = np.stack([np.asarray((part.T @ part).todense()).astype(int) for part in parts])
+    size = [part.shape[0] for part in parts]
+    alone = both.diagonal(axis1=1, axis2=2)
+    return np.array([conditional_pvalue(both[:, i, j], alone[:, i], alone[:, j], size) for i, j in zip(*upper)])
 
 
 def npmi(both: np.ndarray, n: int) -> np.ndarray:

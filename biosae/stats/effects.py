@@ -89,6 +89,17 @@ def logit_interval(
     return low, high
 
 
+def score_interval(a: np.ndarray, error: np.ndarray, *, critical: float) -> tuple[np.ndarray, np.ndarray]:
+    """Areas A0 that a test with ``error`` at 1/2 does not reject: it leaves 1/2 out exactly where that test does.
+
+    ``|A - A0| <= c error sqrt(4 A0 (1 - A0))``: Wilson's interval of a share of ``1 / (4 error^2)`` independent items.
+    """
+    by = 4 * (critical * error) ** 2  # c^2 over the number of items
+    half = np.sqrt(by * a * (1 - a) + by**2 / 4) / (1 + by)
+    middle = (a + by / 2) / (1 + by)
+    return middle - half, middle + half
+
+
 @lru_cache(maxsize=64)
 def _u_counts(n1: int, n0: int) -> np.ndarray:
     """Number of arrangements for each U = 0 .. n1 n0: coefficients of the Gaussian binomial."""

@@ -13,7 +13,7 @@ from biosae.stats.adjust import basis, residual, share_explained
 from biosae.stats.correlation import Columns, dot, fisher_interval, z_interval
 from biosae.stats.counts import negbin, poisson
 from biosae.stats.cox_screen import cox
-from biosae.stats.inference import Block, Groups, Inference, block, linear
+from biosae.stats.inference import FEW, Block, Groups, Inference, block, combined, linear
 from biosae.stats.kendall import kendall
 from biosae.stats.kruskal import kruskal
 from biosae.stats.lmm import lmm
@@ -201,10 +201,17 @@ def auroc(problem: Problem) -> Result:
     if codes is not None:
         if len(blocks) > 1:
             variance = factor * ((influence / sum(pairs)) ** 2).sum(axis=0)
-        null = inference.se * per_r / sum(pairs)
-        variance = np.fmax(variance, np.where(variance > 0, null**2, 0.0))
         n_min = min(len(np.unique(codes[positive])), len(np.unique(codes[~positive])))
     low, high = effects.logit_interval(area, variance, critical=_critical(inference), n_min=n_min)
+    if codes is not None:
+        R, error = combined(blocks)[0], inference.se
+        if G >= FEW:  # the error of the test; of few groups it is too small (coverage 0.88), that of no effect is not
+            with np.errstate(divide="ignore", invalid="ignore"):
+                error = np.where(R != 0, np.abs(R / inference.statistic), error)
+        error = error * per_r / sum(pairs)
+        least = effects.score_interval(area, error, critical=_critical(inference))
+        spread = (variance > 1e-15) & (area > 0) & (area < 1)
+        low, high = np.where(spread, np.fmin(low, least[0]), low), np.where(spread, np.fmax(high, least[1]), high)
     if codes is None and problem.strata is None and len(positive) <= 20 and problem.scheme is None:
         _exact_where_untied(problem, positive, area, inference)
     if problem.strata is None:

@@ -64,6 +64,36 @@ def odds_ratio_exact(
     return tuple(row[place.ravel()].reshape(shape) for row in out)
 
 
+def conditional_pvalue(both: np.ndarray, first: np.ndarray, second: np.ndarray, size: np.ndarray) -> float:
+    """Exact test that two things are independent within strata, given the margins of every stratum.
+
+    Without association the cell of stratum s is hypergeometric, and the sum of the cells has the convolution of these
+    distributions. p is the probability of all sums that are not likelier than the observed one: Fisher's test for one
+    stratum, the exact Mantel-Haenszel test for several (``mantelhaen.test(exact=TRUE)`` of R).
+
+    Parameters
+    ----------
+    both, first, second, size
+        Samples of every stratum (k,) with both, with the first, with the second, and all.
+
+    Returns
+    -------
+    float
+    """
+    of_sum, lowest = np.ones(1), 0
+    for a, b, n in zip(first, second, size):
+        k = np.arange(max(0, a + b - n), min(a, b) + 1)
+        lowest += k[0]
+        log = _log_choose(a, k) + _log_choose(n - a, b - k) - _log_choose(n, b)
+        of_sum = np.convolve(of_sum, np.exp(log))
+    observed = of_sum[int(np.sum(both)) - lowest]
+    return float(min(1.0, of_sum[of_sum <= observed * (1 + 1e-7)].sum()))
+
+
+def _log_choose(n: np.ndarray | int, k: np.ndarray | int) -> np.ndarray:
+    return special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
+
+
 def _solve(tables: np.ndarray, support: np.ndarray, weight: np.ndarray, tail: float, mid_p: bool) -> np.ndarray:
     """Estimate and bounds (3, t) of tables (t, 4) with the same margins."""
     a = tables[:, 0]
