@@ -23,7 +23,7 @@ EXTRAS = {
     "eegmodels": ("braindecode",),
     "index": ("faiss",),
     "scale": ("dask",),
-    "cluster": ("leidenalg", "igraph", "umap"),
+    "cluster": ("igraph",),
     "data": ("pooch", "nibabel", "h5py"),
     "interactive": ("jupyterlab", "ipywidgets"),
     "test": ("pytest", "hypothesis", "nbclient"),

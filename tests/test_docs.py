@@ -31,8 +31,8 @@ def tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_ten_lines_of_the_readme(tiles: Path) -> None:
-    (code,) = snippets("README.md")
+def test_code_of_the_readme(tiles: Path) -> None:
+    code, then = snippets("README.md")
     small = {
         '"uni"': '"tiny-histology"',
         '"cls"': '"default"',
@@ -46,6 +46,11 @@ def test_ten_lines_of_the_readme(tiles: Path) -> None:
     exec(code, found)
     assert set(found["r"]["source"]) == {"latent", "raw", "pca"}
     assert {"p_maxt", "status", "ci_low"} <= set(found["r"])
+    for word, instead in {"L0042": "L0003", "L0107": "L0005", "tile_17": found["adata"].obs_names[17]}.items():
+        assert word in then
+        then = then.replace(word, instead)
+    exec(then, found)
+    assert (tiles / "latents.zarr").is_dir()
 
 
 @pytest.fixture(scope="module")
