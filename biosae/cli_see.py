@@ -156,7 +156,7 @@ def export_command(
         if unknown := [name for name in options if name not in known]:
             raise InputError(f"--option {unknown[0]}: a model takes {', '.join(known)}")
         export.write_model(source, out, licence=licence, show_ids=show_ids, **options)
-        terms = _terms(json.loads((out / "config.json").read_text(encoding="utf-8"))["identity"], licence)
+        facts = json.loads((out / "config.json").read_text(encoding="utf-8"))
     else:
         adata = _named(source, names)
         export.write(
@@ -164,8 +164,8 @@ def export_command(
         )
         if key is not None:
             write_table(key, export.pseudonyms(adata))
-        terms = _terms(adata.uns.get("biosae", {}).get("identity"), licence)
-    typer.echo(f"{out}\n{terms}")
+        facts = adata.uns.get("biosae", {})
+    typer.echo(f"{out}\n{export.inherited(facts, licence=licence).statement}")
 
 
 def _named(latents: Path, names: Path | None) -> Any:
@@ -196,12 +196,6 @@ def _inert(value: Any) -> Any:
     except ValueError:
         return "'" + value
     return value
-
-
-def _terms(identity: Any, licence: str | None) -> str:
-    from biosae.export import terms
-
-    return terms(identity, licence=licence).statement
 
 
 def _values(obs: Any, rules: list[str] | None) -> dict[str, list[Any]]:

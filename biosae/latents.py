@@ -85,6 +85,7 @@ def encode(sae: Any, emb: Any, *, tokens: str | None = "mean", keep_embedding: b
     learnt = {name: getattr(sae, f"{name}_", None) for name in ("n_latents", "k", "random_state")}
     adata.uns["biosae"] = plain({
         "identity": getattr(emb, "identity", None),
+        **_partner(sae),
         "fingerprint": getattr(emb, "fingerprint", None),
         "sae": {"class": type(sae).__name__, **settings, **{k: v for k, v in learnt.items() if v is not None}},
         "additive": bool(getattr(sae, "additive", True)),
@@ -97,6 +98,12 @@ def encode(sae: Any, emb: Any, *, tokens: str | None = "mean", keep_embedding: b
         "provenance": provenance.record(),
     })  # fmt: skip
     return adata
+
+
+def _partner(sae: Any) -> dict[str, Any]:
+    """What a second table that the SAE learnt from hands down."""
+    width = getattr(sae, "partner_features_", 0)
+    return {"partner_features": width, "partner_identity": sae.partner_identity_} if width else {}
 
 
 def _codes(

@@ -539,6 +539,8 @@ def test_a_second_encoder_hands_its_terms_down_too(first, second, licence, restr
     assert ("extra_gated_prompt" in card.data.to_dict()) is (restricted or licence == "unknown")
     if second == "uni":
         assert "MahmoodLab/uni" in card.data.base_model
+    codes = export.shareable(bs.encode(both, X))
+    assert codes.uns["biosae"]["licence"]["licence"] == licence, "codes come from both tables too"
 
 
 @pytest.mark.parametrize("title", ['x"\n---\nlicense: mit\n---', "# <script>alert(1)</script>", "a | b `c`"])
@@ -579,3 +581,16 @@ def test_mistakes_say_what_to_do(arguments, message, tmp_path):
     with pytest.raises(InputError, match=message):
         export.write(latents(), path, **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_of_neighbours_stays_usable_by_scanpy(tmp_path):
+    sc = pytest.importorskip("scanpy")
+    rng = np.random.default_rng(0)
+    X = sp.random(40, 12, density=0.5, random_state=0, format="csr", dtype=np.float32)
+    obs = pd.DataFrame({"patient": rng.integers(0, 8, 40).astype(str)}, index=[f"s{i}" for i in range(40)])
+    adata = anndata.AnnData(X, obs=obs)
+    sc.pp.neighbors(adata, n_neighbors=5, use_rep="X", transformer="sklearn")
+    read = anndata.read_h5ad(export.write(adata, tmp_path / "a.h5ad"))
+    sc.tl.umap(read, random_state=0)
+    assert read.obsm["X_umap"].shape == (40, 2)
+    assert read.obsp["connectivities"].nnz == adata.obsp["connectivities"].nnz

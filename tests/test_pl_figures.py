@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
@@ -305,3 +306,12 @@ def test_long_names_of_strata_lie_neither_on_each_other_nor_outside_the_figure()
     boxes = [t.get_window_extent() for t in ax.get_yticklabels()]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     assert all(box.x0 >= 0 for box in boxes)
+
+
+def test_gallery_says_where_a_kind_has_no_items_and_leaves_no_gap(adata) -> None:
+    always = adata.copy()
+    always.X = sp.csr_matrix(adata.X.toarray() + 1)
+    fig = pl.gallery(always, "L0003", samples=FakeSamples(adata.obs), n=6, cap_per_patient=1)
+    top, _, inactive = fig.subfigs
+    assert inactive._suptitle.get_text().endswith("there is none") and not inactive.axes
+    assert inactive.bbox.height < top.bbox.height / 3 and "at most 1 tile a patient" in fig._suptitle.get_text()

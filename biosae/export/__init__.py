@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from biosae.export.latents import FORMATS, write
-from biosae.export.licence import Terms, terms
+from biosae.export.licence import Terms, inherited, terms
 from biosae.export.model import write_model
 from biosae.export.shareable import pseudonyms, shareable
 
-__all__ = ["FORMATS", "Terms", "pseudonyms", "shareable", "terms", "write", "write_model"]
+__all__ = ["FORMATS", "Terms", "inherited", "pseudonyms", "shareable", "terms", "write", "write_model"]

@@ -126,6 +126,25 @@ def terms(identity: Mapping[str, Any] | None, *, licence: str | None = None) -> 
     )
 
 
+def inherited(facts: Mapping[str, Any], *, licence: str | None = None) -> Terms:
+    """Terms of an SAE or of codes by what is written in them: those of the encoder, and of a second table's encoder.
+
+    Parameters
+    ----------
+    facts
+        ``config.json`` of an SAE, or ``uns["biosae"]`` of latents.
+    licence
+        The licence where none is recorded, of both encoders.
+    """
+    own = terms(facts.get("identity"), licence=licence)
+    if not facts.get("partner_features"):
+        return own
+    partner = terms(facts.get("partner_identity"))
+    if partner.licence == UNKNOWN:
+        partner = terms(facts.get("partner_identity"), licence=licence)
+    return joined(own, partner)
+
+
 def joined(first: Terms, second: Terms) -> Terms:
     """Terms of what was made from two encoders: those of both apply, and what one does not permit is not permitted."""
     if first == second:

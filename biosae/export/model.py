@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from biosae.errors import InputError
-from biosae.export.licence import UNKNOWN, Terms, joined, terms
+from biosae.export.licence import Terms, inherited
 from biosae.export.shareable import redacted
 from biosae.files import atomic_path
 
@@ -76,25 +76,20 @@ def write_model(
     with tempfile.TemporaryDirectory() as saved:
         sae.save(saved)
         tensors, config = checkpoint.read(saved)
-    inherited = terms(config.get("identity"), licence=licence)
-    if config.get("partner_features"):  # learnt from a second table, whose encoder has terms of its own
-        partner = terms(config.get("partner_identity"))
-        if partner.licence == UNKNOWN:
-            partner = terms(config.get("partner_identity"), licence=licence)
-        inherited = joined(inherited, partner)
+    held = inherited(config, licence=licence)
     config = redacted({k: v for k, v in config.items() if k not in ("format", "version", "sha256")})
     if not show_ids:
         config["training_groups"] = []
     config |= {
-        "licence": inherited.licence, "derivatives_restricted": inherited.derivatives_restricted,
-        "terms": inherited.to_dict(),
+        "licence": held.licence, "derivatives_restricted": held.derivatives_restricted,
+        "terms": held.to_dict(),
     }  # fmt: skip
     header = {
-        "format": "pt", "library": "biosae", "licence": inherited.licence, "encoder": inherited.encoder,
-        "derivatives_restricted": str(inherited.derivatives_restricted).lower(), "terms": inherited.statement,
+        "format": "pt", "library": "biosae", "licence": held.licence, "encoder": held.encoder,
+        "derivatives_restricted": str(held.derivatives_restricted).lower(), "terms": held.statement,
     }  # fmt: skip
     checkpoint.write(folder, tensors, config, header=header)
-    card = model_card(config, inherited, title=title, data=data, data_licence=data_licence)
+    card = model_card(config, held, title=title, data=data, data_licence=data_licence)
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
     return folder

@@ -12,7 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from biosae.errors import InputError, nearest
-from biosae.export.licence import terms
+from biosae.export.licence import inherited
 from biosae.export.order import hidden_order
 
 PSEUDONYMS = ("patient", "slide", "recording", "sequence", "collector")
@@ -63,13 +63,13 @@ def shareable(adata: Any, *, columns: Sequence[str] = (), show_ids: bool = False
         raise InputError("there is no sample in these latents; nothing to export")
     adata = in_memory(adata)
     content = dict(adata.uns.get("biosae", {}))
-    inherited = terms(content.get("identity"), licence=licence).to_dict()
+    held = inherited(content, licence=licence).to_dict()
     unknown = [c for c in columns if c not in adata.obs]
     if unknown:
         raise InputError(f"obs has no column {unknown[0]!r}; {nearest(unknown[0], adata.obs.columns)}")
     if show_ids:
         out = adata.copy()
-        out.uns["biosae"] = {**content, "licence": inherited}
+        out.uns["biosae"] = {**content, "licence": held}
         return out
     names = pseudonyms(adata)
     adata = adata[_order(adata.obs)].copy()
@@ -86,7 +86,9 @@ def shareable(adata: Any, *, columns: Sequence[str] = (), show_ids: bool = False
               for name in ("obsm", "varm", "obsp", "varp", "layers")}  # fmt: skip
     out = anndata.AnnData(X=adata.X.copy(), obs=obs, var=var, **arrays)
     content = {k: v for k, v in content.items() if k != "roles"}
-    out.uns["biosae"] = {**_redacted(content, redact), **({"roles": kept} if kept else {}), "licence": inherited}
+    if "neighbors" in adata.uns and "connectivities" in arrays["obsp"]:  # what scanpy's Leiden and UMAP look for
+        out.uns["neighbors"] = dict(adata.uns["neighbors"])
+    out.uns["biosae"] = {**_redacted(content, redact), **({"roles": kept} if kept else {}), "licence": held}
     return out
 
 

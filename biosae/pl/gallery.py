@@ -121,9 +121,14 @@ def gallery(
     columns = min(n, 6)
     rows_a_block, shown = max(1, -(-n // columns)), headings(chosen, kinds)
     with style.paper():
-        fig = style.figure((6.9, 0.55 + len(shown) * (0.24 + rows_a_block * 1.28))) if fig is None else fig
-        for part, (kind, heading) in zip(np.atleast_1d(fig.subfigures(len(shown), 1)), shown.items()):
+        heights = [0.24 + rows_a_block * 1.28 * (chosen["kind"] == kind).any() for kind in shown]
+        fig = style.figure((6.9, 0.55 + sum(heights))) if fig is None else fig
+        parts = np.atleast_1d(fig.subfigures(len(shown), 1, height_ratios=heights))
+        for part, (kind, heading) in zip(parts, shown.items()):
             items = chosen[chosen["kind"] == kind]
+            if items.empty:
+                part.suptitle(f"{heading}: there is none", x=0.01, ha="left", fontsize=8, color=style.INK)
+                continue
             part.suptitle(f"{heading} (n = {len(items)})", x=0.01, ha="left", fontsize=8, color=style.INK)
             grid = part.subplots(rows_a_block, columns, squeeze=False).ravel()
             for ax in grid:
@@ -141,7 +146,11 @@ def gallery(
                     ax.imshow(image)
                 ax.set_title(style.number(one.activation), fontsize=6.5, loc="center", y=-0.14, va="top")
         what = noun(samples, adata)
-        cap = f"at most {cap_per_patient} {what}s a patient" if cap_per_patient and "patient" in adata.obs else "no cap"
+        cap = (
+            f"at most {cap_per_patient} {what}{'s' * (cap_per_patient > 1)} a patient"
+            if cap_per_patient and "patient" in adata.obs
+            else "no cap"
+        )
         fig.suptitle(
             style.wrap(
                 f"{latent}: {firing_sentence(adata, latent)}; {cap}; number under each {what}: activation", width=96
