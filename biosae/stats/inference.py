@@ -114,6 +114,11 @@ class Inference:
     p_side: np.ndarray | None = None
     """One-sided p in the direction of the estimate; None where there is no direction."""
 
+    @property
+    def critical(self) -> float:
+        """97.5 % quantile: normal for independent units, else t."""
+        return float(stats.t.ppf(0.975, max(self.df, 1.0)))
+
 
 def combined(blocks: list[Block]) -> tuple[np.ndarray, np.ndarray]:
     """``R = sum w r / sum w`` and ``sum w`` over strata, ``w = n - 1 - k``."""

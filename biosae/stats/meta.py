@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
 from biosae.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from biosae.stats.inference import Inference
 
 EFFECTS = ("fixed", "random")
 _TOLERANCE = 1e-13
@@ -170,3 +174,19 @@ TAU2: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
     "dl": _dersimonian_laird, "reml": _reml, "pm": _paule_mandel,
 }  # fmt: skip
 """Estimators of the variance between strata, ``(y, v, used) -> tau2``."""
+
+
+def heterogeneity(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns of a result on how strata differ, from :func:`combine` and ``n_same_sign``."""
+    return {
+        "n_strata": found["n_strata"], "n_same_sign": found["n_same_sign"], "q_heterogeneity": found["q"],
+        "p_heterogeneity": found["p_heterogeneity"], "i2": found["i2"], "tau2": found["tau2"],
+    }  # fmt: skip
+
+
+def not_below(inference: Inference, found: dict[str, np.ndarray]) -> None:
+    """No p below that of the mean effect of strata whose effects differ."""
+    inference.p, inference.p_maxt = np.maximum(inference.p, found["p"]), np.maximum(inference.p_maxt, found["p"])
+    if inference.p_side is not None:
+        inference.p_side = np.maximum(inference.p_side, found["p"] / 2)
+    inference.how += ", not below random effects"

@@ -10,14 +10,15 @@ from scipy import special, stats
 
 from biosae.stats import effects
 from biosae.stats.adjust import basis, residual, share_explained
+from biosae.stats.areas import auroc, wilcoxon
 from biosae.stats.correlation import Columns, dot, fisher_interval, z_interval
 from biosae.stats.counts import negbin, poisson
 from biosae.stats.cox_screen import cox
-from biosae.stats.inference import FEW, Block, Groups, Inference, block, combined, linear
+from biosae.stats.inference import Block, Groups, Inference, block, linear
 from biosae.stats.kendall import kendall
 from biosae.stats.kruskal import kruskal
 from biosae.stats.lmm import lmm
-from biosae.stats.meta import combine
+from biosae.stats.meta import combine, heterogeneity, not_below
 from biosae.stats.nested import group_scores, group_squares, indicator
 from biosae.stats.ordinal import ordinal
 from biosae.stats.problem import Method, Problem, Result
@@ -25,11 +26,6 @@ from biosae.stats.tables import odds_ratio_exact
 
 MAX_SIZE_R2 = 0.8
 """Pooled units: above this share of the target explained by the number of samples a unit holds, no p is given."""
-
-
-def _critical(inference: Inference) -> float:
-    """97.5 % quantile: normal for independent units, else t."""
-    return float(stats.t.ppf(0.975, max(inference.df, 1.0)))
 
 
 def _correlation(problem: Problem, *, rank: bool) -> Result:
@@ -48,8 +44,8 @@ def _correlation(problem: Problem, *, rank: bool) -> Result:
         z, variance = _each(blocks, problem.groups, rank=rank)
         found = combine(z, variance, effects="random")
         estimate, low, high = (np.tanh(found[name]) for name in ("estimate", "ci_low", "ci_high"))
-        extra |= _heterogeneity(found)
-        _not_below(inference, found)
+        extra |= heterogeneity(found)
+        not_below(inference, found)
     return Result(estimate, low, high, inference, extra)
 
 
@@ -99,21 +95,6 @@ def _each(blocks: list[Block], groups: Groups, *, rank: bool) -> tuple[np.ndarra
     return np.arctanh(r), variance
 
 
-def _heterogeneity(found: dict) -> dict:
-    return {
-        "n_strata": found["n_strata"], "n_same_sign": found["n_same_sign"], "q_heterogeneity": found["q"],
-        "p_heterogeneity": found["p_heterogeneity"], "i2": found["i2"], "tau2": found["tau2"],
-    }  # fmt: skip
-
-
-def _not_below(inference: Inference, found: dict) -> None:
-    """No p below that of the mean effect of strata whose effects differ."""
-    inference.p, inference.p_maxt = np.maximum(inference.p, found["p"]), np.maximum(inference.p_maxt, found["p"])
-    if inference.p_side is not None:
-        inference.p_side = np.maximum(inference.p_side, found["p"] / 2)
-    inference.how += ", not below random effects"
-
-
 def _grouped_interval(blocks, groups, estimate, low, high, rank, inference) -> tuple[np.ndarray, np.ndarray]:
     """Sandwich interval on Fisher's z, never narrower than that of free units or than the null error of the test."""
     G = groups.n
@@ -132,7 +113,7 @@ def _grouped_interval(blocks, groups, estimate, low, high, rank, inference) -> t
         se = se * np.sqrt(1 + estimate**2 / 2) if rank else se
         free = (np.arctanh(high) - np.arctanh(low)) / 2 / special.ndtri(0.975)
     widest = np.fmax(np.fmax(se, inference.se), np.where(np.isfinite(free), free, 0.0))
-    return z_interval(estimate, _critical(inference) * widest)
+    return z_interval(estimate, inference.critical * widest)
 
 
 def _influence(b: Block, groups: Groups) -> np.ndarray:
@@ -169,89 +150,6 @@ def spearman(problem: Problem) -> Result:
     return _correlation(problem, rank=True)
 
 
-def auroc(problem: Problem) -> Result:
-    blocks = problem.blocks(rank=True)
-    inference = linear(blocks, problem.groups, rank_sum=True, **problem.options())
-    positive = problem.y == 1
-    codes, G = problem.groups.codes, problem.groups.n
-    factor = G / max(G - 1, 1)
-    areas, variances, pairs, per_r, n_min = [], [], [], 0.0, 0
-    influence = 0.0
-    for b in blocks:
-        own = positive[b.rows]
-        n1, n0 = int(own.sum()), int((~own).sum())
-        areas.append(0.5 + 2.0 * b.r * b.scale / (b.n * n1 * n0))  # the ranks of the two classes differ by n / 2
-        areas[-1] = np.where(np.isnan(b.r), 0.5, areas[-1])
-        pairs.append(float(n1 * n0))
-        per_r = per_r + np.sqrt(b.ss * n1 * n0 / b.n)  # change of the area, times pairs, for a unit of the correlation
-        n_min += min(n1, n0)
-        if b.batch is not None and sp.issparse(problem.V):
-            variances.append(problem.delong() if codes is None else factor * problem.delong())
-            continue
-        V = problem.V if problem.strata is None else effects.rows_of(problem.V, b.rows)
-        if codes is None:
-            variances.append(effects.delong_variance(V, own))
-        else:
-            each = effects.delong_groups(V, own, codes[b.rows], G)
-            held = len(np.unique(codes[b.rows]))
-            variances.append(held / max(held - 1, 1) * (each**2).sum(axis=0))
-            influence = influence + pairs[-1] * each
-    w = np.array(pairs)[:, None] / sum(pairs)
-    area, variance = (w * np.stack(areas)).sum(axis=0), (w**2 * np.stack(variances)).sum(axis=0)
-    if codes is not None:
-        if len(blocks) > 1:
-            variance = factor * ((influence / sum(pairs)) ** 2).sum(axis=0)
-        n_min = min(len(np.unique(codes[positive])), len(np.unique(codes[~positive])))
-    low, high = effects.logit_interval(area, variance, critical=_critical(inference), n_min=n_min)
-    if codes is not None:
-        R, error = combined(blocks)[0], inference.se
-        if G >= FEW:  # the error of the test; of few groups it is too small (coverage 0.88), that of no effect is not
-            with np.errstate(divide="ignore", invalid="ignore"):
-                error = np.where(R != 0, np.abs(R / inference.statistic), error)
-        error = error * per_r / sum(pairs)
-        least = effects.score_interval(area, error, critical=_critical(inference))
-        spread = (variance > 1e-15) & (area > 0) & (area < 1)
-        low, high = np.where(spread, np.fmin(low, least[0]), low), np.where(spread, np.fmax(high, least[1]), high)
-    if codes is None and problem.strata is None and len(positive) <= 20 and problem.scheme is None:
-        _exact_where_untied(problem, positive, area, inference)
-    if problem.strata is None:
-        return Result(area, low, high, inference)
-    found = _areas_together(np.stack(areas), np.stack(variances), problem.pooling)
-    if problem.pooling == "random":
-        area, low, high = (special.expit(found[name]) for name in ("estimate", "ci_low", "ci_high"))
-        _not_below(inference, found)
-    return Result(area, low, high, inference, _heterogeneity(found))
-
-
-def _areas_together(areas: np.ndarray, variances: np.ndarray, pooling: str) -> dict:
-    """AUROC of strata (k, m) put together on the logit scale; perfect separation leaves a stratum out."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        inside = (areas > 0) & (areas < 1)
-        logit = np.where(inside, special.logit(areas), np.nan)
-        found = combine(logit, variances / (areas * (1 - areas)) ** 2, effects="random")
-    if pooling == "fixed":
-        mean = combine(logit, variances / np.where(inside, areas * (1 - areas), 1.0) ** 2)["estimate"]
-        found["n_same_sign"] = (np.sign(logit) == np.sign(mean)).sum(axis=0)
-    return found
-
-
-def _exact_where_untied(problem: Problem, positive: np.ndarray, area: np.ndarray, inference: Inference) -> None:
-    dense = problem.V.toarray() if sp.issparse(problem.V) else problem.V
-    ordered = np.sort(dense, axis=0)
-    untied = (np.diff(ordered, axis=0) > 0).all(axis=0) & problem.testable
-    n1, n0 = int(positive.sum()), int((~positive).sum())
-    if untied.any() and problem.units_blocks is None:
-        inference.p[untied] = effects.exact_u_pvalue(area[untied] * n1 * n0, n1, n0)
-        inference.p_side[untied] = inference.p[untied] / 2
-        inference.p_maxt = np.fmax(inference.p_maxt, np.where(np.isnan(inference.p_maxt), np.nan, inference.p))
-        inference.how += "; exact where untied"
-
-
-def wilcoxon(problem: Problem) -> Result:
-    found = auroc(problem)
-    return Result(2 * found.estimate - 1, 2 * found.low - 1, 2 * found.high - 1, found.inference, found.extra)
-
-
 def welch(problem: Problem) -> Result:
     positive = problem.y == 1
     n1, n0 = int(positive.sum()), int((~positive).sum())
@@ -279,7 +177,7 @@ def welch(problem: Problem) -> Result:
         with np.errstate(divide="ignore", invalid="ignore"):
             null = inference.se * b.scale * (n1 + n0) / (n1 * n0)
             se = np.fmax(np.sqrt(G / max(G - 1, 1) * (D**2).sum(axis=0)), null) / np.sqrt((ss1 + ss0) / (n1 + n0 - 2))
-        half = _critical(inference) * se
+        half = inference.critical * se
         low, high = g - half, g + half
     return Result(g, low, high, inference)
 
@@ -328,11 +226,11 @@ def fisher(problem: Problem) -> Result:
     shift = 0.5 * (np.stack([c.sum(axis=0) for c in cells]).min(axis=0) == 0)
     cells = [c / (c.sum(axis=0) + shift) for c in cells]
     D = cells[0] + cells[3] - cells[1] - cells[2]
-    half = _critical(inference) * np.sqrt(G / max(G - 1, 1) * (D**2).sum(axis=0))
+    half = inference.critical * np.sqrt(G / max(G - 1, 1) * (D**2).sum(axis=0))
     with np.errstate(divide="ignore", invalid="ignore"):
         free = (np.log(high) - np.log(low)) / 2
         null = inference.se * b.scale * n / (n1 * (n - n1)) / (k / n * (1 - k / n))
-    half = np.fmax(np.fmax(half, free), np.where(np.isfinite(null), null, 0.0) * _critical(inference))
+    half = np.fmax(np.fmax(half, free), np.where(np.isfinite(null), null, 0.0) * inference.critical)
     return Result(ratio, ratio * np.exp(-half), ratio * np.exp(half), inference)
 
 
@@ -355,7 +253,7 @@ def ols(problem: Problem) -> Result:
                 squares = (S**2).sum(axis=0)
             factor = G / max(G - 1, 1) * (b.n - 1) / max(df, 1)
             robust = np.sqrt(squares * factor) / b.ss
-            half = np.fmax(robust, inference.se * np.sqrt(b.e @ b.e / b.ss)) * _critical(inference)
+            half = np.fmax(robust, inference.se * np.sqrt(b.e @ b.e / b.ss)) * inference.critical
     return Result(slope, slope - half, slope + half, inference)
 
 
