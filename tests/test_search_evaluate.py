@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from biosae.errors import InputError
+from biosae.errors import InputError, StatisticsError
 from biosae.search import evaluate, evaluate_queries, ranking_measures
 from biosae.search.evaluate import clustered_mean
 
@@ -158,7 +158,7 @@ def test_what_cannot_be_answered_is_said():
     alone.obs["label"] = alone.obs["label"].where(alone.obs["patient"] != "3")
     lines = evaluate_queries(alone, "label", use_rep="X", gallery=alone.obs_names[:20])
     assert len(lines) == alone.n_obs - 6 and lines["n_gallery"].max() == 18
-    with pytest.raises(InputError, match="assume_independent=True"):
+    with pytest.raises(StatisticsError, match="assume_independent=True"):
         evaluate(adata, "label", groups="case")
     with pytest.raises(InputError, match="not a column"):
         evaluate(adata, "diagnosis")

@@ -189,13 +189,11 @@ def _cohorts(obs: pd.DataFrame, by: str, cohorts: tuple[Any, Any] | None) -> tup
 
 
 def _units(obs: pd.DataFrame, groups: str, wanted: np.ndarray, assume_independent: bool) -> np.ndarray:
+    from biosae.stats.nested import require_groups
+
     if assume_independent:
         return np.arange(len(obs)).astype(str)
-    if groups not in obs:
-        raise StatisticsError(
-            f"obs has no column {groups!r}: nothing says which samples are independent. Name the column with groups=, "
-            "or say assume_independent=True if every sample is of another patient"
-        )
+    require_groups(obs, groups)
     if missing := int(obs[groups].isna().to_numpy()[wanted].sum()):
         raise StatisticsError(f"{missing} samples of the two cohorts have no {groups}; leave them out")
     return obs[groups].astype(str).to_numpy()

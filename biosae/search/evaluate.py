@@ -185,14 +185,13 @@ def evaluate(
     ------
     InputError
         If a column is absent or has gaps.
+    StatisticsError
+        If nothing says which queries are independent.
     """
-    from biosae.stats.nested import codes_of
+    from biosae.stats.nested import codes_of, require_groups
 
-    if groups not in adata.obs and not assume_independent:
-        raise InputError(
-            f"obs has no {groups!r} column, so nothing says which queries are independent. Name the patient column "
-            "with groups=..., or pass assume_independent=True and say so where you report it"
-        )
+    if not assume_independent:
+        require_groups(adata.obs, groups)
     lines = evaluate_queries(
         adata, label, use_rep=use_rep, metric=metric, exclude=exclude, k=k, queries=queries, gallery=gallery
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from biosae.errors import InputError, StatisticsError, nearest
+from biosae.errors import InputError, nearest
 from biosae.search.cluster import chosen
 
 N_LATENTS = 100
@@ -88,18 +88,15 @@ def pairs(
     import anndata
 
     from biosae.stats import associate, bh
-    from biosae.stats.nested import in_memory
+    from biosae.stats.nested import in_memory, require_groups
 
     if permute not in PERMUTE:
         raise InputError(f"permute={permute!r}; {nearest(permute, PERMUTE)}")
     if permute != "auto" and strata not in (None, groups):
         raise InputError(f"permute={permute!r} rearranges within {groups!r}, not within {strata!r}; leave strata out")
     known = groups in adata.obs
-    if not known and not assume_independent:
-        raise StatisticsError(
-            f"obs has no column {groups!r}: nothing says which samples are independent. Name the column with groups=, "
-            "or say assume_independent=True"
-        )
+    if not assume_independent:
+        require_groups(adata.obs, groups)
     if strata is not None and strata not in adata.obs:
         raise InputError(f"obs has no column {strata!r}; {nearest(strata, list(adata.obs.columns))}")
     on = sp.csr_matrix(sp.csr_matrix(in_memory(adata).X) != 0, dtype=np.float64)

@@ -142,6 +142,21 @@ def _pool_top(X: Any, codes: np.ndarray, n_groups: int, k: int) -> Any:
     return out
 
 
+def require_groups(obs: pd.DataFrame, groups: str) -> None:
+    """Refuse where nobody says which samples are independent.
+
+    Raises
+    ------
+    StatisticsError
+        If the column of independent groups is absent.
+    """
+    if groups not in obs:
+        raise StatisticsError(
+            f"obs has no column {groups!r}, so nothing says which samples are independent. Name the column of patients "
+            "with groups=, or pass assume_independent=True and say so where you report it"
+        )
+
+
 def codes_of(obs: pd.DataFrame, column: str) -> tuple[np.ndarray, list[str]]:
     """Integer codes of a grouping column and its levels in order.
 

@@ -263,13 +263,11 @@ def _active(codes: sp.csc_matrix, in_write: np.ndarray, floor: float, signed: bo
 
 def _groups(obs: pd.DataFrame, column: str, assume_independent: bool) -> np.ndarray:
     """Group of every row as text; empty where unknown."""
+    from biosae.stats.nested import require_groups
+
     if assume_independent:
         return np.arange(len(obs)).astype(str)
-    if column not in obs:
-        raise StatisticsError(
-            f"no column {column!r}, so nothing keeps a patient from being on both sides; name groups=, or say "
-            "assume_independent=True"
-        )
+    require_groups(obs, column)
     return np.array(["" if pd.isna(v) else str(v) for v in obs[column]])
 
 
