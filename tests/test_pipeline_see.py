@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 from synthetic_run import PATIENTS, make_run
+from test_real_studies import study as real
 
 from biosae import pl
 from biosae.errors import InputError
 from biosae.files import read_h5ad, read_table, write_json, write_table
-from biosae.pipeline import load_config, parse_config, run
+from biosae.pipeline import parse_config, run
 from biosae.pipeline.config import RetrieveConfig
 from biosae.pipeline.see import retrieval
 from biosae.pl import style
@@ -27,7 +28,6 @@ from biosae.reports.report import _atlas
 from biosae.reports.tables import Figures, cell
 from biosae.reports.verdicts import cohort_verdict, retrieval_verdicts
 from biosae.search import diff, evaluate, pairs
-from biosae.settings import settings
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 
@@ -354,15 +354,6 @@ def test_a_panel_holds_marks_intervals_and_chance(rankings):
 
 
 # -- the pipelines that come with the project, on real data ------------------------------------------------------------
-
-
-def real(name: str, shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **overrides: object) -> Path:
-    """The first encoder of a pipeline, run into ``folder``."""
-    monkeypatch.setattr(settings, "data_dir", shared / "data")
-    monkeypatch.setattr(settings, "weights_dirs", (shared / "weights",))
-    config = load_config(PIPELINES / f"{name}.toml", overrides={k.replace("__", "."): v for k, v in overrides.items()})
-    del config.encoders[1:]
-    return run(config, out=folder, base=PIPELINES, say=lambda text: None)
 
 
 @pytest.mark.slow

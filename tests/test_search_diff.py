@@ -428,3 +428,17 @@ def test_pairs_of_independent_samples_have_the_exact_p() -> None:
         assert row["p"] == pytest.approx(expected, rel=1e-9)
     within = pairs(adata, min_count=1, strata="site").set_index(["latent_a", "latent_b"])
     assert (within["p"] > 0).all() and within.loc[("L0", "L1"), "p"] < 1e-3
+
+
+def test_many_independent_samples_are_tested_in_time_and_without_a_step() -> None:
+    """Up to 1,000 samples of the rarer latent p is exact, beyond it is that of t; both are nearly the same there."""
+    rng = np.random.default_rng(0)
+    found = []
+    for n in (1990, 2020):
+        one = np.arange(n) % 2 == 0
+        other = one ^ (rng.random(n) < 0.47)
+        adata = table(np.column_stack([one, other]), patient=[f"p{i}" for i in range(n)])
+        row = pairs(adata).iloc[0]
+        expected = fisher_exact(pd.crosstab(one, other).to_numpy())[1]
+        found.append(row["p"] / expected)
+    assert found[0] == pytest.approx(1, rel=1e-6) and found[1] == pytest.approx(1, rel=0.25)

@@ -13,6 +13,7 @@ from biosae.errors import InputError, nearest
 from biosae.search.cluster import chosen
 
 N_LATENTS = 100
+MAX_EXACT = 1_000
 MAX_LATENTS = 500
 PERMUTE = ("auto", "within", "spatial")
 
@@ -83,7 +84,8 @@ def pairs(
     Haenszel 1959). p: on and off less their share in the stratum (strata within groups), or adjusted for the stratum
     (strata across groups), then ``biosae.stats.associate(method="pearson")`` with samples as units and groups as
     independent: its numerator is that of the Mantel-Haenszel test, its error is that between groups. Where every sample
-    is a group of its own, p is that of Fisher's exact test, or of the exact Mantel-Haenszel test within strata.
+    is a group of its own, p is that of Fisher's exact test, or of the exact Mantel-Haenszel test within strata (while
+    the rarer latent, or its silence, has at most 1,000 samples; t is as good beyond).
     """
     import anndata
 
@@ -151,7 +153,8 @@ def pairs(
     for name, values in wide.items():
         table[name] = values[upper]
     if not repeated and permute == "auto":
-        table["p"] = table["p"].mask(table["p"].notna(), _exact(on, cells, upper))
+        exact = _exact(on, cells, upper)
+        table["p"] = table["p"].mask(table["p"].notna() & ~np.isnan(exact), exact)
     varied = np.minimum(informative[upper[0]], informative[upper[1]]) >= min(min_groups, len(np.unique(independent)))
     family = table["status"].isin(["ok", "few_groups"]) & table["p"].notna() & varied
     few = table["n_both"] < min_count
@@ -170,14 +173,19 @@ def pairs(
 
 
 def _exact(on: sp.csr_matrix, cells: np.ndarray, upper: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Exact p of every pair, (pairs,), for independent samples."""
+    """Exact p of every pair, (pairs,), for independent samples; NaN where both latents vary in very many of them."""
     from biosae.stats.tables import conditional_pvalue
 
     parts = [on[cells == c] for c in range(cells.max() + 1)]
     both = np.stack([np.asarray((part.T @ part).todense()).astype(int) for part in parts])
     size = [part.shape[0] for part in parts]
     alone = both.diagonal(axis1=1, axis2=2)
-    return np.array([conditional_pvalue(both[:, i, j], alone[:, i], alone[:, j], size) for i, j in zip(*upper)])
+    least = np.minimum(alone, np.array(size)[:, None] - alone)  # the cell of a stratum takes at most this many values
+    return np.array([
+        conditional_pvalue(both[:, i, j], alone[:, i], alone[:, j], size)
+        if np.minimum(least[:, i], least[:, j]).sum() <= MAX_EXACT else np.nan
+        for i, j in zip(*upper)
+    ])  # fmt: skip
 
 
 def npmi(both: np.ndarray, n: int) -> np.ndarray:
